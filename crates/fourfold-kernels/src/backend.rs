@@ -1,0 +1,157 @@
+//! The operations every backend has.
+
+use std::any::Any;
+use std::ops::Range;
+
+use fourfold_tensor::Weight;
+
+use crate::{KernelError, KvCache, Tensor};
+
+/// A weight in the layout its backend's kernels read. Packed codes are still packed: [`DeviceWeight::byte_len`] is what it
+/// takes in memory.
+pub struct DeviceWeight {
+    rows: usize,
+    cols: usize,
+    byte_len: usize,
+    inner: Box<dyn Any + Send + Sync>,
+}
+
+impl DeviceWeight {
+    /// Wraps a backend's own form of a `[rows, cols]` weight.
+    pub fn new<T: Any + Send + Sync>(rows: usize, cols: usize, byte_len: usize, inner: T) -> Self {
+        Self { rows, cols, byte_len, inner: Box::new(inner) }
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes it takes in memory.
+    pub fn byte_len(&self) -> usize {
+        self.byte_len
+    }
+
+    /// The backend's own form.
+    ///
+    /// # Panics
+    /// When another backend made it.
+    pub fn get<T: Any>(&self) -> &T {
+        self.inner.downcast_ref().expect("a weight is used by the backend that made it")
+    }
+}
+
+/// One of the weights that multiply the same input.
+#[derive(Clone, Copy)]
+pub struct LinearArg<'a> {
+    /// `[out, in]`.
+    pub weight: &'a DeviceWeight,
+    /// `[1, out]`.
+    pub bias: Option<&'a Tensor>,
+}
+
+/// Where the rotation applies and how the pairs lie.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeSpec {
+    /// Elements of a head: the tensor is `[tokens · heads, head_dim]`.
+    pub head_dim: usize,
+    /// Heads of a token.
+    pub heads: usize,
+    /// First element of the rotated part of a head; the rotated part has `2 · cos.cols()` elements.
+    pub start: usize,
+    /// Whether a pair is two neighbours (DeepSeek, GPT-J) rather than element i and i + half (llama in Hugging Face's
+    /// layout, GPT-NeoX).
+    pub interleaved: bool,
+    /// Position of the first token.
+    pub first_position: usize,
+}
+
+/// Where attention finds its values.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// A cache of their own, `[positions, kv_heads · value_dim]`.
+    Cache(&'a KvCache),
+    /// The first `value_dim` elements of each key: MLA, whose keys are `[latent | rotary]` and whose values are the latent.
+    PrefixOfKeys,
+}
+
+/// The shape of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; query head h reads head `h · kv_heads / heads`.
+    pub kv_heads: usize,
+    /// Elements of a query and a key head.
+    pub key_dim: usize,
+    /// Elements of a value head.
+    pub value_dim: usize,
+    /// Factor of the scores, `1/√key_dim` most often.
+    pub scale: f32,
+    /// Position of the first query: query t sees keys `0 ..= first_position + t`.
+    pub first_position: usize,
+    /// With a sliding window of w, query at position p sees keys `p − w + 1 ..= p`.
+    pub window: Option<usize>,
+}
+
+/// The operations. Object-safe: a model holds `Arc<dyn Backend>`.
+///
+/// All matrices are row-major. Shapes that do not fit are a caller's mistake and panic. Results do not depend on the number
+/// of threads.
+pub trait Backend: Send + Sync {
+    /// A short name with the instruction set: `cpu avx512`, `reference`.
+    fn name(&self) -> String;
+
+    /// Takes a weight into the layout the kernels read, without unpacking it.
+    ///
+    /// # Errors
+    /// A form this backend has no kernel for, or parts that do not fit together.
+    fn upload(&self, weight: Weight) -> Result<DeviceWeight, KernelError>;
+
+    /// `y_i = x · W_iᵀ + b_i` for each weight: x `[tokens, in]`, y_i `[tokens, out_i]`. Weights that share an input are given
+    /// together, so that it is prepared (quantized to int8, say) once.
+    fn linear(&self, x: &Tensor, weights: &[LinearArg]) -> Vec<Tensor>;
+
+    /// `y = x · W[rows, :]ᵀ`: some output features only. x `[tokens, in]`, y `[tokens, rows.len()]`.
+    fn linear_rows(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor;
+
+    /// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, in]`. MLA's absorbed projections, and the gradient of a
+    /// linear layer's input.
+    fn linear_transposed(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor;
+
+    /// Rows of `weight` for `ids`: `[ids.len(), cols]`.
+    fn embedding(&self, weight: &DeviceWeight, ids: &[u32]) -> Tensor;
+
+    /// `x / √(mean(x²) + eps) · weight` over each row; weight `[1, cols]` (RMSNorm, Zhang & Sennrich 2019).
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor;
+
+    /// Rotates parts of each head of `x` in place. `cos`, `sin`: `[positions, rotated / 2]`.
+    fn rope(&self, x: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec);
+
+    /// Causal softmax attention of `q` `[tokens, heads · key_dim]` over cached keys `[positions, kv_heads · key_dim]`:
+    /// `[tokens, heads · value_dim]`. Never holds tokens x positions (online softmax, Milakov & Gimelshein 2018).
+    fn attention(&self, q: &Tensor, keys: &KvCache, values: Values, spec: &AttentionSpec) -> Tensor;
+
+    /// `silu(gate) ⊙ up`, of equal shapes.
+    fn swiglu(&self, gate: Tensor, up: &Tensor) -> Tensor;
+
+    /// `x += y`, of equal shapes.
+    fn add(&self, x: &mut Tensor, y: &Tensor);
+
+    /// Columns `range` of each row.
+    fn columns(&self, x: &Tensor, range: Range<usize>) -> Tensor;
+
+    /// `a` and `b` side by side.
+    fn concat_columns(&self, a: &Tensor, b: &Tensor) -> Tensor;
+
+    /// The named rows, in order, repeated ones too.
+    fn gather_rows(&self, x: &Tensor, rows: &[usize]) -> Tensor;
+
+    /// `x[rows[i]] += factors[i] · y[i]` for each i.
+    fn scatter_add_rows(&self, x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]);
+}

@@ -1,0 +1,23 @@
+//! What a backend can refuse.
+
+use fourfold_tensor::QuantizedError;
+use thiserror::Error;
+
+/// Why a weight cannot be used by a backend. Wrong shapes between operations are programming mistakes and panic.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// The parts of a quantized weight do not fit together.
+    #[error(transparent)]
+    Quantized(#[from] QuantizedError),
+    /// The backend has no kernel for this form.
+    #[error("backend {backend} cannot hold {form}")]
+    Unsupported {
+        /// The backend's name.
+        backend: &'static str,
+        /// The form, as [`fourfold_tensor::Weight::describe`] names it.
+        form: String,
+    },
+    /// The instruction set asked for is not this machine's.
+    #[error("this machine has no {0}")]
+    NoIsa(&'static str),
+}

@@ -1,0 +1,115 @@
+//! Rows kept from earlier tokens.
+
+use half::{bf16, f16};
+
+use crate::Tensor;
+
+/// How cached keys and values are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// 4 bytes: exact, for checks.
+    F32,
+    /// 2 bytes, llama.cpp's default.
+    #[default]
+    F16,
+    /// 2 bytes.
+    Bf16,
+}
+
+/// A growing matrix `[positions, width]`: the keys or values (all heads side by side), or MLA's compressed latent.
+/// Memory is taken as positions arrive, up to the capacity's need.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    width: usize,
+    data: KvData,
+}
+
+/// The cache's elements.
+#[derive(Clone, Debug)]
+pub enum KvData {
+    /// Stored as f32.
+    F32(Vec<f32>),
+    /// Stored as f16.
+    F16(Vec<f16>),
+    /// Stored as bf16.
+    Bf16(Vec<bf16>),
+}
+
+impl KvCache {
+    /// An empty cache of rows of `width` elements.
+    pub fn new(width: usize, dtype: KvDtype) -> Self {
+        let data = match dtype {
+            KvDtype::F32 => KvData::F32(Vec::new()),
+            KvDtype::F16 => KvData::F16(Vec::new()),
+            KvDtype::Bf16 => KvData::Bf16(Vec::new()),
+        };
+        Self { width, data }
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        let elements = match &self.data {
+            KvData::F32(d) => d.len(),
+            KvData::F16(d) => d.len(),
+            KvData::Bf16(d) => d.len(),
+        };
+        elements.checked_div(self.width).unwrap_or(0)
+    }
+
+    /// Whether no position is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes held.
+    pub fn byte_len(&self) -> usize {
+        match &self.data {
+            KvData::F32(d) => d.capacity() * 4,
+            KvData::F16(d) => d.capacity() * 2,
+            KvData::Bf16(d) => d.capacity() * 2,
+        }
+    }
+
+    /// The elements, for backends.
+    pub fn data(&self) -> &KvData {
+        &self.data
+    }
+
+    /// Appends one row per row of `rows`, rounding to the cache's type.
+    ///
+    /// # Panics
+    /// When the widths differ.
+    pub fn append(&mut self, rows: &Tensor) {
+        assert_eq!(rows.cols(), self.width, "a row of {} in a cache of width {}", rows.cols(), self.width);
+        match &mut self.data {
+            KvData::F32(d) => d.extend_from_slice(rows.host()),
+            KvData::F16(d) => d.extend(rows.host().iter().map(|&v| f16::from_f32(v))),
+            KvData::Bf16(d) => d.extend(rows.host().iter().map(|&v| bf16::from_f32(v))),
+        }
+    }
+
+    /// Reserves memory for `positions` rows in all.
+    pub fn reserve(&mut self, positions: usize) {
+        let more = positions.saturating_sub(self.len()) * self.width;
+        match &mut self.data {
+            KvData::F32(d) => d.reserve_exact(more),
+            KvData::F16(d) => d.reserve_exact(more),
+            KvData::Bf16(d) => d.reserve_exact(more),
+        }
+    }
+
+    /// Forgets every position from `positions` on.
+    pub fn truncate(&mut self, positions: usize) {
+        let elements = positions * self.width;
+        match &mut self.data {
+            KvData::F32(d) => d.truncate(elements),
+            KvData::F16(d) => d.truncate(elements),
+            KvData::Bf16(d) => d.truncate(elements),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! What a weight is while it is stored: dtypes, buffers, the closed set of storage forms ([`Weight`]), and the two traits by
+//! which weights enter and leave the program ([`WeightSource`], [`WeightSink`]).
+//!
+//! This crate knows no kernel, no file format, no model and no compression method.
+
+mod buffer;
+mod dense;
+mod dtype;
+mod quantized;
+mod source;
+mod weight;
+
+pub use buffer::{Buffer, FloatBuffer, SharedBytes};
+pub use dense::Dense;
+pub use dtype::DType;
+pub use quantized::{Offsets, Quantized, QuantizedError, Scales, pack_row, packed_words_per_row, unpack_row};
+pub use source::{SourceError, TensorInfo, WeightSink, WeightSource};
+pub use weight::Weight;

@@ -1,0 +1,92 @@
+//! How weights enter and leave: by name, one at a time.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::Weight;
+
+/// What is known of a tensor before it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its logical name, in the model's Hugging Face spelling (`model.layers.0.self_attn.q_proj.weight`). The parts of a
+    /// packed weight (`weight_packed`, `weight_scale`, …) are one tensor here, under the name of the weight they stand for.
+    pub name: String,
+    /// Logical shape, outermost first.
+    pub shape: Vec<usize>,
+    /// How it is stored: `BF16`, `Q4_K`, `int4 g64`.
+    pub storage: String,
+    /// Bytes in the file, all its parts together.
+    pub bytes: u64,
+}
+
+impl TensorInfo {
+    /// Number of logical elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&d| d as u64).product()
+    }
+}
+
+/// Why a tensor could not be read or written. The format's own error is the source; this names the place.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// There is no such tensor.
+    #[error("{}: no tensor named {tensor}", file.display())]
+    Missing {
+        /// The checkpoint.
+        file: PathBuf,
+        /// The name looked for.
+        tensor: String,
+    },
+    /// The tensor is there and cannot be used.
+    #[error("{}: tensor {tensor}: {reason}", file.display())]
+    Tensor {
+        /// The file that holds it.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// What is wrong, from the format's own error enum.
+        reason: Box<dyn Error + Send + Sync>,
+    },
+    /// The file itself cannot be read or written.
+    #[error("{}: {reason}", file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: Box<dyn Error + Send + Sync>,
+    },
+}
+
+/// A checkpoint to read from. Loading is lazy: one call reads one tensor, and nothing is kept.
+pub trait WeightSource: Send + Sync {
+    /// Every logical tensor, in the file's order.
+    fn tensors(&self) -> &[TensorInfo];
+
+    /// One tensor's description.
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors().iter().find(|t| t.name == name)
+    }
+
+    /// Reads one tensor in its stored form: packed codes stay packed.
+    ///
+    /// # Errors
+    /// [`SourceError::Missing`] for an unknown name; otherwise what is wrong with the bytes.
+    fn load(&self, name: &str) -> Result<Weight, SourceError>;
+}
+
+/// A checkpoint to write to, one tensor at a time; nothing appears under the final name before [`WeightSink::finish`].
+pub trait WeightSink {
+    /// Appends one tensor.
+    ///
+    /// # Errors
+    /// A form that the format cannot store, or an I/O failure.
+    fn write(&mut self, name: &str, weight: &Weight) -> Result<(), SourceError>;
+
+    /// Completes the files and gives them their final names.
+    ///
+    /// # Errors
+    /// An I/O failure; the output is then absent.
+    fn finish(self: Box<Self>) -> Result<(), SourceError>;
+}
