@@ -1,13 +1,36 @@
-//! House tasks: `cargo xtask rules` (the architecture's invariants), `cargo xtask bench …` (side by side with the peers).
+//! House tasks: the architecture's rules, synthetic checkpoints, and benches side by side with other programs.
 
+mod bench;
 mod rules;
+mod sparse;
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// House tasks.
+#[derive(Parser)]
+enum Task {
+    /// Check the invariants of ARCHITECTURE.md that a machine can check.
+    Rules,
+    /// Write a synthetic llama checkpoint as a sparse file: its size without its disk space.
+    SparseCheckpoint {
+        /// The directory to make.
+        out: PathBuf,
+        /// Size of the weights.
+        #[arg(long, default_value_t = 20.0)]
+        gigabytes: f64,
+    },
+    /// Run this program and its peers on the same work and print ratios.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
 
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.first().map(String::as_str) {
-        Some("rules") => rules::check(),
-        _ => bail!("usage: cargo xtask rules"),
+    match Task::parse() {
+        Task::Rules => rules::check(),
+        Task::SparseCheckpoint { out, gigabytes } => sparse::write(&out, gigabytes),
+        Task::Bench(bench) => bench.run(),
     }
 }

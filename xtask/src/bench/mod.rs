@@ -1,0 +1,57 @@
+//! Benches side by side: this program and llama.cpp's tools on the same work, interleaved in one run.
+
+mod measure;
+mod quality;
+mod speed;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::Subcommand;
+
+/// What to compare.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Prefill and decode speed and peak memory against llama-bench.
+    Speed(speed::Args),
+    /// Perplexity and KL divergence at given bytes against llama-quantize's files.
+    Quality(quality::Args),
+}
+
+impl Bench {
+    /// Builds this program and runs the comparison.
+    pub fn run(self) -> Result<()> {
+        let ours = build()?;
+        match self {
+            Self::Speed(args) => speed::run(&ours, &args),
+            Self::Quality(args) => quality::run(&ours, &args),
+        }
+    }
+}
+
+/// Builds the release binary and returns its path.
+fn build() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--package", "fourfold"])
+        .current_dir(root)
+        .status()
+        .context("cargo build")?;
+    ensure!(status.success(), "the build failed");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(target.join("release").join("fourfold"))
+}
+
+/// A tool of llama.cpp's in the folder the user named.
+fn tool(folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    ensure!(
+        path.is_file(),
+        "{}: not there; build llama.cpp's tools and name their folder with --llama-cpp",
+        path.display()
+    );
+    Ok(path)
+}
