@@ -1,14 +1,18 @@
 //! Operations on activations ([`Tensor`]) and stored weights ([`DeviceWeight`]), behind one trait ([`Backend`]).
 //!
-//! `reference` is slow and plain: it is the specification. Every other backend is checked against it by one table-driven
+//! [`Reference`] is slow and plain: it is the specification. Every other backend is checked against it by one table-driven
 //! suite (`tests/conformance.rs`). This crate knows no layer, no model and no file format.
 
 mod backend;
+mod cpu;
 mod error;
 mod kv;
+mod reference;
 mod tensor;
 
 pub use backend::{AttentionSpec, Backend, DeviceWeight, LinearArg, RopeSpec, Values};
+pub use cpu::{Activations, Cpu, CpuOptions, Isa};
 pub use error::KernelError;
 pub use kv::{KvCache, KvData, KvDtype};
+pub use reference::Reference;
 pub use tensor::Tensor;
