@@ -4,7 +4,7 @@
 //! suite (`tests/conformance.rs`). This crate knows no layer, no model and no file format.
 
 mod backend;
-mod cpu;
+pub mod cpu;
 mod error;
 mod kv;
 mod reference;

@@ -34,7 +34,7 @@ impl<T: Pod> Buffer<T> {
     pub fn from_shared(bytes: &SharedBytes, offset: usize, byte_len: usize) -> Option<Self> {
         let end = offset.checked_add(byte_len)?;
         let slice = (**bytes).as_ref().get(offset..end)?;
-        if byte_len % size_of::<T>() != 0 {
+        if !byte_len.is_multiple_of(size_of::<T>()) {
             return None;
         }
         match bytemuck::try_cast_slice::<u8, T>(slice) {

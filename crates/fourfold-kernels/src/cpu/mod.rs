@@ -1,6 +1,8 @@
 //! The CPU backend: kernels for AVX512, AVX2 and any machine, chosen at run time.
 
 mod isa;
+pub mod pool;
+pub mod quant;
 
 use std::ops::Range;
 

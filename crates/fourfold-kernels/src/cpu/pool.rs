@@ -1,0 +1,378 @@
+//! A small pool of threads for parallel regions of a few microseconds.
+//!
+//! Decoding one token of a small model runs some 150 regions of 5 to 30 µs each; a general work-stealing pool spends that long
+//! on waking a thread. Here idle threads spin for a while before they sleep, and a region costs some hundred nanoseconds.
+//!
+//! A region is a count of work items. Its caller works on them itself; the workers join if and when they run, and nobody waits
+//! for one that the operating system has not scheduled. So the pool stays useful where there are more threads than cores.
+//!
+//! # How a region runs
+//! `state` holds an epoch, an OPEN bit and the number of workers inside. The caller writes the job, then opens an epoch with one
+//! store. A worker enters by a compare-exchange of exactly that state (OPEN, this epoch), so it can enter neither a closed
+//! region nor a later one by mistake. The caller closes the region when no items are left unclaimed and waits until the count
+//! is zero: from then on nothing refers to the job, whose borrow may end. The store and the compare-exchanges are one release
+//! sequence, so who enters sees the job; the leaving workers' release pairs with the caller's last acquire, so the caller sees
+//! their results.
+//!
+//! A worker that goes to sleep sets its flag and then looks at `state` again; a caller opens `state` and then looks at the
+//! flags. All four are sequentially consistent, so at least one sees the other: no wake-up is lost.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long an idle worker looks for work before it sleeps. Longer than the gaps between a token's regions.
+const SPIN: Duration = Duration::from_micros(150);
+
+/// Spins between two looks at the clock; after the first such round a waiting thread also offers its core to others.
+const SPINS_PER_ROUND: u32 = 256;
+
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const EPOCH: u32 = 32;
+
+/// Keeps what different threads write on different cache lines (pairs of them, which prefetchers fetch together).
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// The work of a region: `body` for each range of items. The pointer is valid while the region is open or has a worker inside.
+#[derive(Clone, Copy)]
+struct Job {
+    body: *const (dyn Fn(Range<usize>) + Sync),
+    items: usize,
+    grain: usize,
+}
+
+struct Worker {
+    sleeping: AtomicBool,
+}
+
+struct Shared {
+    /// `epoch << 32 | OPEN | workers inside`.
+    state: Line<AtomicU64>,
+    /// First item nobody has claimed.
+    next: Line<AtomicUsize>,
+    job: UnsafeCell<Job>,
+    workers: Vec<Line<Worker>>,
+    shutdown: AtomicBool,
+    /// The first panic of a region.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is written only by the caller that holds the pool's turn, while the region is closed and nobody is inside; it is
+// read only by workers inside an open region (see the module's text). Its `body` is `Sync`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer in `job` is never used to free or move what it points to.
+unsafe impl Send for Shared {}
+
+/// Threads that run parallel regions. See the module's text.
+///
+/// A region that begins while another one runs on the same pool (from a second thread, or nested) is worked through by its
+/// caller alone.
+pub struct Pool {
+    shared: Arc<Shared>,
+    handles: Vec<JoinHandle<()>>,
+    /// Held while a region runs; the value is the last epoch.
+    turn: Mutex<u64>,
+}
+
+impl Pool {
+    /// A pool of `threads` threads, of which the caller is one; 0 for as many as there are cores. Where the system refuses
+    /// more threads there are fewer.
+    pub fn new(threads: usize) -> Self {
+        let threads = match threads {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let nothing: &(dyn Fn(Range<usize>) + Sync) = &|_| {};
+        let shared = Arc::new(Shared {
+            state: Line(AtomicU64::new(0)),
+            next: Line(AtomicUsize::new(0)),
+            job: UnsafeCell::new(Job { body: nothing, items: 0, grain: 1 }),
+            workers: (1..threads).map(|_| Line(Worker { sleeping: AtomicBool::new(false) })).collect(),
+            shutdown: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        });
+        let handles = (0..threads - 1)
+            .map_while(|index| {
+                let shared = Arc::clone(&shared);
+                thread::Builder::new().name(format!("fourfold-{}", index + 1)).spawn(move || shared.serve(index)).ok()
+            })
+            .collect();
+        Self { shared, handles, turn: Mutex::new(0) }
+    }
+
+    /// Threads that work on a region, the caller included.
+    pub fn threads(&self) -> usize {
+        self.handles.len() + 1
+    }
+
+    /// Calls `body` with ranges that together cover `0 .. items` once, in parallel. Ranges have at least `grain` items (but for
+    /// the last) and grow with what is left, so that a thread which falls behind gets less. Returns when all are done.
+    ///
+    /// A panic of `body` is passed on, after every thread has left the region; items not begun by then are not run.
+    pub fn for_ranges(&self, items: usize, grain: usize, body: impl Fn(Range<usize>) + Sync) {
+        let grain = grain.max(1);
+        if self.handles.is_empty() || items <= grain {
+            if items > 0 {
+                body(0..items);
+            }
+            return;
+        }
+        let mut turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            // A poisoned turn is a region that panicked; it was left in good order.
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => return body(0..items),
+        };
+        let body: &(dyn Fn(Range<usize>) + Sync) = &body;
+        // SAFETY: only the lifetime changes. The region is closed and empty before this function returns or unwinds.
+        let body: *const (dyn Fn(Range<usize>) + Sync) = unsafe { std::mem::transmute(body) };
+        let job = Job { body, items, grain };
+        let shared = &*self.shared;
+        // SAFETY: the turn is ours and the last region was closed and empty, so nobody reads the job.
+        unsafe { *shared.job.get() = job };
+        shared.next.0.store(0, Ordering::Relaxed);
+        *turn = (*turn + 1) & u64::from(u32::MAX);
+        shared.state.0.store((*turn << EPOCH) | OPEN, Ordering::SeqCst);
+        for (worker, handle) in shared.workers.iter().zip(&self.handles) {
+            if worker.0.sleeping.load(Ordering::SeqCst) && worker.0.sleeping.swap(false, Ordering::SeqCst) {
+                handle.thread().unpark();
+            }
+        }
+        shared.work(job, self.threads());
+        shared.state.0.fetch_and(!OPEN, Ordering::AcqRel);
+        wait(|| shared.state.0.load(Ordering::Acquire) & INSIDE == 0, None);
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(turn);
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Splits `data` into units of `unit` elements (the last may be short) and calls `body(first unit, units)` on runs of at
+    /// least `grain` whole units, in parallel.
+    pub fn for_chunks_mut<T: Send>(
+        &self,
+        data: &mut [T],
+        unit: usize,
+        grain: usize,
+        body: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let unit = unit.max(1);
+        let len = data.len();
+        let base = SendPtr::new(data);
+        self.for_ranges(len.div_ceil(unit), grain, |units| {
+            let (start, end) = (units.start * unit, (units.end * unit).min(len));
+            // SAFETY: the ranges of a region do not overlap, so neither do these slices; `data` is borrowed until the end.
+            body(units.start, unsafe { std::slice::from_raw_parts_mut(base.get().add(start), end - start) });
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.shutdown.store(true, Ordering::SeqCst);
+        for handle in self.handles.drain(..) {
+            handle.thread().unpark();
+            // A worker catches the panics of the work; joining cannot fail.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// A pointer that parallel regions write through, each to its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct SendPtr<T>(*mut T);
+
+impl<T> SendPtr<T> {
+    /// Of elements whose borrow outlives the region.
+    pub(crate) fn new(elements: &mut [T]) -> Self {
+        Self(elements.as_mut_ptr())
+    }
+
+    /// The pointer. (A method, so that closures capture the whole and with it `Sync`.)
+    pub(crate) fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+// SAFETY: who dereferences it promises that no two threads touch the same element.
+unsafe impl<T: Send> Send for SendPtr<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SendPtr<T> {}
+
+impl Shared {
+    /// What a worker does all its life.
+    fn serve(&self, index: usize) {
+        let threads = self.workers.len() + 1;
+        let sleeping = &self.workers[index].0.sleeping;
+        let mut seen = 0;
+        loop {
+            let news = || {
+                let state = self.state.0.load(Ordering::SeqCst);
+                (state & OPEN != 0 && state >> EPOCH != seen) || self.shutdown.load(Ordering::SeqCst)
+            };
+            if !wait(news, Some(SPIN)) {
+                sleeping.store(true, Ordering::SeqCst);
+                while sleeping.load(Ordering::SeqCst) && !news() {
+                    thread::park();
+                }
+                sleeping.store(false, Ordering::SeqCst);
+            }
+            if self.shutdown.load(Ordering::SeqCst) {
+                return;
+            }
+            let state = self.state.0.load(Ordering::Relaxed);
+            if state & OPEN == 0 || state >> EPOCH == seen {
+                continue;
+            }
+            if self.state.0.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                seen = state >> EPOCH;
+                // SAFETY: we are inside an open region; the caller does not touch the job until we have left.
+                let job = unsafe { *self.job.get() };
+                self.work(job, threads);
+                self.state.0.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Claims and runs items until none is left, or one panics.
+    fn work(&self, job: Job, threads: usize) {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(range) = self.claim(job, threads) {
+                // SAFETY: the body lives while the region is open or somebody is inside, and we are.
+                unsafe { (*job.body)(range) };
+            }
+        }));
+        if let Err(panic) = result {
+            self.next.0.store(job.items, Ordering::Relaxed);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+        }
+    }
+
+    /// The next items: a share of what is left, so that the first claims are long (few claims, long sequential reads) and the
+    /// last ones short (threads end together).
+    fn claim(&self, job: Job, threads: usize) -> Option<Range<usize>> {
+        let mut start = self.next.0.load(Ordering::Relaxed);
+        loop {
+            let left = job.items.checked_sub(start).filter(|&left| left > 0)?;
+            let take = (left / (2 * threads)).max(job.grain).min(left);
+            match self.next.0.compare_exchange_weak(start, start + take, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(start..start + take),
+                Err(now) => start = now,
+            }
+        }
+    }
+}
+
+/// Spins until `done`, or until `limit` has passed (then false). After a first round it also yields its core, for the thread
+/// it waits for may be waiting for that very core.
+fn wait(done: impl Fn() -> bool, limit: Option<Duration>) -> bool {
+    let mut begin = None;
+    loop {
+        for _ in 0..SPINS_PER_ROUND {
+            if done() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        let begin = *begin.get_or_insert_with(Instant::now);
+        if limit.is_some_and(|limit| begin.elapsed() > limit) {
+            return false;
+        }
+        thread::yield_now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_runs_once() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads);
+            assert_eq!(pool.threads(), threads);
+            for items in [0, 1, 2, 5, 64, 1000] {
+                for grain in [0, 1, 3, 64] {
+                    let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
+                    pool.for_ranges(items, grain, |range| {
+                        assert!(!range.is_empty());
+                        range.for_each(|i| _ = counts[i].fetch_add(1, Ordering::Relaxed));
+                    });
+                    assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} {items} {grain}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_short_regions_see_each_others_results() {
+        let pool = Pool::new(3);
+        let mut values = vec![0u64; 97];
+        for round in 0..5000 {
+            // Now and then long enough a pause for workers to fall asleep.
+            if round % 1000 == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            pool.for_chunks_mut(&mut values, 8, 1, |first, chunk| {
+                for (i, v) in chunk.iter_mut().enumerate() {
+                    *v += (first * 8 + i) as u64;
+                }
+            });
+        }
+        assert!(values.iter().enumerate().all(|(i, &v)| v == 5000 * i as u64));
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_leaves_the_pool_usable() {
+        let pool = Pool::new(4);
+        for bad in [0, 17, 99] {
+            let caught = catch_unwind(AssertUnwindSafe(|| {
+                pool.for_ranges(100, 1, |range| assert!(!range.contains(&bad), "item {bad}"));
+            }));
+            let message = caught.unwrap_err().downcast::<String>().unwrap();
+            assert_eq!(*message, format!("item {bad}"));
+            let sum = AtomicUsize::new(0);
+            pool.for_ranges(100, 1, |range| _ = sum.fetch_add(range.sum(), Ordering::Relaxed));
+            assert_eq!(sum.into_inner(), 4950);
+        }
+    }
+
+    #[test]
+    fn nested_and_simultaneous_regions_finish() {
+        let pool = Pool::new(2);
+        let sum = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        pool.for_ranges(8, 1, |outer| {
+                            for _ in outer {
+                                pool.for_ranges(8, 1, |inner| _ = sum.fetch_add(inner.len(), Ordering::Relaxed));
+                            }
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 50 * 64);
+    }
+
+    #[test]
+    fn chunks_keep_whole_units() {
+        let pool = Pool::new(2);
+        let mut data = vec![0usize; 23];
+        pool.for_chunks_mut(&mut data, 5, 1, |first, chunk| {
+            assert!(chunk.len() % 5 == 0 || first * 5 + chunk.len() == 23);
+            chunk.fill(first + 1);
+        });
+        assert!(data.iter().enumerate().all(|(i, &v)| v >= 1 && v <= i / 5 + 1));
+    }
+}
