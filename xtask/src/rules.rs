@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fourfold-formats", &["fourfold-tensor"]),
     ("fourfold-models", &["fourfold-kernels", "fourfold-tensor"]),
     ("fourfold-compress", &["fourfold-models", "fourfold-kernels", "fourfold-tensor"]),
+    ("fourfold-train", &["fourfold-models", "fourfold-kernels", "fourfold-tensor"]),
     ("fourfold-infer", &["fourfold-models", "fourfold-kernels", "fourfold-tensor"]),
     (
         "fourfold",
@@ -23,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "fourfold-models",
             "fourfold-compress",
             "fourfold-infer",
+            "fourfold-train",
         ],
     ),
 ];
