@@ -6,6 +6,7 @@
 mod buffer;
 mod dense;
 mod dtype;
+mod form;
 mod quantized;
 mod source;
 mod weight;
@@ -13,6 +14,7 @@ mod weight;
 pub use buffer::{Buffer, FloatBuffer, SharedBytes};
 pub use dense::Dense;
 pub use dtype::DType;
+pub use form::{Form, OffsetsForm, QuantizedForm, ScalesForm};
 pub use quantized::{Offsets, Quantized, QuantizedError, Scales, pack_row, packed_words_per_row, unpack_row};
 pub use source::{SourceError, TensorInfo, WeightSink, WeightSource};
 pub use weight::Weight;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::Weight;
+use crate::{Form, Weight};
 
 /// What is known of a tensor before it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,16 +77,38 @@ pub trait WeightSource: Send + Sync {
 }
 
 /// A checkpoint to write to, one tensor at a time; nothing appears under the final name before [`WeightSink::finish`].
+///
+/// The whole output is declared before the first tensor is written, so that a file's header can precede its data and a full
+/// disk shows before hours of work. A sink that outlives a killed run gives back what that run had finished.
 pub trait WeightSink {
-    /// Appends one tensor.
+    /// Declares every tensor, in the order of the file: called once, before anything else.
     ///
     /// # Errors
-    /// A form that the format cannot store, or an I/O failure.
+    /// A form that the format cannot store, a name twice, no room on the disk.
+    fn begin(&mut self, tensors: &[(String, Form)]) -> Result<(), SourceError> {
+        let _ = tensors;
+        Ok(())
+    }
+
+    /// The tensor as an earlier, killed run of the same plan wrote it; `None` where it is still to be written. What this gives
+    /// need not be written again.
+    ///
+    /// # Errors
+    /// An I/O failure.
+    fn written(&self, name: &str) -> Result<Option<Weight>, SourceError> {
+        let _ = name;
+        Ok(None)
+    }
+
+    /// Writes one declared tensor, in any order.
+    ///
+    /// # Errors
+    /// A tensor that was not declared or has another form than declared, or an I/O failure.
     fn write(&mut self, name: &str, weight: &Weight) -> Result<(), SourceError>;
 
     /// Completes the files and gives them their final names.
     ///
     /// # Errors
-    /// An I/O failure; the output is then absent.
+    /// A declared tensor that was never written, or an I/O failure; the output is then absent.
     fn finish(self: Box<Self>) -> Result<(), SourceError>;
 }

@@ -1,0 +1,98 @@
+//! What [`open`] gives: a model's weights, and all that lies beside them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use fourfold_tensor::WeightSource;
+use serde_json::Value;
+
+use crate::FormatError;
+
+/// An opened model. Nothing of its weights is in memory yet.
+pub struct Checkpoint {
+    /// What was opened: a directory, or a file.
+    pub path: PathBuf,
+    /// `config.json`; for GGUF the equivalent, made from its metadata.
+    pub config: Value,
+    /// `generation_config.json`, where there is one.
+    pub generation_config: Option<Value>,
+    /// Where the tokenizer is.
+    pub tokenizer: TokenizerSource,
+    /// The chat template (Jinja), where there is one.
+    pub chat_template: Option<String>,
+    /// Special tokens, as far as the files say.
+    pub special: SpecialTokens,
+    /// The weights, under Hugging Face names whatever the file format.
+    pub weights: Box<dyn WeightSource>,
+    /// Bytes of all tensor data in the files.
+    pub weight_bytes: u64,
+}
+
+/// Where a checkpoint keeps its tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenizerSource {
+    /// A `tokenizer.json`.
+    Json(PathBuf),
+    /// The text of a `tokenizer.json`, made from what a GGUF file embeds.
+    Embedded(String),
+    /// There is none.
+    None,
+}
+
+/// Tokens with a meaning of their own. Ids come from the files' own words; a string alone is for the tokenizer to look up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Beginning of sequence.
+    pub bos: Option<String>,
+    /// Its id.
+    pub bos_id: Option<u32>,
+    /// End of sequence.
+    pub eos: Option<String>,
+    /// Every id that ends a generation.
+    pub eos_ids: Vec<u32>,
+    /// Padding.
+    pub pad: Option<String>,
+    /// Its id.
+    pub pad_id: Option<u32>,
+    /// Unknown.
+    pub unk: Option<String>,
+    /// Whether `bos` is put before every text; `None` leaves it to the tokenizer's own post-processor.
+    pub add_bos: Option<bool>,
+}
+
+/// How tensor data is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// By position, into memory of our own: a tensor that is dropped leaves nothing resident. For compressing.
+    #[default]
+    Read,
+    /// By memory map, without a copy: pages count as resident from the first touch for as long as the checkpoint lives.
+    Map,
+}
+
+/// Opens a model: a Hugging Face directory (safetensors, plain, compressed-tensors or DeepSeek FP8), a `.safetensors` file beside
+/// its `config.json`, or a `.gguf` file. Reads headers only.
+///
+/// # Errors
+/// What is wrong with the files, by file and tensor.
+pub fn open(path: &Path) -> Result<Checkpoint, FormatError> {
+    open_with(path, Access::default())
+}
+
+/// [`open`], with the way tensor data is read.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: &Path, _access: Access) -> Result<Checkpoint, FormatError> {
+    Err(FormatError::NotACheckpoint { path: path.to_owned(), reason: "no format is readable yet".to_owned() })
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("tokenizer", &self.tokenizer)
+            .field("weight_bytes", &self.weight_bytes)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,12 @@
+//! Checkpoints on disk. [`open`] reads a Hugging Face directory or a file and hands out its weights, one at a time, through
+//! [`fourfold_tensor::WeightSource`]; [`SafetensorsWriter`](writer::SafetensorsWriter) takes them back through
+//! [`fourfold_tensor::WeightSink`].
+//!
+//! This crate knows no model and no compression method: names and shapes go through as the files have them.
+
+mod checkpoint;
+mod error;
+pub mod mmap;
+
+pub use checkpoint::{Access, Checkpoint, SpecialTokens, TokenizerSource, open, open_with};
+pub use error::{FormatError, TensorError};
