@@ -1,0 +1,66 @@
+//! Why a model cannot be built.
+
+use fourfold_kernels::KernelError;
+use fourfold_tensor::SourceError;
+use thiserror::Error;
+
+/// Why a configuration or a checkpoint does not make a model.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    /// `config.json` names an architecture this program has no description of.
+    #[error("config.json: model_type {found:?} is not supported; supported: {supported}")]
+    UnknownArchitecture {
+        /// What the file says.
+        found: String,
+        /// The known ones, comma-separated.
+        supported: String,
+    },
+    /// A key that the architecture needs is absent.
+    #[error("config.json: {key} is missing")]
+    MissingKey {
+        /// The key, with the object it belongs to: `rope_scaling.factor`.
+        key: String,
+    },
+    /// A key has a value that cannot be used.
+    #[error("config.json: {key} = {value}: {reason}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Its value as JSON, shortened.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The numbers are plausible one by one and not together.
+    #[error("config.json: {0}")]
+    Inconsistent(String),
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor {tensor}: config.json asks for shape {expected:?}, the file has {found:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// What the configuration asks for.
+        expected: Vec<usize>,
+        /// What the checkpoint holds.
+        found: Vec<usize>,
+    },
+    /// The checkpoint cannot give the tensor.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The backend cannot take the weight.
+    #[error("tensor {tensor}: {source}")]
+    Kernel {
+        /// The tensor.
+        tensor: String,
+        /// Why not.
+        source: KernelError,
+    },
+    /// There is no such block.
+    #[error("block {index} does not exist: the model has {blocks}")]
+    NoBlock {
+        /// The block asked for.
+        index: usize,
+        /// How many there are.
+        blocks: usize,
+    },
+}

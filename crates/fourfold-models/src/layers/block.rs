@@ -1,0 +1,104 @@
+//! One block of the stack: attention and feed-forward, each behind a norm and added to the residual stream.
+
+use std::sync::Arc;
+
+use fourfold_kernels::{Backend, KvDtype, Tensor};
+use fourfold_tensor::WeightSource;
+
+use super::{Gqa, Mla, Mlp, Moe, Norm, Pass};
+use crate::loader::Loader;
+use crate::spec::{AttentionKind, BlockSpec, FeedForward};
+use crate::{BlockCache, ModelError, ModelSpec, Observer};
+
+enum Attention {
+    Gqa(Gqa),
+    Mla(Mla),
+}
+
+enum FeedForwardLayer {
+    Mlp(Mlp),
+    Moe(Moe),
+}
+
+/// `x += attention(norm(x)); x += feed_forward(norm(x))`.
+pub struct Block {
+    spec: BlockSpec,
+    backend: Arc<dyn Backend>,
+    input_norm: Norm,
+    attention: Attention,
+    post_norm: Norm,
+    feed_forward: FeedForwardLayer,
+}
+
+impl Block {
+    /// Reads block `index`'s tensors.
+    ///
+    /// # Errors
+    /// There is no such block, or a tensor is missing, has another shape, or cannot be taken by the backend.
+    pub fn load(
+        spec: &ModelSpec,
+        index: usize,
+        source: &dyn WeightSource,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<Self, ModelError> {
+        let block = spec.blocks.get(index).ok_or(ModelError::NoBlock { index, blocks: spec.blocks.len() })?;
+        Self::load_with(block, &Loader::new(source, &**backend), backend)
+    }
+
+    pub(crate) fn load_with(spec: &BlockSpec, loader: &Loader, backend: &Arc<dyn Backend>) -> Result<Self, ModelError> {
+        let [input_norm, post_norm] = spec.norms();
+        Ok(Self {
+            backend: Arc::clone(backend),
+            input_norm: Norm::load(&input_norm, loader)?,
+            attention: match &spec.attention {
+                AttentionKind::Gqa(gqa) => Attention::Gqa(Gqa::load(gqa, &spec.attention_prefix(), loader)?),
+                AttentionKind::Mla(mla) => Attention::Mla(Mla::load(mla, &spec.attention_prefix(), loader)?),
+            },
+            post_norm: Norm::load(&post_norm, loader)?,
+            feed_forward: match &spec.feed_forward {
+                FeedForward::Mlp(mlp) => FeedForwardLayer::Mlp(Mlp::load(mlp, &spec.mlp_prefix(), loader)?),
+                FeedForward::Moe(moe) => FeedForwardLayer::Moe(Moe::load(moe, &spec.mlp_prefix(), loader)?),
+            },
+            spec: spec.clone(),
+        })
+    }
+
+    /// An empty cache for one sequence.
+    pub fn new_cache(&self, dtype: KvDtype) -> BlockCache {
+        self.spec.new_cache(dtype)
+    }
+
+    /// x `[tokens, hidden]` to the same shape; the tokens follow those in the cache and are added to it. `observer` is told
+    /// of every linear layer's input.
+    pub fn forward(&self, mut x: Tensor, cache: &mut BlockCache, observer: &mut dyn Observer) -> Tensor {
+        let mut pass = Pass { backend: &*self.backend, observer };
+        let normed = self.input_norm.forward(&x, &pass);
+        let mixed = match &self.attention {
+            Attention::Gqa(gqa) => gqa.forward(&normed, cache, &mut pass),
+            Attention::Mla(mla) => mla.forward(&normed, cache, &mut pass),
+        };
+        drop(normed);
+        pass.backend.add(&mut x, &mixed);
+        drop(mixed);
+        let normed = self.post_norm.forward(&x, &pass);
+        let fed = match &self.feed_forward {
+            FeedForwardLayer::Mlp(mlp) => mlp.forward(&normed, &mut pass),
+            FeedForwardLayer::Moe(moe) => moe.forward(&normed, &mut pass),
+        };
+        pass.backend.add(&mut x, &fed);
+        x
+    }
+
+    /// Bytes of its weights in memory.
+    pub fn byte_len(&self) -> usize {
+        let attention = match &self.attention {
+            Attention::Gqa(gqa) => gqa.byte_len(),
+            Attention::Mla(mla) => mla.byte_len(),
+        };
+        let feed_forward = match &self.feed_forward {
+            FeedForwardLayer::Mlp(mlp) => mlp.byte_len(),
+            FeedForwardLayer::Moe(moe) => moe.byte_len(),
+        };
+        self.input_norm.byte_len() + self.post_norm.byte_len() + attention + feed_forward
+    }
+}

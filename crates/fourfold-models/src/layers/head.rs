@@ -1,0 +1,107 @@
+//! The end of the stack: final norm and output projection.
+
+use std::sync::Arc;
+
+use fourfold_kernels::{Backend, Tensor};
+use fourfold_tensor::WeightSource;
+
+use super::embedding::EMBEDDING;
+use super::{Embedding, Linear, LinearSpec, Norm, NormSpec, Pass};
+use crate::loader::Loader;
+use crate::{ModelError, ModelSpec, NoObserver, Observer, Role, WeightSpec};
+
+const LM_HEAD: &str = "lm_head";
+
+/// Final norm and output projection; the projection may be the embedding matrix itself (tied).
+pub struct Head {
+    backend: Arc<dyn Backend>,
+    norm: Norm,
+    lm_head: Linear,
+    tied: bool,
+}
+
+impl Head {
+    /// Its tensors: the norm, and the projection where it is not tied.
+    pub fn weights(spec: &ModelSpec) -> Vec<WeightSpec> {
+        let mut weights = vec![norm_spec(spec).weight()];
+        if !spec.tied {
+            weights.extend(lm_head_spec(spec).weights());
+        }
+        weights
+    }
+
+    /// Reads norm and projection; a tied projection is read from the embedding tensor.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape, or cannot be taken by the backend.
+    pub fn load(spec: &ModelSpec, source: &dyn WeightSource, backend: &Arc<dyn Backend>) -> Result<Self, ModelError> {
+        let loader = Loader::new(source, &**backend);
+        let lm_head = if spec.tied {
+            Linear::shared(EMBEDDING.to_owned(), loader.matrix(EMBEDDING, spec.vocab_size, spec.hidden_size)?)
+        } else {
+            Linear::load(&lm_head_spec(spec), &loader)?
+        };
+        Ok(Self {
+            backend: Arc::clone(backend),
+            norm: Norm::load(&norm_spec(spec), &loader)?,
+            lm_head,
+            tied: spec.tied,
+        })
+    }
+
+    /// As [`Head::load`]; a tied projection shares `embedding`'s memory.
+    ///
+    /// # Errors
+    /// As [`Head::load`].
+    pub fn load_sharing(
+        spec: &ModelSpec,
+        source: &dyn WeightSource,
+        backend: &Arc<dyn Backend>,
+        embedding: &Embedding,
+    ) -> Result<Self, ModelError> {
+        if !spec.tied {
+            return Self::load(spec, source, backend);
+        }
+        let loader = Loader::new(source, &**backend);
+        Ok(Self {
+            backend: Arc::clone(backend),
+            norm: Norm::load(&norm_spec(spec), &loader)?,
+            lm_head: Linear::shared(EMBEDDING.to_owned(), embedding.shared_weight()),
+            tied: true,
+        })
+    }
+
+    /// The final norm: x `[tokens, hidden]` to the same shape.
+    pub fn norm(&self, x: &Tensor) -> Tensor {
+        self.norm.forward(x, &Pass { backend: &*self.backend, observer: &mut NoObserver })
+    }
+
+    /// Scores of every token of the vocabulary, `[rows, vocab]`, from normed hidden rows `[rows, hidden]`.
+    pub fn logits(&self, x: &Tensor) -> Tensor {
+        self.logits_observed(x, &mut NoObserver)
+    }
+
+    /// As [`Head::logits`], with the projection's input shown to `observer`.
+    pub fn logits_observed(&self, x: &Tensor, observer: &mut dyn Observer) -> Tensor {
+        self.lm_head.forward(x, &mut Pass { backend: &*self.backend, observer })
+    }
+
+    /// Bytes in memory; a tied projection is the embedding's and not counted.
+    pub fn byte_len(&self) -> usize {
+        self.norm.byte_len() + if self.tied { 0 } else { self.lm_head.byte_len() }
+    }
+}
+
+fn norm_spec(spec: &ModelSpec) -> NormSpec {
+    NormSpec { name: "model.norm".to_owned(), size: spec.hidden_size, eps: spec.norm_eps }
+}
+
+fn lm_head_spec(spec: &ModelSpec) -> LinearSpec {
+    LinearSpec {
+        name: LM_HEAD.to_owned(),
+        outputs: spec.vocab_size,
+        inputs: spec.hidden_size,
+        bias: false,
+        role: Role::LmHead,
+    }
+}

@@ -1,0 +1,116 @@
+//! `y = x · Wᵀ + b`.
+
+use std::sync::Arc;
+
+use fourfold_kernels::{DeviceWeight, LinearArg, Tensor};
+
+use super::Pass;
+use crate::loader::Loader;
+use crate::{ModelError, Role, WeightSpec};
+
+/// The shape and name of a linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearSpec {
+    /// Name without `.weight`: `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Output features.
+    pub outputs: usize,
+    /// Input features.
+    pub inputs: usize,
+    /// Whether a bias is added.
+    pub bias: bool,
+    /// What the weight is for.
+    pub role: Role,
+}
+
+impl LinearSpec {
+    /// Its tensors: weight `[outputs, inputs]`, and bias `[outputs]` where there is one.
+    pub fn weights(&self) -> impl Iterator<Item = WeightSpec> {
+        let weight = WeightSpec {
+            name: format!("{}.weight", self.name),
+            shape: vec![self.outputs, self.inputs],
+            role: self.role,
+            block: None,
+        };
+        let bias = self.bias.then(|| WeightSpec {
+            name: format!("{}.bias", self.name),
+            shape: vec![self.outputs],
+            role: Role::Bias,
+            block: None,
+        });
+        std::iter::once(weight).chain(bias)
+    }
+}
+
+/// A linear layer: a weight in its backend's layout, its name, perhaps a bias.
+pub struct Linear {
+    name: String,
+    weight: Arc<DeviceWeight>,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(crate) fn load(spec: &LinearSpec, loader: &Loader) -> Result<Self, ModelError> {
+        let name = format!("{}.weight", spec.name);
+        let weight = loader.matrix(&name, spec.outputs, spec.inputs)?;
+        Self::with_weight(spec, name, weight, loader)
+    }
+
+    /// As [`Linear::load`], with the weight widened to f32.
+    pub(crate) fn load_f32(spec: &LinearSpec, loader: &Loader) -> Result<Self, ModelError> {
+        let name = format!("{}.weight", spec.name);
+        let weight = loader.matrix_f32(&name, spec.outputs, spec.inputs)?;
+        Self::with_weight(spec, name, weight, loader)
+    }
+
+    /// A layer over a weight that another layer holds too (tied embeddings).
+    pub(crate) fn shared(name: String, weight: Arc<DeviceWeight>) -> Self {
+        Self { name, weight, bias: None }
+    }
+
+    fn with_weight(
+        spec: &LinearSpec,
+        name: String,
+        weight: Arc<DeviceWeight>,
+        loader: &Loader,
+    ) -> Result<Self, ModelError> {
+        let bias = if spec.bias { Some(loader.vector(&format!("{}.bias", spec.name), spec.outputs)?) } else { None };
+        Ok(Self { name, weight, bias })
+    }
+
+    /// The weight tensor's full name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The weight.
+    pub fn weight(&self) -> &DeviceWeight {
+        &self.weight
+    }
+
+    /// Bytes of weight and bias in memory.
+    pub fn byte_len(&self) -> usize {
+        self.weight.byte_len() + self.bias.as_ref().map_or(0, |b| b.cols() * size_of::<f32>())
+    }
+
+    /// x `[tokens, inputs]` to `[tokens, outputs]`.
+    pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Tensor {
+        let [y] = Self::forward_shared([self], x, pass);
+        y
+    }
+
+    /// Several layers over one input, which is prepared once.
+    pub fn forward_shared<const N: usize>(layers: [&Self; N], x: &Tensor, pass: &mut Pass) -> [Tensor; N] {
+        for layer in layers {
+            pass.observer.linear_input(&layer.name, x);
+        }
+        let args = layers.map(Self::arg);
+        let outputs = pass.backend.linear(x, &args);
+        outputs.try_into().unwrap_or_else(|_| unreachable!("one output a weight"))
+    }
+
+    /// What [`fourfold_kernels::Backend::linear`] takes.
+    pub(crate) fn arg(&self) -> LinearArg<'_> {
+        LinearArg { weight: &self.weight, bias: self.bias.as_ref() }
+    }
+}

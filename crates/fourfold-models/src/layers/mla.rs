@@ -1,0 +1,275 @@
+//! Multi-head latent attention (DeepSeek-V2, section 2.1).
+//!
+//! A token leaves one latent of `kv_lora_rank` elements and one rotary key of `qk_rope_head_dim` in the cache, for all heads
+//! together. Two forms give the same result:
+//!
+//! - decompressed: `kv_b_proj` turns latents into keys and values of every head, then ordinary attention. Per query, key and
+//!   head it costs `nope + rope + value` multiplications, but it needs all keys and values at once: used when a prompt begins.
+//! - absorbed: the key half of `kv_b_proj` moves to the query, `(W_uk c)·q = c·(W_ukᵀ q)`, and the value half behind the
+//!   attention, so that the cached latents themselves are keys and values. Costs `2 · kv_lora_rank + rope`, and nothing is
+//!   ever decompressed: used for decoding.
+
+use std::sync::Arc;
+
+use fourfold_kernels::{AttentionSpec, KvCache, KvDtype, RopeSpec, Tensor, Values};
+
+use super::{Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec};
+use crate::loader::Loader;
+use crate::{BlockCache, ModelError, Role, WeightSpec};
+
+/// The shape of a multi-head latent attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlaSpec {
+    /// Features of the residual stream.
+    pub hidden: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Rank of the query's own compression, where it has one.
+    pub q_lora_rank: Option<usize>,
+    /// Elements of the cached latent.
+    pub kv_lora_rank: usize,
+    /// Elements of a query or key head that are not rotated.
+    pub nope_dim: usize,
+    /// Elements that are.
+    pub rope_dim: usize,
+    /// Elements of a value head.
+    pub value_dim: usize,
+    /// Biases on the compressing projections and the output.
+    pub bias: bool,
+    /// Epsilon of the norms of the two latents.
+    pub eps: f32,
+    /// The rotation, of `rope_dim` elements.
+    pub rotary: RotarySpec,
+    /// Whether rotated pairs are neighbours.
+    pub interleaved: bool,
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+/// The query's way: straight, or through a latent of its own.
+struct QuerySpecs {
+    /// `q_proj`, or `q_a_proj`.
+    first: LinearSpec,
+    /// `q_a_layernorm` and `q_b_proj`.
+    compressed: Option<(NormSpec, LinearSpec)>,
+}
+
+impl MlaSpec {
+    /// Elements of a query or key head.
+    pub fn key_dim(&self) -> usize {
+        self.nope_dim + self.rope_dim
+    }
+
+    fn linear(&self, prefix: &str, part: &str, outputs: usize, inputs: usize, bias: bool) -> LinearSpec {
+        LinearSpec { name: format!("{prefix}.{part}"), outputs, inputs, bias, role: Role::Attention }
+    }
+
+    fn query(&self, prefix: &str) -> QuerySpecs {
+        let queries = self.heads * self.key_dim();
+        match self.q_lora_rank {
+            None => QuerySpecs { first: self.linear(prefix, "q_proj", queries, self.hidden, false), compressed: None },
+            Some(rank) => QuerySpecs {
+                first: self.linear(prefix, "q_a_proj", rank, self.hidden, self.bias),
+                compressed: Some((
+                    NormSpec { name: format!("{prefix}.q_a_layernorm"), size: rank, eps: self.eps },
+                    self.linear(prefix, "q_b_proj", queries, rank, false),
+                )),
+            },
+        }
+    }
+
+    fn kv_a(&self, prefix: &str) -> LinearSpec {
+        self.linear(prefix, "kv_a_proj_with_mqa", self.kv_lora_rank + self.rope_dim, self.hidden, self.bias)
+    }
+
+    fn kv_norm(&self, prefix: &str) -> NormSpec {
+        NormSpec { name: format!("{prefix}.kv_a_layernorm"), size: self.kv_lora_rank, eps: self.eps }
+    }
+
+    fn kv_b(&self, prefix: &str) -> LinearSpec {
+        let outputs = self.heads * (self.nope_dim + self.value_dim);
+        self.linear(prefix, "kv_b_proj", outputs, self.kv_lora_rank, false)
+    }
+
+    fn output(&self, prefix: &str) -> LinearSpec {
+        self.linear(prefix, "o_proj", self.hidden, self.heads * self.value_dim, self.bias)
+    }
+
+    /// Its tensors below `prefix`.
+    pub fn weights(&self, prefix: &str) -> Vec<WeightSpec> {
+        let QuerySpecs { first, compressed } = self.query(prefix);
+        let mut weights: Vec<WeightSpec> = first.weights().collect();
+        if let Some((norm, second)) = compressed {
+            weights.push(norm.weight());
+            weights.extend(second.weights());
+        }
+        weights.extend(self.kv_a(prefix).weights());
+        weights.push(self.kv_norm(prefix).weight());
+        weights.extend(self.kv_b(prefix).weights());
+        weights.extend(self.output(prefix).weights());
+        weights
+    }
+
+    /// Elements a token leaves in the cache: the latent and the rotary key.
+    pub fn cache_width(&self) -> usize {
+        self.kv_lora_rank + self.rope_dim
+    }
+
+    /// An empty cache.
+    pub fn new_cache(&self, dtype: KvDtype) -> BlockCache {
+        BlockCache::Latent(KvCache::new(self.cache_width(), dtype))
+    }
+
+    /// f32 elements alive at the peak of the forward over `tokens`, input not counted: queries, the cached rows, and the
+    /// larger of the two forms' own needs.
+    pub fn scratch_elements(&self, tokens: u64) -> u64 {
+        let queries = self.heads * self.key_dim();
+        let decompressed = self.heads * (2 * self.key_dim() + self.nope_dim + 3 * self.value_dim);
+        let absorbed = self.heads * (self.cache_width() + self.kv_lora_rank + self.value_dim);
+        tokens * (queries + self.cache_width() + decompressed.max(absorbed)) as u64
+    }
+}
+
+/// Multi-head latent attention.
+pub struct Mla {
+    spec: MlaSpec,
+    q_first: Linear,
+    q_compressed: Option<(Norm, Linear)>,
+    kv_a: Linear,
+    kv_norm: Norm,
+    kv_b: Linear,
+    o: Linear,
+    rotary: Arc<Rotary>,
+}
+
+impl Mla {
+    pub(crate) fn load(spec: &MlaSpec, prefix: &str, loader: &Loader) -> Result<Self, ModelError> {
+        let QuerySpecs { first, compressed } = spec.query(prefix);
+        let q_compressed = match compressed {
+            Some((norm, second)) => Some((Norm::load(&norm, loader)?, Linear::load(&second, loader)?)),
+            None => None,
+        };
+        Ok(Self {
+            spec: spec.clone(),
+            q_first: Linear::load(&first, loader)?,
+            q_compressed,
+            kv_a: Linear::load(&spec.kv_a(prefix), loader)?,
+            kv_norm: Norm::load(&spec.kv_norm(prefix), loader)?,
+            kv_b: Linear::load(&spec.kv_b(prefix), loader)?,
+            o: Linear::load(&spec.output(prefix), loader)?,
+            rotary: loader.rotary(&spec.rotary),
+        })
+    }
+
+    /// x `[tokens, hidden]` to the same shape; the tokens follow those in the cache and are added to it.
+    pub fn forward(&self, x: &Tensor, cache: &mut BlockCache, pass: &mut Pass) -> Tensor {
+        let BlockCache::Latent(cache) = cache else {
+            unreachable!("the cache was made by this block's new_cache");
+        };
+        let first_position = cache.len();
+        let [q, kv] = Linear::forward_shared([&self.q_first, &self.kv_a], x, pass);
+        let q = match &self.q_compressed {
+            Some((norm, second)) => second.forward(&norm.forward(&q, pass), pass),
+            None => q,
+        };
+        let (tokens, heads) = (q.rows(), self.spec.heads);
+        let mut q = q.reshape(tokens * heads, self.spec.key_dim());
+        self.rotate(&mut q, heads, self.spec.nope_dim, first_position, pass);
+
+        let rank = self.spec.kv_lora_rank;
+        let latent = self.kv_norm.forward(&pass.backend.columns(&kv, 0..rank), pass);
+        let mut rotary_key = pass.backend.columns(&kv, rank..kv.cols());
+        self.rotate(&mut rotary_key, 1, 0, first_position, pass);
+        cache.append(&pass.backend.concat_columns(&latent, &rotary_key));
+
+        let mixed = if first_position == 0 && tokens > 1 {
+            self.decompressed(q, &latent, &rotary_key, pass)
+        } else {
+            // The same multiplication in another order: calibration sees the same input.
+            pass.observer.linear_input(self.kv_b.name(), &latent);
+            self.absorbed(&q, cache, first_position, pass)
+        };
+        self.o.forward(&mixed, pass)
+    }
+
+    fn rotate(&self, x: &mut Tensor, heads: usize, start: usize, first_position: usize, pass: &Pass) {
+        let rope = RopeSpec { head_dim: x.cols(), heads, start, interleaved: self.spec.interleaved, first_position };
+        self.rotary.apply(x, &rope, pass);
+    }
+
+    /// Attention of the first tokens over themselves. q `[tokens · heads, key_dim]` to `[tokens, heads · value_dim]`.
+    fn decompressed(&self, q: Tensor, latent: &Tensor, rotary_key: &Tensor, pass: &mut Pass) -> Tensor {
+        let MlaSpec { heads, nope_dim, value_dim, .. } = self.spec;
+        let (tokens, key_dim) = (latent.rows(), self.spec.key_dim());
+        let kv = self.kv_b.forward(latent, pass).reshape(tokens * heads, nope_dim + value_dim);
+        let backend = pass.backend;
+        let every_head: Vec<usize> = (0..tokens * heads).map(|row| row / heads).collect();
+        let keys = backend
+            .concat_columns(&backend.columns(&kv, 0..nope_dim), &backend.gather_rows(rotary_key, &every_head))
+            .reshape(tokens, heads * key_dim);
+        let values = backend.columns(&kv, nope_dim..nope_dim + value_dim).reshape(tokens, heads * value_dim);
+        drop(kv);
+        let (mut key_cache, mut value_cache) =
+            (KvCache::new(keys.cols(), KvDtype::F32), KvCache::new(values.cols(), KvDtype::F32));
+        key_cache.append(&keys);
+        value_cache.append(&values);
+        drop((keys, values));
+        let spec = AttentionSpec {
+            heads,
+            kv_heads: heads,
+            key_dim,
+            value_dim,
+            scale: self.spec.scale,
+            first_position: 0,
+            window: None,
+        };
+        backend.attention(&q.reshape(tokens, heads * key_dim), &key_cache, Values::Cache(&value_cache), &spec)
+    }
+
+    /// Attention over the cached latents. q `[tokens · heads, key_dim]` to `[tokens, heads · value_dim]`.
+    fn absorbed(&self, q: &Tensor, cache: &KvCache, first_position: usize, pass: &Pass) -> Tensor {
+        let MlaSpec { heads, nope_dim, value_dim, kv_lora_rank, .. } = self.spec;
+        let (tokens, width, backend) = (q.rows() / heads, self.spec.cache_width(), pass.backend);
+        let head_rows = |head: usize| -> Vec<usize> { (0..tokens).map(|t| t * heads + head).collect() };
+        let ones = vec![1.0; tokens];
+
+        let mut query = Tensor::zeros(tokens * heads, width);
+        for head in 0..heads {
+            let rows = head_rows(head);
+            let part = backend.gather_rows(q, &rows);
+            let first = head * (nope_dim + value_dim);
+            let weight = self.kv_b.weight();
+            let nope = backend.linear_transposed(&backend.columns(&part, 0..nope_dim), weight, first..first + nope_dim);
+            let rotary = backend.columns(&part, nope_dim..part.cols());
+            backend.scatter_add_rows(&mut query, &backend.concat_columns(&nope, &rotary), &rows, &ones);
+        }
+        let spec = AttentionSpec {
+            heads,
+            kv_heads: 1,
+            key_dim: width,
+            value_dim: kv_lora_rank,
+            scale: self.spec.scale,
+            first_position,
+            window: None,
+        };
+        let mixed = backend
+            .attention(&query.reshape(tokens, heads * width), cache, Values::PrefixOfKeys, &spec)
+            .reshape(tokens * heads, kv_lora_rank);
+        let mut output = Tensor::zeros(tokens * heads, value_dim);
+        for head in 0..heads {
+            let rows = head_rows(head);
+            let first = head * (nope_dim + value_dim) + nope_dim;
+            let values =
+                backend.linear_rows(&backend.gather_rows(&mixed, &rows), self.kv_b.weight(), first..first + value_dim);
+            backend.scatter_add_rows(&mut output, &values, &rows, &ones);
+        }
+        output.reshape(tokens, heads * value_dim)
+    }
+
+    /// Bytes in memory.
+    pub fn byte_len(&self) -> usize {
+        let query = self.q_compressed.as_ref().map_or(0, |(norm, second)| norm.byte_len() + second.byte_len());
+        let linears = [&self.q_first, &self.kv_a, &self.kv_b, &self.o];
+        linears.into_iter().map(Linear::byte_len).sum::<usize>() + query + self.kv_norm.byte_len()
+    }
+}

@@ -1,0 +1,41 @@
+//! Layers, one file each: a spec (shapes, names, bytes) and the layer itself (parameters and forward).
+//!
+//! A layer reaches its numbers through [`fourfold_kernels::Backend`] alone. The exceptions are two tables of a few
+//! values a token that are made on the host: rotation angles, and the router's choice of experts.
+
+mod block;
+mod embedding;
+mod gqa;
+mod head;
+mod linear;
+mod mla;
+mod mlp;
+mod moe;
+mod norm;
+mod rope;
+mod router;
+
+use fourfold_kernels::Backend;
+
+use crate::Observer;
+
+pub use block::Block;
+pub use embedding::Embedding;
+pub use gqa::{Gqa, GqaSpec};
+pub use head::Head;
+pub use linear::{Linear, LinearSpec};
+pub use mla::{Mla, MlaSpec};
+pub use mlp::{Mlp, MlpSpec};
+pub use moe::{Moe, MoeSpec};
+pub use norm::{Norm, NormSpec};
+pub(crate) use rope::yarn_mscale;
+pub use rope::{Rotary, RotaryScaling, RotarySpec};
+pub use router::{ExpertLoad, Router, RouterScores, RouterSpec, Selection};
+
+/// What a forward pass carries through the layers.
+pub struct Pass<'a> {
+    /// Runs the operations.
+    pub backend: &'a dyn Backend,
+    /// Sees the linear layers' inputs.
+    pub observer: &'a mut dyn Observer,
+}

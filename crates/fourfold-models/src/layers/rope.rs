@@ -1,0 +1,169 @@
+//! Rotary position embedding (RoPE, Su et al. 2021) and its extensions to longer contexts.
+
+use std::f64::consts::PI;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fourfold_kernels::{RopeSpec, Tensor};
+
+use super::Pass;
+
+/// How the angles are stretched for contexts longer than the model was trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RotaryScaling {
+    /// Not at all.
+    Default,
+    /// All angles divided by `factor` (position interpolation, Chen et al. 2023).
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, those between blended.
+    Llama3 {
+        /// The divisor of long wavelengths.
+        factor: f64,
+        /// Wavelengths above `original_positions / low_freq_factor` are long.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_positions / high_freq_factor` are short.
+        high_freq_factor: f64,
+        /// The context trained on.
+        original_positions: f64,
+    },
+    /// YaRN (Peng et al. 2023, section 3): angles blended by dimension, cos and sin multiplied by `attention_factor`.
+    Yarn {
+        /// The divisor of long wavelengths.
+        factor: f64,
+        /// Rotations over the original context above which an angle is kept.
+        beta_fast: f64,
+        /// Rotations below which it is divided.
+        beta_slow: f64,
+        /// The context trained on.
+        original_positions: f64,
+        /// Factor of cos and sin.
+        attention_factor: f64,
+        /// Whether the blend's ends are rounded to whole dimensions (they are, unless the configuration says no).
+        truncate: bool,
+    },
+}
+
+/// The rotation of a model's query and key heads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RotarySpec {
+    /// Rotated elements of a head; even.
+    pub dim: usize,
+    /// Base of the wavelengths.
+    pub theta: f64,
+    /// Context extension.
+    pub scaling: RotaryScaling,
+}
+
+impl RotarySpec {
+    /// Radians a position for each of the `dim / 2` pairs, in f32 as the models were trained.
+    pub fn frequencies(&self) -> Vec<f32> {
+        let pairs = self.dim / 2;
+        let base: Vec<f64> = (0..pairs).map(|i| 1.0 / self.theta.powf((2 * i) as f64 / self.dim as f64)).collect();
+        let scaled = |frequency: f64, pair: usize| match &self.scaling {
+            RotaryScaling::Default => frequency,
+            RotaryScaling::Linear { factor } => frequency / factor,
+            RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+                let wavelength = 2.0 * PI / frequency;
+                if wavelength > original_positions / low_freq_factor {
+                    frequency / factor
+                } else if wavelength < original_positions / high_freq_factor {
+                    frequency
+                } else {
+                    let smooth =
+                        (original_positions / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            }
+            RotaryScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate, .. } => {
+                let dimension_of = |rotations: f64| {
+                    self.dim as f64 * (original_positions / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+                };
+                let (mut low, mut high) = (dimension_of(*beta_fast), dimension_of(*beta_slow));
+                if *truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let (low, mut high) = (low.max(0.0), high.min(self.dim as f64 - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let divided = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                frequency / factor * divided + frequency * (1.0 - divided)
+            }
+        };
+        base.into_iter().enumerate().map(|(pair, frequency)| scaled(frequency, pair) as f32).collect()
+    }
+
+    /// Factor of cos and sin.
+    pub fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            RotaryScaling::Yarn { attention_factor, .. } => attention_factor,
+            RotaryScaling::Default | RotaryScaling::Linear { .. } | RotaryScaling::Llama3 { .. } => 1.0,
+        }
+    }
+
+    /// Bytes of the tables once `positions` have been seen.
+    pub fn table_bytes(&self, positions: u64) -> u64 {
+        Rotary::table_positions(positions as usize) as u64 * self.dim as u64 * size_of::<f32>() as u64
+    }
+}
+
+/// YaRN's growth of the attention logits with the stretch, `0.1 · mscale · ln(factor) + 1`; 1 where nothing is stretched.
+pub(crate) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+}
+
+/// cos and sin, `[positions, dim / 2]` each.
+struct Tables {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+/// Tables of rotations, computed for the positions reached so far and shared by the layers that rotate alike.
+pub struct Rotary {
+    spec: RotarySpec,
+    frequencies: Vec<f32>,
+    tables: Mutex<Arc<Tables>>,
+}
+
+impl Rotary {
+    /// Tables for no position yet.
+    pub fn new(spec: RotarySpec) -> Self {
+        let frequencies = spec.frequencies();
+        let tables = Mutex::new(Arc::new(tables(&frequencies, spec.attention_factor(), 0)));
+        Self { spec, frequencies, tables }
+    }
+
+    /// What the tables are made for.
+    pub fn spec(&self) -> &RotarySpec {
+        &self.spec
+    }
+
+    /// Rotates part of each head of `x`, see [`RopeSpec`].
+    pub fn apply(&self, x: &mut Tensor, rope: &RopeSpec, pass: &Pass) {
+        let tokens = x.rows() / rope.heads;
+        let tables = self.tables(rope.first_position + tokens);
+        pass.backend.rope(x, &tables.cos, &tables.sin, rope);
+    }
+
+    fn tables(&self, positions: usize) -> Arc<Tables> {
+        let mut held = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.cos.rows() < positions {
+            let positions = Self::table_positions(positions);
+            *held = Arc::new(tables(&self.frequencies, self.spec.attention_factor(), positions));
+        }
+        Arc::clone(&held)
+    }
+
+    /// Positions the tables are made for when `positions` are asked for: doubling keeps the work linear.
+    fn table_positions(positions: usize) -> usize {
+        positions.next_power_of_two().max(256)
+    }
+}
+
+fn tables(frequencies: &[f32], factor: f64, positions: usize) -> Tables {
+    let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
+    let (sin, cos) = angles.map(|a| ((a.sin() * factor) as f32, (a.cos() * factor) as f32)).unzip();
+    Tables { cos: Tensor::new(positions, frequencies.len(), cos), sin: Tensor::new(positions, frequencies.len(), sin) }
+}

@@ -1,0 +1,28 @@
+//! Language models as stacks of layers: llama, qwen2, qwen3, deepseek_v2 and deepseek_v3, each written once.
+//!
+//! [`spec_from_config`] reads a Hugging Face `config.json` into a [`ModelSpec`]: data, checked, with nothing allocated. The
+//! spec lists every tensor ([`ModelSpec::weights`]) and predicts memory ([`memory`]); [`Model::load`] builds the layers from a
+//! [`fourfold_tensor::WeightSource`]. Layers call operations of [`fourfold_kernels::Backend`] and never look into a tensor,
+//! so one description serves inference, calibration and every backend.
+//!
+//! This crate names no compression method and no file format.
+
+mod arch;
+mod cache;
+mod config;
+mod error;
+pub mod layers;
+mod loader;
+pub mod memory;
+mod model;
+mod observer;
+mod spec;
+pub mod testing;
+
+pub use arch::{architectures, spec_from_config};
+pub use cache::{BlockCache, Cache};
+pub use error::ModelError;
+pub use layers::{Block, Embedding, Head};
+pub use model::Model;
+pub use observer::{NoObserver, Observer};
+pub use spec::{AttentionKind, BlockSpec, FeedForward, ModelSpec, Role, WeightSpec};

@@ -1,0 +1,76 @@
+//! A model ready to run.
+
+use std::sync::Arc;
+
+use fourfold_kernels::{Backend, KvDtype, Tensor};
+use fourfold_tensor::WeightSource;
+
+use crate::layers::{Block, Embedding, Head};
+use crate::loader::Loader;
+use crate::{Cache, ModelError, ModelSpec, NoObserver};
+
+/// A language model in memory: embedding, blocks, head.
+pub struct Model {
+    spec: ModelSpec,
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    head: Head,
+}
+
+impl Model {
+    /// Reads every tensor of `spec` from `source` into the layout of `backend`, packed weights packed. `progress` is told
+    /// what comes next.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape, or cannot be taken by the backend.
+    pub fn load(
+        spec: &ModelSpec,
+        source: &dyn WeightSource,
+        backend: Arc<dyn Backend>,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Self, ModelError> {
+        progress("embedding");
+        let embedding = Embedding::load(spec, source, &backend)?;
+        let loader = Loader::new(source, &*backend);
+        let mut blocks = Vec::with_capacity(spec.blocks.len());
+        for block in &spec.blocks {
+            progress(&format!("block {} of {}", block.index + 1, spec.blocks.len()));
+            blocks.push(Block::load_with(block, &loader, &backend)?);
+        }
+        progress("head");
+        let head = Head::load_sharing(spec, source, &backend, &embedding)?;
+        Ok(Self { spec: spec.clone(), embedding, blocks, head })
+    }
+
+    /// What the model is made of.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Empty caches for one sequence.
+    pub fn new_cache(&self, dtype: KvDtype) -> Cache {
+        self.spec.new_cache(dtype)
+    }
+
+    /// Runs `ids` after the tokens in `cache`, and adds them to it: hidden rows after the final norm, `[ids.len(), hidden]`.
+    ///
+    /// # Panics
+    /// When an id is not below the vocabulary's size: callers check what a tokenizer gave them.
+    pub fn hidden(&self, ids: &[u32], cache: &mut Cache) -> Tensor {
+        let mut x = self.embedding.forward(ids);
+        for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
+            x = block.forward(x, cache, &mut NoObserver);
+        }
+        self.head.norm(&x)
+    }
+
+    /// Scores of every token of the vocabulary, `[rows, vocab]`, for rows of [`Model::hidden`]. Callers bound the rows.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        self.head.logits(hidden)
+    }
+
+    /// Bytes of all weights in memory; a tied matrix counts once.
+    pub fn weight_bytes(&self) -> usize {
+        self.embedding.byte_len() + self.blocks.iter().map(Block::byte_len).sum::<usize>() + self.head.byte_len()
+    }
+}
