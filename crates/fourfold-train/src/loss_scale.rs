@@ -79,19 +79,19 @@ mod tests {
         assert_eq!(scaler.update(false), Verdict::Skip);
         assert_eq!((scaler.scale(), scaler.good_steps()), (65536.0, 0));
         // A bad step in between starts the count anew.
-        (0..1999).for_each(|_| drop(scaler.update(true)));
+        (0..1999).for_each(|_| assert_eq!(scaler.update(true), Verdict::Apply));
         scaler.update(false);
-        (0..1999).for_each(|_| drop(scaler.update(true)));
+        (0..1999).for_each(|_| assert_eq!(scaler.update(true), Verdict::Apply));
         assert_eq!(scaler.scale(), 32768.0);
     }
 
     #[test]
     fn never_reaches_zero_or_infinity() {
         let mut scaler = LossScaler::default();
-        (0..400).for_each(|_| drop(scaler.update(false)));
+        (0..400).for_each(|_| assert_eq!(scaler.update(false), Verdict::Skip));
         assert!(scaler.scale() > 0.0);
         let mut scaler = LossScaler::resume(f32::MAX / 1.5, 0);
-        (0..4000).for_each(|_| drop(scaler.update(true)));
+        (0..4000).for_each(|_| assert_eq!(scaler.update(true), Verdict::Apply));
         assert!(scaler.scale().is_finite());
     }
 }
