@@ -4,6 +4,7 @@
 //! suite (`tests/conformance.rs`). This crate knows no layer, no model and no file format.
 
 mod backend;
+pub mod backward;
 pub mod cpu;
 mod error;
 mod kv;

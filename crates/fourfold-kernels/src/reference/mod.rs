@@ -2,6 +2,7 @@
 //! against it.
 
 mod attention;
+mod backward;
 mod linear;
 mod rowwise;
 

@@ -1,0 +1,90 @@
+//! The operations that training needs besides [`Backend`]'s: the gradient of each, written by hand.
+//!
+//! Notation: `dx` is the gradient of the loss with respect to `x`, of the same shape. The gradient of a linear layer's input is
+//! `dy · W`, which is [`Backend::linear_transposed`] over all rows.
+
+use std::ops::Range;
+
+use crate::{Backend, RopeSpec, Tensor};
+
+/// Target of a token whose prediction is not scored.
+pub const IGNORE: u32 = u32::MAX;
+
+/// The shape of self-attention over packed documents.
+#[derive(Clone, Copy, Debug)]
+pub struct SelfAttention<'a> {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; query head h reads head `h · kv_heads / heads`.
+    pub kv_heads: usize,
+    /// Elements of a query and a key head.
+    pub key_dim: usize,
+    /// Elements of a value head.
+    pub value_dim: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// With a sliding window of w, a query at position p sees keys `p − w + 1 ..= p`.
+    pub window: Option<usize>,
+    /// The documents: consecutive ranges of rows that together are all rows. A query sees its own document alone.
+    pub documents: &'a [Range<usize>],
+}
+
+/// What [`Backward::attention_forward`] keeps for the way back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionOutput {
+    /// `[tokens, heads · value_dim]`.
+    pub y: Tensor,
+    /// `[tokens, heads]`: logarithm of the sum of exponentials of a query's scaled scores.
+    pub lse: Tensor,
+}
+
+/// Gradients of an attention's inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionGradient {
+    /// `[tokens, heads · key_dim]`.
+    pub dq: Tensor,
+    /// `[tokens, kv_heads · key_dim]`.
+    pub dk: Tensor,
+    /// `[tokens, kv_heads · value_dim]`.
+    pub dv: Tensor,
+}
+
+/// A backend that can train.
+pub trait Backward: Backend {
+    /// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`.
+    fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor);
+
+    /// `db += Σ_tokens dy`: db `[1, out]`.
+    fn bias_gradient(&self, dy: &Tensor, db: &mut Tensor);
+
+    /// `dw[ids[i]] += dy[i]`: the gradient of a table of embeddings, `[vocabulary, hidden]`.
+    fn embedding_gradient(&self, ids: &[u32], dy: &Tensor, dw: &mut Tensor);
+
+    /// The gradient of [`Backend::rms_norm`]'s input; adds its weight's to `dweight`.
+    fn rms_norm_backward(&self, x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor, dweight: &mut Tensor) -> Tensor;
+
+    /// The gradient of [`Backend::rope`]'s input, in place: the rotation backwards.
+    fn rope_backward(&self, dx: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec);
+
+    /// The gradients of [`Backend::swiglu`]'s `gate` and `up`.
+    fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> (Tensor, Tensor);
+
+    /// Causal self-attention inside each document: q `[tokens, heads · key_dim]`, k `[tokens, kv_heads · key_dim]`,
+    /// v `[tokens, kv_heads · value_dim]`. Never holds tokens x tokens.
+    fn attention_forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, spec: &SelfAttention) -> AttentionOutput;
+
+    /// Its gradients, from probabilities computed anew block by block (FlashAttention-2, Dao 2023, section 3.1.2).
+    fn attention_backward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        output: &AttentionOutput,
+        dy: &Tensor,
+        spec: &SelfAttention,
+    ) -> AttentionGradient;
+
+    /// Cross-entropy of each row of `logits` `[tokens, vocabulary]` against its target, in nats; 0 for [`IGNORE`]. Replaces
+    /// the logits by the gradient of `factor · Σ losses`: `factor · (softmax − onehot)`.
+    fn cross_entropy(&self, logits: &mut Tensor, targets: &[u32], factor: f32) -> Vec<f32>;
+}
