@@ -13,6 +13,8 @@ pub struct RunMemory {
     pub kv_cache: u64,
     /// Activations of the hungriest block over a chunk of tokens.
     pub activations: u64,
+    /// cos and sin of the positions, one table for all blocks.
+    pub rotary_tables: u64,
     /// One chunk's logits.
     pub logits: u64,
 }
@@ -20,7 +22,7 @@ pub struct RunMemory {
 impl RunMemory {
     /// The sum.
     pub fn total(&self) -> u64 {
-        self.weights + self.kv_cache + self.activations + self.logits
+        self.weights + self.kv_cache + self.activations + self.rotary_tables + self.logits
     }
 }
 
@@ -70,6 +72,7 @@ impl ModelSpec {
             weights: weight_bytes,
             kv_cache: context * self.kv_bytes_per_token(dtype) as u64,
             activations: self.peak_scratch(chunk.min(context)) * F32,
+            rotary_tables: self.rotary_bytes(context),
             logits: self.vocab_size as u64 * F32,
         }
     }
@@ -100,6 +103,10 @@ impl ModelSpec {
                 }
             }
         }
+    }
+
+    fn rotary_bytes(&self, positions: u64) -> u64 {
+        self.blocks.first().map_or(0, |block| block.rotary().table_bytes(positions))
     }
 
     fn peak_scratch(&self, tokens: u64) -> u64 {

@@ -3,7 +3,7 @@
 use fourfold_kernels::KvDtype;
 use fourfold_tensor::WeightSource;
 
-use crate::layers::{Embedding, GqaSpec, Head, MlaSpec, MlpSpec, MoeSpec, NormSpec};
+use crate::layers::{Embedding, GqaSpec, Head, MlaSpec, MlpSpec, MoeSpec, NormSpec, RotarySpec};
 use crate::{BlockCache, Cache};
 
 /// What a tensor is for. Compression plans choose by it.
@@ -129,6 +129,14 @@ impl BlockSpec {
         match &self.attention {
             AttentionKind::Gqa(gqa) => gqa.cache_width(),
             AttentionKind::Mla(mla) => mla.cache_width(),
+        }
+    }
+
+    /// The rotation of its heads.
+    pub fn rotary(&self) -> &RotarySpec {
+        match &self.attention {
+            AttentionKind::Gqa(gqa) => &gqa.rotary,
+            AttentionKind::Mla(mla) => &mla.rotary,
         }
     }
 

@@ -65,7 +65,10 @@ fn head_dim(config: &Config, common: &Common) -> Result<usize, ModelError> {
         }
     };
     if head_dim * common.heads > *WIDTHS.end() {
-        return Err(config.bad("num_attention_heads", format!("too many for heads of {head_dim}")));
+        let reason = format!("{} heads of {head_dim} elements are more than supported", common.heads);
+        return Err(
+            config.bad(if config.get("head_dim").is_some() { "head_dim" } else { "num_attention_heads" }, reason)
+        );
     }
     Ok(head_dim)
 }

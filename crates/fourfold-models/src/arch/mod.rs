@@ -24,7 +24,7 @@ const ARCHITECTURES: &[(&str, &str, Reader)] = &[
 ];
 
 /// Tensors a model may have: enough for the largest mixtures published, few enough to list.
-const MOST_TENSORS: usize = 1 << 21;
+const MOST_TENSORS: usize = 1 << 19;
 
 /// The names of the supported architectures (`model_type`).
 pub fn architectures() -> impl Iterator<Item = &'static str> {

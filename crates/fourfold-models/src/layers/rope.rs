@@ -167,3 +167,54 @@ fn tables(frequencies: &[f32], factor: f64, positions: usize) -> Tables {
     let (sin, cos) = angles.map(|a| ((a.sin() * factor) as f32, (a.cos() * factor) as f32)).unzip();
     Tables { cos: Tensor::new(positions, frequencies.len(), cos), sin: Tensor::new(positions, frequencies.len(), sin) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frequencies(dim: usize, theta: f64, scaling: RotaryScaling) -> Vec<f32> {
+        RotarySpec { dim, theta, scaling }.frequencies()
+    }
+
+    #[test]
+    fn wavelengths_grow_geometrically() {
+        assert_eq!(frequencies(4, 100.0, RotaryScaling::Default), [1.0, 0.1]);
+        assert_eq!(frequencies(4, 100.0, RotaryScaling::Linear { factor: 4.0 }), [0.25, 0.025]);
+    }
+
+    /// Short wavelengths are kept, long ones divided, in both blends.
+    #[test]
+    fn extensions_keep_the_fast_and_divide_the_slow() {
+        let plain = frequencies(64, 10_000.0, RotaryScaling::Default);
+        let original_positions = 4096.0;
+        for scaling in [
+            RotaryScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_positions },
+            RotaryScaling::Yarn {
+                factor: 8.0,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                original_positions,
+                attention_factor: 1.0,
+                truncate: true,
+            },
+        ] {
+            let stretched = frequencies(64, 10_000.0, scaling);
+            let ratios: Vec<f32> = plain.iter().zip(&stretched).map(|(p, s)| p / s).collect();
+            assert_eq!(ratios[0], 1.0);
+            assert!((ratios[31] - 8.0).abs() < 1e-3, "{ratios:?}");
+            assert!(ratios.is_sorted_by(|a, b| *a <= b + 1e-4), "{ratios:?}");
+            assert!(ratios.iter().any(|r| (1.5..7.5).contains(r)), "{ratios:?}");
+        }
+    }
+
+    #[test]
+    fn tables_grow_and_agree_with_themselves() {
+        let rotary = Rotary::new(RotarySpec { dim: 4, theta: 100.0, scaling: RotaryScaling::Default });
+        let early = rotary.tables(3);
+        let late = rotary.tables(1000);
+        assert!(early.cos.rows() >= 3 && late.cos.rows() >= 1000);
+        assert_eq!(early.sin.row(2), late.sin.row(2));
+        assert_eq!(late.cos.row(10), [10f32.cos(), 1f32.cos()]);
+        assert_eq!(rotary.spec().table_bytes(1000), (2 * late.cos.host().len() * 4) as u64);
+    }
+}

@@ -177,3 +177,53 @@ impl Router {
         self.linear.byte_len() + self.bias.len() * size_of::<f32>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router(scores: RouterScores, selection: Selection, normalize: bool) -> RouterSpec {
+        RouterSpec { hidden: 1, experts: 6, per_token: 2, scores, selection, normalize, scale: 2.0 }
+    }
+
+    fn experts(chosen: &[(usize, f32)]) -> Vec<usize> {
+        chosen.iter().map(|c| c.0).collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_best_and_scales_their_softmax() {
+        let chosen =
+            router(RouterScores::Softmax, Selection::Greedy, false).choose(&[0.0, 1.0, 3.0, 0.0, 2.0, 0.0], &[]);
+        assert_eq!(experts(&chosen), [2, 4]);
+        let sum: f32 = [0.0f32, 1.0, 3.0, 0.0, 2.0, 0.0].iter().map(|l| l.exp()).sum();
+        assert!((chosen[0].1 - 2.0 * 3f32.exp() / sum).abs() < 1e-6);
+    }
+
+    #[test]
+    fn groups_by_their_maximum_or_by_their_best_two() {
+        // Groups of two: the third has the single best expert, the second the best pair.
+        let logits = [0.0, 0.0, 2.0, 2.0, 3.0, -9.0];
+        let by_max = router(RouterScores::Softmax, Selection::GroupMax { groups: 3, kept: 1 }, false);
+        assert_eq!(experts(&by_max.choose(&logits, &[])), [4, 5]);
+        let by_pair = router(RouterScores::Sigmoid, Selection::BiasedGroupTopTwo { groups: 3, kept: 1 }, true);
+        let chosen = by_pair.choose(&logits, &[0.0; 6]);
+        assert_eq!(experts(&chosen), [2, 3]);
+        // Normalised: half each, times the scale.
+        assert!(chosen.iter().all(|c| (c.1 - 1.0).abs() < 1e-6));
+    }
+
+    #[test]
+    fn the_bias_chooses_and_does_not_weigh() {
+        let spec = router(RouterScores::Sigmoid, Selection::BiasedGroupTopTwo { groups: 1, kept: 1 }, false);
+        let chosen = spec.choose(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(experts(&chosen), [0, 5]);
+        assert_eq!(chosen[0].1, 2.0 * 0.5);
+    }
+
+    #[test]
+    fn equal_and_broken_scores_still_choose() {
+        let spec = router(RouterScores::Softmax, Selection::Greedy, false);
+        assert_eq!(experts(&spec.choose(&[1.0; 6], &[])), [0, 1]);
+        assert_eq!(spec.choose(&[f32::NAN; 6], &[]).len(), 2);
+    }
+}
