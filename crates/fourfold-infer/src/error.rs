@@ -1,0 +1,78 @@
+//! What can go wrong while a model runs.
+
+use std::io;
+
+use thiserror::Error;
+
+/// Why a model could not be run or measured.
+#[derive(Debug, Error)]
+pub enum InferError {
+    /// The tokenizer file is not one, or a text could not be encoded.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The tokenizer produces ids that the model has no embedding for.
+    #[error(
+        "the tokenizer does not belong to this model: it has ids up to {largest} ({token:?}), the model's vocabulary ends at {}",
+        vocab_size - 1
+    )]
+    WrongTokenizer {
+        /// The largest id the tokenizer knows.
+        largest: u32,
+        /// The token with that id.
+        token: String,
+        /// Rows of the model's embedding.
+        vocab_size: usize,
+    },
+    /// An id outside the model's vocabulary.
+    #[error("token id {id} at position {position}: the model's vocabulary ends at {}", vocab_size - 1)]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Where in the sequence.
+        position: usize,
+        /// Rows of the model's embedding.
+        vocab_size: usize,
+    },
+    /// The sequence does not fit the model's context.
+    #[error("{tokens} tokens do not fit the context of {context}")]
+    ContextFull {
+        /// Tokens asked for.
+        tokens: usize,
+        /// Positions there are.
+        context: usize,
+    },
+    /// Nothing to run the model on.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    /// The model produced no number to choose by.
+    #[error("all logits are NaN or infinite after {position} tokens: the weights or the arithmetic are broken")]
+    NoFiniteLogits {
+        /// Tokens seen so far.
+        position: usize,
+    },
+    /// The chat template has an error, or refused the conversation.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// Too little text for what was asked.
+    #[error("the text has {tokens} tokens; {needed} are needed for {purpose}")]
+    TextTooShort {
+        /// Tokens there are.
+        tokens: usize,
+        /// Tokens needed.
+        needed: usize,
+        /// For what.
+        purpose: String,
+    },
+    /// A window that cannot be evaluated.
+    #[error("{0}")]
+    BadWindow(String),
+    /// Two models, or a model and saved logits, that cannot be compared.
+    #[error("cannot compare: {0}")]
+    Incomparable(String),
+    /// Saved logits could not be read or written.
+    #[error("saved logits: {0}")]
+    Io(#[from] io::Error),
+    /// Stopped on request.
+    #[error("interrupted")]
+    Interrupted,
+}
