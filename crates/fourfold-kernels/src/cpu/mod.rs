@@ -1,15 +1,21 @@
 //! The CPU backend: kernels for AVX512, AVX2 and any machine, chosen at run time.
 
+mod dense;
+mod elementwise;
 mod isa;
 pub mod pool;
 pub mod quant;
+mod simd;
 
 use std::ops::Range;
 
-use fourfold_tensor::Weight;
+use fourfold_tensor::{Dense, Weight};
 
 pub use isa::Isa;
 
+use self::dense::DenseArg;
+use self::pool::Pool;
+use self::quant::{Context, QuantWeight};
 use crate::{
     AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearArg, Reference, RopeSpec, Tensor, Values,
 };
@@ -36,9 +42,10 @@ pub struct CpuOptions {
 }
 
 /// The CPU backend.
-#[derive(Clone, Debug)]
 pub struct Cpu {
+    pool: Pool,
     isa: Isa,
+    activations: Activations,
 }
 
 impl Cpu {
@@ -51,8 +58,28 @@ impl Cpu {
         if !isa.is_available() {
             return Err(KernelError::NoIsa(isa.name()));
         }
-        Ok(Self { isa })
+        Ok(Self { pool: Pool::new(options.threads), isa, activations: options.activations })
     }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context { pool: &self.pool, isa: self.isa, activations: self.activations }
+    }
+}
+
+/// A weight in this backend's layout.
+enum CpuWeight {
+    Dense(Dense),
+    Quantized(QuantWeight),
 }
 
 impl Backend for Cpu {
@@ -61,31 +88,73 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, weight: Weight) -> Result<DeviceWeight, KernelError> {
-        Reference.upload(weight)
+        let (rows, cols) = (weight.rows(), weight.cols());
+        Ok(match weight {
+            Weight::Dense(w) => DeviceWeight::new(rows, cols, w.data().byte_len(), CpuWeight::Dense(w)),
+            Weight::Quantized(w) => {
+                let w = QuantWeight::prepare(w, &self.pool)?;
+                DeviceWeight::new(rows, cols, w.byte_len(), CpuWeight::Quantized(w))
+            }
+        })
     }
 
     fn linear(&self, x: &Tensor, weights: &[LinearArg]) -> Vec<Tensor> {
-        Reference.linear(x, weights)
+        // Dense and quantized weights want the input in different forms: one region for each kind that is there.
+        let mut dense = Vec::with_capacity(weights.len());
+        let mut quantized = Vec::with_capacity(weights.len());
+        for arg in weights {
+            match arg.weight.get() {
+                CpuWeight::Dense(weight) => dense.push(DenseArg { weight, rows: 0..weight.rows(), bias: arg.bias }),
+                CpuWeight::Quantized(weight) => quantized.push(weight),
+            }
+        }
+        let mut dense = run_unless_empty(&dense, |args| dense::linear(self.context(), x, args)).into_iter();
+        let mut quantized = run_unless_empty(&quantized, |w| quant::linear(self.context(), x, w)).into_iter();
+        let mut outputs = Vec::with_capacity(weights.len());
+        for arg in weights {
+            let y = match arg.weight.get() {
+                CpuWeight::Dense(_) => dense.next(),
+                CpuWeight::Quantized(_) => quantized.next().map(|y| with_bias(y, arg.bias)),
+            };
+            outputs.extend(y);
+        }
+        outputs
     }
 
     fn linear_rows(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor {
-        Reference.linear_rows(x, weight, rows)
+        match weight.get() {
+            CpuWeight::Dense(weight) => {
+                dense::linear(self.context(), x, &[DenseArg { weight, rows, bias: None }]).swap_remove(0)
+            }
+            CpuWeight::Quantized(weight) => quant::linear_rows(self.context(), x, weight, rows),
+        }
     }
 
     fn linear_transposed(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor {
-        Reference.linear_transposed(x, weight, rows)
+        match weight.get() {
+            CpuWeight::Dense(weight) => dense::linear_transposed(self.context(), x, weight, rows),
+            CpuWeight::Quantized(weight) => quant::linear_transposed(self.context(), x, weight, rows),
+        }
     }
 
     fn embedding(&self, weight: &DeviceWeight, ids: &[u32]) -> Tensor {
-        Reference.embedding(weight, ids)
+        let mut y = Tensor::zeros(ids.len(), weight.cols());
+        for (row, &id) in y.host_mut().chunks_exact_mut(weight.cols().max(1)).zip(ids) {
+            let id = id as usize;
+            match weight.get() {
+                CpuWeight::Dense(w) => w.data().read_f32(id * w.cols(), row),
+                CpuWeight::Quantized(w) => w.read_row(id, row),
+            }
+        }
+        y
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
-        Reference.rms_norm(x, weight, eps)
+        elementwise::rms_norm(&self.pool, self.isa, x, weight, eps)
     }
 
     fn rope(&self, x: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec) {
-        Reference.rope(x, cos, sin, spec);
+        elementwise::rope(&self.pool, x, cos, sin, spec);
     }
 
     fn attention(&self, q: &Tensor, keys: &KvCache, values: Values, spec: &AttentionSpec) -> Tensor {
@@ -93,26 +162,42 @@ impl Backend for Cpu {
     }
 
     fn swiglu(&self, gate: Tensor, up: &Tensor) -> Tensor {
-        Reference.swiglu(gate, up)
+        elementwise::swiglu(&self.pool, self.isa, gate, up)
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {
-        Reference.add(x, y);
+        elementwise::add(&self.pool, x, y);
     }
 
     fn columns(&self, x: &Tensor, range: Range<usize>) -> Tensor {
-        Reference.columns(x, range)
+        elementwise::columns(x, range)
     }
 
     fn concat_columns(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        Reference.concat_columns(a, b)
+        elementwise::concat_columns(a, b)
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[usize]) -> Tensor {
-        Reference.gather_rows(x, rows)
+        elementwise::gather_rows(x, rows)
     }
 
     fn scatter_add_rows(&self, x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]) {
-        Reference.scatter_add_rows(x, y, rows, factors);
+        elementwise::scatter_add_rows(x, y, rows, factors);
     }
+}
+
+/// `run(args)`, or nothing for nothing.
+fn run_unless_empty<T>(args: &[T], run: impl FnOnce(&[T]) -> Vec<Tensor>) -> Vec<Tensor> {
+    if args.is_empty() { Vec::new() } else { run(args) }
+}
+
+/// `y + bias` in each row.
+fn with_bias(mut y: Tensor, bias: Option<&Tensor>) -> Tensor {
+    if let Some(bias) = bias {
+        let cols = y.cols().max(1);
+        for row in y.host_mut().chunks_exact_mut(cols) {
+            row.iter_mut().zip(bias.host()).for_each(|(y, b)| *y += b);
+        }
+    }
+    y
 }

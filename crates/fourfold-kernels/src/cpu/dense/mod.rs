@@ -1,0 +1,251 @@
+//! Linear layers whose weights are floats: f32, f16, bf16. Weights stay as they are stored (in a memory-mapped file, say) and
+//! are widened, or brought into panels of some 50 KB, as they are multiplied.
+
+mod dots;
+mod panel;
+mod product;
+mod tile;
+mod transposed;
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use fourfold_tensor::{Dense, FloatBuffer};
+use half::bf16;
+
+use self::product::Fma;
+
+pub use transposed::linear_transposed;
+
+use self::dots::{Dots, dots};
+use self::panel::{PANEL_ROWS, PanelProduct, panel_product};
+#[cfg(target_arch = "x86_64")]
+use self::product::Pairs;
+use self::product::Product;
+use super::pool::SendPtr;
+use super::quant::Context;
+use super::simd::{Element, MAX_LANES, Simd, for_isa};
+use super::{Activations, Isa};
+use crate::Tensor;
+
+/// From this many tokens on, weights are brought into panels.
+const PANEL_TOKENS: usize = 8;
+
+/// Tokens that a panel is multiplied with in one work item: enough to pay for the panel, few enough to share out.
+const TOKENS_PER_ITEM: usize = 14 * 20;
+
+/// Weight rows of a work item where tokens are few.
+const DOT_ROWS: usize = 8;
+
+/// A weight to multiply with, and the rows of it that are wanted.
+pub struct DenseArg<'a> {
+    /// The weight.
+    pub weight: &'a Dense,
+    /// Its rows that are wanted.
+    pub rows: Range<usize>,
+    /// Added to each result: `[1, weight.rows()]`.
+    pub bias: Option<&'a Tensor>,
+}
+
+thread_local! {
+    /// A panel for each thread, kept from call to call.
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `y_i = x · W_i[rows_i, :]ᵀ + b_i`, in one parallel region.
+pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
+    let mut outputs: Vec<Tensor> = args.iter().map(|arg| output(x, arg)).collect();
+    if x.rows() == 0 || x.cols() == 0 {
+        return outputs;
+    }
+    let is_pairs = |arg: &DenseArg| matches!(arg.weight.data(), FloatBuffer::Bf16(_)) && uses_pairs(context);
+    let floats = (!args.iter().all(is_pairs)).then(|| Lanes::floats(x));
+    let pairs = args.iter().any(is_pairs).then(|| Lanes::pairs(context, x));
+    let many = x.rows() >= PANEL_TOKENS;
+    let unit = if many { PANEL_ROWS } else { DOT_ROWS };
+    let chunks = if many { x.rows().div_ceil(TOKENS_PER_ITEM) } else { 1 };
+
+    // Items are (weight, rows, tokens), tokens fastest.
+    let mut jobs = Vec::with_capacity(args.len());
+    let mut items = 0;
+    for (arg, y) in args.iter().zip(&mut outputs) {
+        let lanes = if is_pairs(arg) { pairs.as_ref() } else { floats.as_ref() };
+        let Some(lanes) = lanes else { continue };
+        jobs.push(Job { arg, lanes, pairs: is_pairs(arg), y: SendPtr::new(y.host_mut()), first_item: items });
+        items += arg.rows.len().div_ceil(unit) * chunks;
+    }
+    context.pool.for_ranges(items, 1, |range| {
+        let mut start = range.start;
+        while start < range.end {
+            let index = jobs.partition_point(|job| job.first_item <= start) - 1;
+            let end = jobs.get(index + 1).map_or(items, |next| next.first_item).min(range.end);
+            let job = &jobs[index];
+            let local = start - job.first_item..end - job.first_item;
+            if many {
+                for item in local {
+                    let tokens = shares(x.rows(), chunks, item % chunks);
+                    job.run(context.isa, true, rows_of(item / chunks..item / chunks + 1, unit, job), tokens);
+                }
+            } else {
+                job.run(context.isa, false, rows_of(local, unit, job), 0..x.rows());
+            }
+            start = end;
+        }
+    });
+    outputs
+}
+
+/// Whether bf16 weights meet activations rounded to bf16.
+fn uses_pairs(context: Context) -> bool {
+    context.isa == Isa::Avx512 && context.activations == Activations::Fast
+}
+
+/// The output, which holds the bias (to be added to) where there is one.
+fn output(x: &Tensor, arg: &DenseArg) -> Tensor {
+    assert_eq!(x.cols(), arg.weight.cols(), "an input of {} columns for a weight of {}", x.cols(), arg.weight.cols());
+    assert!(arg.rows.end <= arg.weight.rows(), "rows {:?} of a weight of {}", arg.rows, arg.weight.rows());
+    match arg.bias {
+        None => Tensor::zeros(x.rows(), arg.rows.len()),
+        Some(bias) => {
+            assert_eq!(bias.cols(), arg.weight.rows(), "a bias of {} for {} rows", bias.cols(), arg.weight.rows());
+            Tensor::new(x.rows(), arg.rows.len(), bias.host()[arg.rows.clone()].repeat(x.rows()))
+        }
+    }
+}
+
+/// Rows (counted from `job.arg.rows.start`) of some units.
+fn rows_of(units: Range<usize>, unit: usize, job: &Job) -> Range<usize> {
+    units.start * unit..(units.end * unit).min(job.arg.rows.len())
+}
+
+/// Share `i` of `total` in `shares` nearly equal ones.
+fn shares(total: usize, shares: usize, i: usize) -> Range<usize> {
+    total * i / shares..total * (i + 1) / shares
+}
+
+/// Activations as 32-bit lanes, rows padded with zeros to whole vectors.
+struct Lanes {
+    data: Vec<f32>,
+    row: usize,
+}
+
+impl Lanes {
+    /// Lanes from a row to the next: whole vectors, and an odd number of cache lines, so that many rows at one column do not
+    /// meet in one set of the first cache.
+    fn stride(lanes: usize) -> usize {
+        let vectors = lanes.div_ceil(MAX_LANES);
+        (vectors | 1) * MAX_LANES
+    }
+
+    fn floats(x: &Tensor) -> Self {
+        let row = Self::stride(x.cols());
+        let mut data = Vec::with_capacity(row * x.rows());
+        for t in 0..x.rows() {
+            data.extend_from_slice(x.row(t));
+            data.resize((t + 1) * row, 0.0);
+        }
+        Self { data, row }
+    }
+
+    fn pairs(context: Context, x: &Tensor) -> Self {
+        let row = Self::stride(x.cols().div_ceil(2));
+        let mut data = vec![0.0f32; row * x.rows()];
+        let grain = (1 << 14) / row + 1;
+        context.pool.for_chunks_mut(&mut data, row, grain, |first, lanes| {
+            for (t, lanes) in lanes.chunks_exact_mut(row).enumerate() {
+                let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);
+                round_to_bf16(context.isa, x.row(first + t), &mut halves[..x.cols()]);
+            }
+        });
+        Self { data, row }
+    }
+}
+
+for_isa! {
+    /// Rounds to nearest, ties to even.
+    fn round_to_bf16(from: &[f32], to: &mut [bf16]) = round_to_bf16_with
+}
+
+#[inline(always)]
+fn round_to_bf16_with<S: Simd>(_s: S, from: &[f32], to: &mut [bf16]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        let bits = from.to_bits();
+        // NaN must not round up to infinity's neighbour zero: it keeps its sign and a quiet bit.
+        let rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        *to = bf16::from_bits(if from.is_nan() { quiet as u16 } else { rounded as u16 });
+    }
+}
+
+/// One weight's part of a region.
+struct Job<'a> {
+    arg: &'a DenseArg<'a>,
+    lanes: &'a Lanes,
+    pairs: bool,
+    y: SendPtr<f32>,
+    first_item: usize,
+}
+
+impl Job<'_> {
+    /// Computes `rows` (counted from the first one wanted) for `tokens`.
+    fn run(&self, isa: Isa, many: bool, rows: Range<usize>, tokens: Range<usize>) {
+        match self.arg.weight.data() {
+            FloatBuffer::F32(w) => run_floats(isa, self, w, many, rows, tokens),
+            FloatBuffer::F16(w) => run_floats(isa, self, w, many, rows, tokens),
+            #[cfg(target_arch = "x86_64")]
+            FloatBuffer::Bf16(w) if self.pairs => {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+                fn run_pairs(job: &Job, w: &[bf16], many: bool, rows: Range<usize>, tokens: Range<usize>) {
+                    // SAFETY: this function is only called where its instructions are there.
+                    run_with::<_, Pairs>(unsafe { super::simd::Avx512::assume() }, job, w, many, rows, tokens);
+                }
+                // SAFETY: `pairs` is set for AVX512 alone (`uses_pairs`), which `Cpu::new` has checked.
+                unsafe { run_pairs(self, w, many, rows, tokens) }
+            }
+            FloatBuffer::Bf16(w) => run_floats(isa, self, w, many, rows, tokens),
+        }
+    }
+}
+
+for_isa! {
+    /// f32 activations times weights of any float type.
+    fn run_floats<E: Element>(job: &Job, w: &[E], many: bool, rows: Range<usize>, tokens: Range<usize>) = run_floats_with
+}
+
+#[inline(always)]
+fn run_floats_with<S: Simd, E: Element>(
+    s: S,
+    job: &Job,
+    w: &[E],
+    many: bool,
+    rows: Range<usize>,
+    tokens: Range<usize>,
+) {
+    run_with::<S, Fma<E>>(s, job, w, many, rows, tokens);
+}
+
+/// The kernel for many or few tokens.
+#[inline(always)]
+fn run_with<S: Simd, P: Product<S>>(s: S, job: &Job, w: &[P::W], many: bool, rows: Range<usize>, tokens: Range<usize>) {
+    let cols = job.arg.weight.cols();
+    let first = job.arg.rows.start + rows.start;
+    let weights = w[first * cols..(first + rows.len()) * cols].as_ptr();
+    let x = job.lanes.data[tokens.start * job.lanes.row..tokens.end * job.lanes.row].as_ptr();
+    let (x_row, y_row, accumulate) = (job.lanes.row, job.arg.rows.len(), job.arg.bias.is_some());
+    // SAFETY: weights and tokens are the slices just taken; items write disjoint parts of y, which is alive and of
+    // [all tokens, y_row]; the instruction set has been checked, as the token says.
+    unsafe {
+        let y = job.y.get().add(tokens.start * y_row + rows.start);
+        let (rows, tokens) = (rows.len(), tokens.len());
+        if many {
+            PANEL.with(|scratch| {
+                panel_product::<S, P>(
+                    s,
+                    PanelProduct { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate, scratch },
+                );
+            });
+        } else {
+            dots::<S, P>(s, Dots { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate });
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Many tokens: some rows of the weight are brought into a panel whose lanes are rows, and multiplied with all tokens.
+
+use super::product::Product;
+use super::tile::{Operands, product};
+use crate::cpu::simd::{MAX_LANES, Simd};
+
+/// Rows of a weight that make a panel.
+pub const PANEL_ROWS: usize = 32;
+
+/// Lanes of a row that are brought in at a time: a panel of 256 KB stays in the second cache.
+const PANEL_STEPS: usize = 2048;
+
+/// Rows of a weight against many tokens.
+#[derive(Clone, Copy)]
+pub struct PanelProduct<'a, W> {
+    /// The first row.
+    pub weights: *const W,
+    /// Columns, which is also the stride of the rows.
+    pub cols: usize,
+    /// Rows, at most [`PANEL_ROWS`].
+    pub rows: usize,
+    /// Lanes of the tokens, the last one padded with zeros.
+    pub x: *const f32,
+    /// Lanes from a token to the next.
+    pub x_row: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Where result (token 0, first row) goes.
+    pub y: *mut f32,
+    /// Elements from a token's results to the next's.
+    pub y_row: usize,
+    /// Whether to add to what is in `y`.
+    pub accumulate: bool,
+    /// Memory for the panel.
+    pub scratch: &'a std::cell::RefCell<Vec<f32>>,
+}
+
+/// `y[t, r] (+)= Σ_c x[t, c] · w[r, c]`.
+///
+/// # Safety
+/// The pointers hold what [`PanelProduct`] says of them, and nobody else writes these parts of `y`.
+#[inline(always)]
+pub unsafe fn panel_product<S: Simd, P: Product<S>>(s: S, p: PanelProduct<P::W>) {
+    let steps = p.cols.div_ceil(P::PER_LANE);
+    let mut scratch = p.scratch.borrow_mut();
+    let lanes = PANEL_ROWS * steps.min(PANEL_STEPS);
+    if scratch.len() < lanes {
+        scratch.resize(lanes, 0.0);
+    }
+    let mut first = 0;
+    while first < steps {
+        let count = (steps - first).min(PANEL_STEPS);
+        // SAFETY: the rows are the caller's promise; the scratch holds `count` steps of PANEL_ROWS lanes.
+        unsafe {
+            let col = first * P::PER_LANE;
+            pack::<S, P>(s, p.weights.add(col), p.cols, p.rows, p.cols - col, count, scratch.as_mut_ptr());
+            let operands = Operands {
+                a: p.x.add(first),
+                a_row: p.x_row,
+                a_step: 1,
+                b: scratch.as_ptr().cast(),
+                b_step: PANEL_ROWS * P::Packed::PER_LANE,
+                c: p.y,
+                c_row: p.y_row,
+                steps: count,
+                accumulate: p.accumulate || first > 0,
+            };
+            product::<S, P::Packed>(s, operands, p.tokens, p.rows);
+        }
+        first += count;
+    }
+}
+
+/// Brings `steps` lanes of `rows` rows into `panel[step][PANEL_ROWS]`; missing rows and columns become zeros.
+///
+/// # Safety
+/// Row r has `cols` readable elements at `weights + r · stride`; the panel has `steps · PANEL_ROWS` lanes.
+#[inline(always)]
+unsafe fn pack<S: Simd, P: Product<S>>(
+    s: S,
+    weights: *const P::W,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    steps: usize,
+    panel: *mut f32,
+) {
+    let mut square = [s.splat(0.0); MAX_LANES];
+    for block in (0..PANEL_ROWS).step_by(S::LANES) {
+        let mut step = 0;
+        while step < steps {
+            let left = cols - step * P::PER_LANE;
+            for (i, lanes) in square.iter_mut().enumerate().take(S::LANES) {
+                *lanes = if block + i >= rows {
+                    s.splat(0.0)
+                } else {
+                    // SAFETY: `left` elements of this row are left.
+                    unsafe {
+                        let from = weights.add((block + i) * stride + step * P::PER_LANE);
+                        if left >= S::LANES * P::PER_LANE { P::load(s, from) } else { P::load_first(s, from, left) }
+                    }
+                };
+            }
+            s.transpose(&mut square);
+            for (i, &lanes) in square.iter().enumerate().take(S::LANES.min(steps - step)) {
+                // SAFETY: step + i < steps.
+                unsafe { s.store(panel.add((step + i) * PANEL_ROWS + block), lanes) }
+            }
+            step += S::LANES;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The register tile: the inner loop of every matrix product here.
+
+use super::product::Product;
+use crate::cpu::simd::Simd;
+
+/// `c[m, n] = Σ_k a[m, k] · b[k, n]` by pointers. `b`'s rows are contiguous; `a` has any strides.
+#[derive(Clone, Copy)]
+pub struct Operands<W> {
+    /// Lanes of `a`.
+    pub a: *const f32,
+    /// Lanes from a row of `a` to the next.
+    pub a_row: usize,
+    /// Lanes from a step (column of `a`) to the next.
+    pub a_step: usize,
+    /// Elements of `b`.
+    pub b: *const W,
+    /// Elements from a step (row of `b`) to the next.
+    pub b_step: usize,
+    /// `c`.
+    pub c: *mut f32,
+    /// Elements from a row of `c` to the next.
+    pub c_row: usize,
+    /// Steps to sum over, in lanes.
+    pub steps: usize,
+    /// Whether to add to what is in `c`.
+    pub accumulate: bool,
+}
+
+impl<W> Operands<W> {
+    /// From row `row` and column `col` (of `c`) on; a column of `b` has `per_lane` elements.
+    #[inline(always)]
+    fn at(self, row: usize, col: usize, per_lane: usize) -> Self {
+        // `wrapping_add`: computing an address is no access; the accesses are the caller's promise.
+        Self {
+            a: self.a.wrapping_add(row * self.a_row),
+            b: self.b.wrapping_add(col * per_lane),
+            c: self.c.wrapping_add(row * self.c_row + col),
+            ..self
+        }
+    }
+}
+
+/// A product of any size, tile by tile. Where `cols` is no multiple of the lanes, `b` must be readable up to one.
+///
+/// # Safety
+/// `a` holds `rows` by `steps` lanes, `b` `steps` rows of `cols` lanes rounded up to whole vectors, `c` `rows` by `cols` elements,
+/// at the strides given; nobody else writes `c`.
+#[inline(always)]
+pub unsafe fn product<S: Simd, P: Product<S>>(s: S, o: Operands<P::W>, rows: usize, cols: usize) {
+    if rows == 0 {
+        return;
+    }
+    // Tiles of equal height: a low last tile would leave the multipliers idle.
+    let height = rows.div_ceil(rows.div_ceil(S::TILE_ROWS));
+    let width = 2 * S::LANES;
+    let mut col = 0;
+    while col < cols {
+        let wide = cols - col > S::LANES;
+        let mut row = 0;
+        while row < rows {
+            let o = o.at(row, col, P::PER_LANE);
+            let cols = cols - col;
+            // SAFETY: a part of what the caller promises.
+            unsafe {
+                if wide {
+                    of_height::<S, P, 2>(s, o, height.min(rows - row), cols.min(width));
+                } else {
+                    of_height::<S, P, 1>(s, o, height.min(rows - row), cols);
+                }
+            }
+            row += height;
+        }
+        col += width;
+    }
+}
+
+/// The tile of the right height, known to the compiler.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn of_height<S: Simd, P: Product<S>, const VECTORS: usize>(s: S, o: Operands<P::W>, height: usize, cols: usize) {
+    macro_rules! heights {
+        ($($h:literal)*) => {
+            match height.min(S::TILE_ROWS) {
+                // SAFETY: as the caller promises.
+                $($h => unsafe { tile::<S, P, $h, VECTORS>(s, o, cols) },)*
+                _ => unreachable!("tiles have 1 to {} rows", S::TILE_ROWS),
+            }
+        };
+    }
+    heights!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+/// `ROWS` by `VECTORS · LANES` results in registers.
+///
+/// # Safety
+/// As [`product`], for `ROWS` and `cols ≤ VECTORS · LANES`, more than `(VECTORS − 1) · LANES`.
+#[inline(always)]
+pub unsafe fn tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    o: Operands<P::W>,
+    cols: usize,
+) {
+    let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
+    let (mut a, mut b) = (o.a, o.b);
+    for _ in 0..o.steps {
+        let mut right = [s.splat(0.0); VECTORS];
+        for (v, right) in right.iter_mut().enumerate() {
+            // SAFETY: `b` is readable up to whole vectors.
+            *right = unsafe { P::load(s, b.add(v * S::LANES * P::PER_LANE)) };
+        }
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: row r of this step.
+            let left = s.splat(unsafe { *a.add(r * o.a_row) });
+            for (acc, &right) in acc.iter_mut().zip(&right) {
+                *acc = P::step(s, *acc, left, right);
+            }
+        }
+        a = a.wrapping_add(o.a_step);
+        b = b.wrapping_add(o.b_step);
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        for (v, &acc) in acc.iter().enumerate() {
+            let n = (cols - v * S::LANES).min(S::LANES);
+            // SAFETY: n columns of row r are `c`'s, from this vector on.
+            unsafe {
+                let to = o.c.add(r * o.c_row + v * S::LANES);
+                if n == S::LANES {
+                    s.store(to, if o.accumulate { s.add(s.load(to), acc) } else { acc });
+                } else {
+                    let sum = if o.accumulate { s.add(s.load_first(to.cast_const(), n), acc) } else { acc };
+                    s.store_first(to, sum, n);
+                }
+            }
+        }
+    }
+}

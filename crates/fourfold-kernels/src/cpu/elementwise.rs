@@ -1,0 +1,155 @@
+//! Operations on rows and elements. Small inputs are done by the caller alone: a parallel region costs more than they do.
+
+use std::ops::Range;
+
+use super::Isa;
+use super::pool::Pool;
+use super::simd::{Simd, exp, for_isa, map2_in_place};
+use crate::{RopeSpec, Tensor};
+
+/// Elements below which threads do not pay, for operations that read and write memory and little else.
+const GRAIN: usize = 1 << 15;
+
+/// The same for operations that compute an exponential.
+const EXP_GRAIN: usize = 1 << 13;
+
+/// `x / √(mean(x²) + eps) · weight` over each row.
+pub fn rms_norm(pool: &Pool, isa: Isa, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
+    assert_eq!(x.cols(), weight.cols(), "a norm of {} elements on rows of {}", weight.cols(), x.cols());
+    let mut y = x.clone();
+    let cols = x.cols().max(1);
+    pool.for_chunks_mut(y.host_mut(), cols, GRAIN / cols, |_, rows| norm_rows(isa, rows, weight.host(), eps));
+    y
+}
+
+for_isa! {
+    fn norm_rows(rows: &mut [f32], weight: &[f32], eps: f32) = norm_rows_with
+}
+
+#[inline(always)]
+fn norm_rows_with<S: Simd>(s: S, rows: &mut [f32], weight: &[f32], eps: f32) {
+    for row in rows.chunks_exact_mut(weight.len()) {
+        let inverse = 1.0 / (sum_of_squares(s, row) / row.len() as f32 + eps).sqrt();
+        let inverse = s.splat(inverse);
+        map2_in_place(s, row, weight, |v, w| s.mul(s.mul(v, inverse), w));
+    }
+}
+
+#[inline(always)]
+fn sum_of_squares<S: Simd>(s: S, row: &[f32]) -> f32 {
+    let mut sums = [s.splat(0.0); 4];
+    let (blocks, rest) = row.as_chunks::<{ 4 * super::simd::MAX_LANES }>();
+    for block in blocks {
+        for part in 0..block.len() / S::LANES {
+            // SAFETY: the part lies in the block.
+            let v = unsafe { s.load(block.as_ptr().add(part * S::LANES)) };
+            sums[part % 4] = s.mul_add(v, v, sums[part % 4]);
+        }
+    }
+    let mut sum = s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));
+    for &v in rest {
+        sum += v * v;
+    }
+    sum
+}
+
+/// Rotates parts of each head in place.
+pub fn rope(pool: &Pool, x: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec) {
+    let token = spec.heads * spec.head_dim;
+    assert!(
+        token > 0 && (x.rows() * x.cols()).is_multiple_of(token),
+        "rope: no whole number of tokens of {token} elements"
+    );
+    let half = cos.cols();
+    assert!(spec.start + 2 * half <= spec.head_dim, "rope: {half} pairs from {} in {}", spec.start, spec.head_dim);
+    pool.for_chunks_mut(x.host_mut(), token, GRAIN / token, |first, tokens| {
+        for (t, heads) in tokens.chunks_exact_mut(token).enumerate() {
+            let position = spec.first_position + first + t;
+            let (cos, sin) = (cos.row(position), sin.row(position));
+            for head in heads.chunks_exact_mut(spec.head_dim) {
+                let rotated = &mut head[spec.start..spec.start + 2 * half];
+                if spec.interleaved {
+                    for (pair, (&c, &s)) in rotated.chunks_exact_mut(2).zip(cos.iter().zip(sin)) {
+                        (pair[0], pair[1]) = (pair[0] * c - pair[1] * s, pair[0] * s + pair[1] * c);
+                    }
+                } else {
+                    let (firsts, seconds) = rotated.split_at_mut(half);
+                    for ((a, b), (&c, &s)) in firsts.iter_mut().zip(seconds).zip(cos.iter().zip(sin)) {
+                        (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// `silu(gate) ⊙ up`.
+pub fn swiglu(pool: &Pool, isa: Isa, mut gate: Tensor, up: &Tensor) -> Tensor {
+    assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "swiglu of unequal shapes");
+    // Units of 64: threads write different cache lines, and every element is computed in a whole vector or in the same tail.
+    pool.for_chunks_mut(gate.host_mut(), 64, EXP_GRAIN / 64, |first, gate| {
+        swiglu_slice(isa, gate, &up.host()[first * 64..first * 64 + gate.len()]);
+    });
+    gate
+}
+
+for_isa! {
+    fn swiglu_slice(gate: &mut [f32], up: &[f32]) = swiglu_slice_with
+}
+
+#[inline(always)]
+fn swiglu_slice_with<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
+    let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    map2_in_place(s, gate, up, |g, u| {
+        let silu = s.div(g, s.add(one, exp(s, s.sub(zero, g))));
+        s.mul(silu, u)
+    });
+}
+
+/// `x += y`.
+pub fn add(pool: &Pool, x: &mut Tensor, y: &Tensor) {
+    assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "add of unequal shapes");
+    pool.for_chunks_mut(x.host_mut(), 64, GRAIN / 64, |first, x| {
+        let y = &y.host()[first * 64..first * 64 + x.len()];
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    });
+}
+
+/// Columns `range` of each row.
+pub fn columns(x: &Tensor, range: Range<usize>) -> Tensor {
+    let mut data = Vec::with_capacity(x.rows() * range.len());
+    for r in 0..x.rows() {
+        data.extend_from_slice(&x.row(r)[range.clone()]);
+    }
+    Tensor::new(x.rows(), range.len(), data)
+}
+
+/// `a` and `b` side by side.
+pub fn concat_columns(a: &Tensor, b: &Tensor) -> Tensor {
+    assert_eq!(a.rows(), b.rows(), "concatenating unequal numbers of rows");
+    let mut data = Vec::with_capacity(a.host().len() + b.host().len());
+    for r in 0..a.rows() {
+        data.extend_from_slice(a.row(r));
+        data.extend_from_slice(b.row(r));
+    }
+    Tensor::new(a.rows(), a.cols() + b.cols(), data)
+}
+
+/// The named rows.
+pub fn gather_rows(x: &Tensor, rows: &[usize]) -> Tensor {
+    let mut data = Vec::with_capacity(rows.len() * x.cols());
+    for &r in rows {
+        data.extend_from_slice(x.row(r));
+    }
+    Tensor::new(rows.len(), x.cols(), data)
+}
+
+/// `x[rows[i]] += factors[i] · y[i]`. By one thread: rows may repeat.
+pub fn scatter_add_rows(x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]) {
+    assert_eq!((x.cols(), y.rows(), y.rows()), (y.cols(), rows.len(), factors.len()), "scatter of unequal shapes");
+    let cols = x.cols();
+    for (i, (&r, &factor)) in rows.iter().zip(factors).enumerate() {
+        let to = &mut x.host_mut()[r * cols..(r + 1) * cols];
+        to.iter_mut().zip(y.row(i)).for_each(|(x, y)| *x += factor * y);
+    }
+}

@@ -1,0 +1,40 @@
+//! Functions of vectors, and loops over slices.
+
+use super::Simd;
+
+/// `e^x` to about 1 ulp. Arguments are held to [−87, 88]: e^−∞ gives 1.6e−38, which is nothing beside a sum that contains
+/// e^0.
+#[inline(always)]
+pub fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    let x = s.max(s.min(x, s.splat(88.0)), s.splat(-87.0));
+    let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
+    // ln 2 in two parts (Cody & Waite), so that the remainder keeps its low bits: |r| ≤ ln 2 / 2.
+    let r = s.mul_add(n, s.splat(-0.693_359_4), x);
+    let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
+    // Taylor's series; the first term left out is r^8/8! < 6e-9.
+    let mut p = s.splat(1.0 / 5040.0);
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = s.mul_add(p, r, s.splat(c));
+    }
+    s.mul(p, s.pow2(n))
+}
+
+/// `x = f(x, y)` for each pair of elements.
+#[inline(always)]
+pub fn map2_in_place<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Fn(S::V, S::V) -> S::V) {
+    assert_eq!(x.len(), y.len());
+    let whole = x.len() / S::LANES * S::LANES;
+    let (p, q) = (x.as_mut_ptr(), y.as_ptr());
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: i + LANES ≤ whole ≤ both lengths.
+        unsafe { s.store(p.add(i), f(s.load(p.add(i)), s.load(q.add(i)))) }
+    }
+    let rest = x.len() - whole;
+    if rest > 0 {
+        // SAFETY: `rest` elements follow `whole` in both.
+        unsafe {
+            let v = f(s.load_first(p.add(whole).cast_const(), rest), s.load_first(q.add(whole), rest));
+            s.store_first(p.add(whole), v, rest);
+        }
+    }
+}

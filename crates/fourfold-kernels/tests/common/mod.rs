@@ -1,0 +1,138 @@
+//! What the suites share: numbers that look random, weights of every form, and the backends to check.
+#![allow(dead_code)]
+
+use fourfold_kernels::{Activations, Cpu, CpuOptions, Isa, Tensor};
+use fourfold_tensor::{DType, Dense, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row};
+
+/// A generator of values in [−1, 1) (xorshift).
+pub struct Noise(u64);
+
+impl Noise {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 20
+    }
+
+    pub fn value(&mut self) -> f32 {
+        (self.bits() & 0xFF_FFFF) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    pub fn values(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.value()).collect()
+    }
+}
+
+/// A tensor of noise.
+pub fn noise(rows: usize, cols: usize, seed: u64) -> Tensor {
+    Tensor::new(rows, cols, Noise::new(seed).values(rows * cols))
+}
+
+/// A form of weight to check linear layers with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Form {
+    Dense(DType),
+    Symmetric { bits: u8, group: usize },
+    ZeroPoint { bits: u8, group: usize },
+    Min { bits: u8, group: usize },
+    Codebook { group: usize },
+    DoubleScales { bits: u8, group: usize },
+    ActOrder { bits: u8, group: usize },
+    PerTensor { bits: u8 },
+}
+
+pub const FORMS: &[Form] = &[
+    Form::Dense(DType::F32),
+    Form::Dense(DType::F16),
+    Form::Dense(DType::Bf16),
+    Form::Symmetric { bits: 4, group: 32 },
+    Form::Symmetric { bits: 3, group: 64 },
+    Form::Symmetric { bits: 8, group: 1 << 20 },
+    Form::ZeroPoint { bits: 4, group: 24 },
+    Form::ZeroPoint { bits: 2, group: 16 },
+    Form::Min { bits: 5, group: 32 },
+    Form::Codebook { group: 32 },
+    Form::DoubleScales { bits: 6, group: 16 },
+    Form::ActOrder { bits: 4, group: 16 },
+    Form::PerTensor { bits: 8 },
+];
+
+/// A weight `[rows, cols]` of a form, of magnitude about 1.
+pub fn weight(form: Form, rows: usize, cols: usize, seed: u64) -> Weight {
+    let mut noise = Noise::new(seed);
+    if let Form::Dense(dtype) = form {
+        let data = FloatBuffer::from_f32(noise.values(rows * cols), dtype);
+        return Dense::new(vec![rows, cols], data).into();
+    }
+    let (bits, group) = match form {
+        Form::Dense(_) => unreachable!(),
+        Form::Codebook { group } => (4, group),
+        Form::PerTensor { bits } => (bits, cols),
+        Form::Symmetric { bits, group }
+        | Form::ZeroPoint { bits, group }
+        | Form::Min { bits, group }
+        | Form::DoubleScales { bits, group }
+        | Form::ActOrder { bits, group } => (bits, group.min(cols)),
+    };
+    let groups = cols.div_ceil(group);
+    let words = packed_words_per_row(cols, bits);
+    let mut packed = vec![0u32; rows * words];
+    for row in packed.chunks_exact_mut(words) {
+        let codes: Vec<u8> = (0..cols).map(|_| (noise.bits() % (1 << bits)) as u8).collect();
+        pack_row(&codes, bits, row);
+    }
+    let top = if matches!(form, Form::Codebook { .. }) { 127.0 } else { (1u32 << (bits - 1)) as f32 };
+    let count = if matches!(form, Form::PerTensor { .. }) { 1 } else { rows * groups };
+    let scale_values: Vec<f32> = (0..count).map(|_| (1.0 + 0.5 * noise.value()) / top).collect();
+    let scales = match form {
+        Form::DoubleScales { .. } => Scales::Double {
+            row: FloatBuffer::from_f32((0..rows).map(|_| 1.0 / (200.0 * top)).collect(), DType::F32),
+            codes: (0..count).map(|_| (100 + noise.bits() % 156) as u8).collect::<Vec<_>>().into(),
+        },
+        _ => Scales::Float(FloatBuffer::from_f32(scale_values.clone(), DType::F16)),
+    };
+    let offsets = match form {
+        Form::ZeroPoint { .. } => {
+            Offsets::ZeroPoint((0..count).map(|_| (noise.bits() % (1 << bits)) as u8).collect::<Vec<_>>().into())
+        }
+        Form::Min { .. } => Offsets::Min(FloatBuffer::from_f32(
+            scale_values.iter().map(|s| s * top * (1.0 + 0.2 * noise.value())).collect(),
+            DType::F16,
+        )),
+        _ => Offsets::Symmetric,
+    };
+    let codebook = matches!(form, Form::Codebook { .. })
+        .then(|| vec![-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]);
+    let g_idx = matches!(form, Form::ActOrder { .. })
+        .then(|| (0..cols).map(|c| ((c * 7 + 3) % cols / group) as u32).collect::<Vec<_>>().into());
+    Quantized { rows, cols, bits, group_size: group, packed: packed.into(), scales, offsets, codebook, g_idx }.into()
+}
+
+/// A backend to check, and what it is.
+pub struct Candidate {
+    pub label: String,
+    pub activations: Activations,
+    pub isa: Isa,
+    pub threads: usize,
+    pub backend: Cpu,
+}
+
+/// Every instruction set of this machine, with 1 and 2 threads and both precisions of activations.
+pub fn candidates() -> Vec<Candidate> {
+    let mut all = Vec::new();
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for activations in [Activations::F32, Activations::Fast] {
+            for threads in [1, 2] {
+                let backend = Cpu::new(CpuOptions { threads, isa: Some(isa), activations }).unwrap();
+                let label = format!("{} {activations:?} {threads} threads", isa.name());
+                all.push(Candidate { label, activations, isa, threads, backend });
+            }
+        }
+    }
+    all
+}

@@ -1,0 +1,250 @@
+//! One suite for every backend: each operation, in many shapes, against the reference; and the same bits from any number of
+//! threads.
+
+mod common;
+
+use common::{Candidate, FORMS, Form, candidates, noise, weight};
+use fourfold_kernels::{Activations, Backend, LinearArg, Reference, RopeSpec, Tensor};
+
+/// Where a product may differ from the reference: by this share of `Σ |x| |w|`.
+fn linear_tolerance(candidate: &Candidate, form: Form) -> f32 {
+    match (candidate.activations, form) {
+        // f32 sums in another order.
+        (Activations::F32, _) => 2e-6,
+        // Rounding to bf16: 2^−9 of each term.
+        (Activations::Fast, Form::Dense(_)) => 2.0f32.powi(-9),
+        // Rounding to int8: 1/254 of the largest activation, which is about twice the mean one.
+        (Activations::Fast, _) => 0.01,
+    }
+}
+
+/// `Σ |x| |w|` for each output, from the reference's own read of the weight.
+fn magnitudes(x: &Tensor, stored: &fourfold_tensor::Weight) -> Tensor {
+    let absolute = |v: &[f32]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
+    let w = fourfold_tensor::Dense::from_f32(vec![stored.rows(), stored.cols()], absolute(&stored.to_f32()));
+    let w = Reference.upload(w.into()).unwrap();
+    let x = Tensor::new(x.rows(), x.cols(), absolute(x.host()));
+    Reference.linear(&x, &[LinearArg { weight: &w, bias: None }]).remove(0)
+}
+
+fn check(what: &str, found: &Tensor, expected: &Tensor, bound: impl Fn(usize) -> f32) {
+    assert_eq!((found.rows(), found.cols()), (expected.rows(), expected.cols()), "{what}: shape");
+    for (i, (&f, &e)) in found.host().iter().zip(expected.host()).enumerate() {
+        let error = (f - e).abs();
+        assert!(error <= bound(i), "{what}: element {i} of [{}, {}] is {f}, not {e}", found.rows(), found.cols());
+    }
+}
+
+/// Runs `op` on every candidate; those that differ in threads alone must give the same bits.
+fn each(op: impl Fn(&Candidate) -> Vec<Tensor>) {
+    let mut last: Option<(String, Vec<Tensor>)> = None;
+    for candidate in candidates() {
+        let outputs = op(&candidate);
+        if let Some((label, before)) = last.filter(|_| candidate.threads > 1) {
+            assert!(before == outputs, "{} and {label} give different bits", candidate.label);
+        }
+        last = Some((candidate.label, outputs));
+    }
+}
+
+/// (tokens, in, out): single rows, odd sizes, below and above every block.
+const LINEAR_SHAPES: &[(usize, usize, usize)] = &[
+    (1, 1, 1),
+    (1, 576, 192),
+    (1, 67, 35),
+    (2, 33, 5),
+    (3, 64, 31),
+    (5, 129, 70),
+    (8, 96, 33),
+    (17, 48, 64),
+    (61, 131, 101),
+];
+
+#[test]
+fn linear_of_every_form() {
+    each(|candidate| {
+        let mut outputs = Vec::new();
+        for &form in FORMS {
+            for &(tokens, cols, rows) in LINEAR_SHAPES {
+                let stored = weight(form, rows, cols, 7);
+                let (x, bias) = (noise(tokens, cols, 8), noise(1, rows, 9));
+                let expected_weight = Reference.upload(stored.clone()).unwrap();
+                let expected =
+                    Reference.linear(&x, &[LinearArg { weight: &expected_weight, bias: Some(&bias) }]).remove(0);
+                let magnitude = magnitudes(&x, &stored);
+                let uploaded = candidate.backend.upload(stored).unwrap();
+                let y = candidate.backend.linear(&x, &[LinearArg { weight: &uploaded, bias: Some(&bias) }]).remove(0);
+                let tolerance = linear_tolerance(candidate, form);
+                let what = format!("{} linear {form:?} {tokens}x{cols}x{rows}", candidate.label);
+                check(&what, &y, &expected, |i| tolerance * magnitude.host()[i] + 1e-6);
+                outputs.push(y);
+            }
+        }
+        outputs
+    });
+}
+
+#[test]
+fn linear_with_several_weights_and_forms_of_one_input() {
+    let forms = [FORMS[0], FORMS[3], FORMS[2], FORMS[6], FORMS[1]];
+    let rows = [33, 64, 1, 40, 96];
+    each(|candidate| {
+        let mut outputs = Vec::new();
+        for tokens in [1, 4, 40] {
+            let x = noise(tokens, 72, 1);
+            let biases: Vec<Tensor> = rows.iter().map(|&r| noise(1, r, 2)).collect();
+            let stored: Vec<_> = forms.iter().zip(rows).map(|(&form, r)| weight(form, r, 72, r as u64)).collect();
+            let uploaded: Vec<_> = stored.iter().map(|w| candidate.backend.upload(w.clone()).unwrap()).collect();
+            let args: Vec<_> = uploaded
+                .iter()
+                .zip(&biases)
+                .enumerate()
+                .map(|(i, (weight, bias))| LinearArg { weight, bias: (i % 2 == 0).then_some(bias) })
+                .collect();
+            let together = candidate.backend.linear(&x, &args);
+            for (i, y) in together.iter().enumerate() {
+                let alone = candidate.backend.linear(&x, &args[i..=i]).remove(0);
+                assert!(*y == alone, "{} weight {i} of {tokens} tokens: together and alone differ", candidate.label);
+                let w = Reference.upload(stored[i].clone()).unwrap();
+                let expected = Reference.linear(&x, &[LinearArg { weight: &w, bias: args[i].bias }]).remove(0);
+                let magnitude = magnitudes(&x, &stored[i]);
+                let tolerance = linear_tolerance(candidate, forms[i]);
+                check(&candidate.label, y, &expected, |j| tolerance * magnitude.host()[j] + 1e-6);
+            }
+            outputs.extend(together);
+        }
+        outputs
+    });
+}
+
+#[test]
+fn linear_rows_and_transposed_of_every_form() {
+    each(|candidate| {
+        let mut outputs = Vec::new();
+        for &form in FORMS {
+            for (tokens, cols, rows, range) in
+                [(1, 576, 40, 8..24), (1, 35, 9, 0..9), (3, 70, 40, 17..30), (20, 129, 64, 32..64), (33, 40, 7, 2..3)]
+            {
+                let stored = weight(form, rows, cols, 3);
+                let expected_weight = Reference.upload(stored.clone()).unwrap();
+                let uploaded = candidate.backend.upload(stored.clone()).unwrap();
+                let what = format!("{} {form:?} {tokens}x{cols}x{rows} rows {range:?}", candidate.label);
+
+                let x = noise(tokens, cols, 4);
+                let expected = Reference.linear_rows(&x, &expected_weight, range.clone());
+                let y = candidate.backend.linear_rows(&x, &uploaded, range.clone());
+                let magnitude = magnitudes(&x, &stored);
+                let tolerance = linear_tolerance(candidate, form);
+                check(&what, &y, &expected, |i| {
+                    tolerance * magnitude.row(i / range.len())[range.start + i % range.len()] + 1e-6
+                });
+                outputs.push(y);
+
+                let x = noise(tokens, range.len(), 5);
+                let expected = Reference.linear_transposed(&x, &expected_weight, range.clone());
+                let y = candidate.backend.linear_transposed(&x, &uploaded, range.clone());
+                // Weights are of magnitude 1 and activations below 1.
+                let share = if matches!(form, Form::Dense(_)) { 2e-6 } else { tolerance };
+                check(&format!("{what} transposed"), &y, &expected, |_| share * 2.0 * range.len() as f32);
+                outputs.push(y);
+            }
+        }
+        outputs
+    });
+}
+
+#[test]
+fn embedding_reads_rows_as_stored() {
+    each(|candidate| {
+        FORMS
+            .iter()
+            .map(|&form| {
+                let stored = weight(form, 11, 50, 6);
+                let ids = [3, 0, 10, 3];
+                let expected = Reference.embedding(&Reference.upload(stored.clone()).unwrap(), &ids);
+                let y = candidate.backend.embedding(&candidate.backend.upload(stored).unwrap(), &ids);
+                let what = format!("{} embedding {form:?}", candidate.label);
+                check(&what, &y, &expected, |i| 1e-6 * expected.host()[i].abs().max(0.1));
+                y
+            })
+            .collect()
+    });
+}
+
+/// (rows, columns): one element, odd, and large enough for threads.
+const ROWWISE_SHAPES: &[(usize, usize)] = &[(1, 1), (1, 576), (7, 33), (3, 130), (90, 1000)];
+
+#[test]
+fn operations_on_rows_and_elements() {
+    each(|candidate| {
+        let mut outputs = Vec::new();
+        for &(rows, cols) in ROWWISE_SHAPES {
+            let what = |op: &str| format!("{} {op} [{rows}, {cols}]", candidate.label);
+            let (x, y, weight) = (noise(rows, cols, 1), noise(rows, cols, 2), noise(1, cols, 3));
+            let relative = |expected: &Tensor| {
+                let expected = expected.clone();
+                move |i: usize| 2e-6 * expected.host()[i].abs() + 1e-9
+            };
+
+            let expected = Reference.rms_norm(&x, &weight, 1e-5);
+            let found = candidate.backend.rms_norm(&x, &weight, 1e-5);
+            check(&what("rms_norm"), &found, &expected, relative(&expected));
+            outputs.push(found);
+
+            // Gates up to ±90: the exponential saturates.
+            let gate = Tensor::new(rows, cols, x.host().iter().map(|v| v * 90.0).collect());
+            let expected = Reference.swiglu(gate.clone(), &y);
+            let found = candidate.backend.swiglu(gate, &y);
+            check(&what("swiglu"), &found, &expected, relative(&expected));
+            outputs.push(found);
+
+            let (mut found, mut expected) = (x.clone(), x.clone());
+            Reference.add(&mut expected, &y);
+            candidate.backend.add(&mut found, &y);
+            check(&what("add"), &found, &expected, |_| 0.0);
+            outputs.push(found);
+
+            let range = cols / 3..cols - cols / 4;
+            let pairs = [
+                (Reference.columns(&x, range.clone()), candidate.backend.columns(&x, range)),
+                (Reference.concat_columns(&x, &y), candidate.backend.concat_columns(&x, &y)),
+                (
+                    Reference.gather_rows(&x, &[rows - 1, 0, rows / 2, 0]),
+                    candidate.backend.gather_rows(&x, &[rows - 1, 0, rows / 2, 0]),
+                ),
+            ];
+            for (expected, found) in pairs {
+                check(&what("moving"), &found, &expected, |_| 0.0);
+            }
+
+            let places: Vec<usize> = (0..rows).map(|r| r * 5 % 3).collect();
+            let factors: Vec<f32> = (0..rows).map(|r| 1.0 / (r + 1) as f32).collect();
+            let (mut found, mut expected) = (noise(3, cols, 4), noise(3, cols, 4));
+            Reference.scatter_add_rows(&mut expected, &y, &places, &factors);
+            candidate.backend.scatter_add_rows(&mut found, &y, &places, &factors);
+            check(&what("scatter_add_rows"), &found, &expected, |_| 1e-5);
+            outputs.push(found);
+        }
+        outputs
+    });
+}
+
+#[test]
+fn rope_of_both_layouts_on_parts_of_heads() {
+    each(|candidate| {
+        let mut outputs = Vec::new();
+        for (tokens, heads, head_dim, start, half) in [(1, 9, 64, 0, 32), (5, 3, 24, 16, 4), (300, 4, 50, 7, 19)] {
+            for interleaved in [false, true] {
+                let spec = RopeSpec { head_dim, heads, start, interleaved, first_position: 11 };
+                let (cos, sin) = (noise(311, half, 1), noise(311, half, 2));
+                let x = noise(tokens * heads, head_dim, 3);
+                let (mut found, mut expected) = (x.clone(), x);
+                Reference.rope(&mut expected, &cos, &sin, &spec);
+                candidate.backend.rope(&mut found, &cos, &sin, &spec);
+                check(&format!("{} {spec:?}", candidate.label), &found, &expected, |_| 1e-6);
+                outputs.push(found);
+            }
+        }
+        outputs
+    });
+}
