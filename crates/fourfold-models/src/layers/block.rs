@@ -5,7 +5,11 @@ use std::sync::Arc;
 use fourfold_kernels::{Backend, KvDtype, Tensor};
 use fourfold_tensor::WeightSource;
 
-use super::{Gqa, Mla, Mlp, Moe, Norm, Pass};
+use super::gqa::GqaSaved;
+use super::mla::MlaSaved;
+use super::mlp::MlpSaved;
+use super::moe::MoeSaved;
+use super::{Gqa, Gradients, Mla, Mlp, Moe, Norm, Pass, TrainPass};
 use crate::loader::Loader;
 use crate::spec::{AttentionKind, BlockSpec, FeedForward};
 use crate::{BlockCache, ModelError, ModelSpec, Observer};
@@ -101,4 +105,86 @@ impl Block {
         };
         self.input_norm.byte_len() + self.post_norm.byte_len() + attention + feed_forward
     }
+
+    /// As [`Block::forward`] for a packed batch without a cache, and what [`Block::backward`] needs.
+    pub fn train_forward(&self, x: Tensor, pass: &TrainPass) -> (Tensor, BlockSaved) {
+        let normed = pass.run(|p| self.input_norm.forward(&x, p));
+        let (mixed, attention) = match &self.attention {
+            Attention::Gqa(gqa) => {
+                let (y, saved) = gqa.train_forward(&normed, pass);
+                (y, AttentionSaved::Gqa(saved))
+            }
+            Attention::Mla(mla) => {
+                let (y, saved) = mla.train_forward(&normed, pass);
+                (y, AttentionSaved::Mla(saved))
+            }
+        };
+        drop(normed);
+        let mut middle = x.clone();
+        pass.backend.add(&mut middle, &mixed);
+        drop(mixed);
+        let normed = pass.run(|p| self.post_norm.forward(&middle, p));
+        let (fed, feed_forward) = match &self.feed_forward {
+            FeedForwardLayer::Mlp(mlp) => {
+                let (y, saved) = mlp.train_forward(&normed, pass);
+                (y, FeedForwardSaved::Mlp(saved))
+            }
+            FeedForwardLayer::Moe(moe) => {
+                let (y, saved) = moe.train_forward(&normed, pass);
+                (y, FeedForwardSaved::Moe(saved))
+            }
+        };
+        let mut y = middle.clone();
+        pass.backend.add(&mut y, &fed);
+        (y, BlockSaved { x, middle, attention, feed_forward })
+    }
+
+    /// The gradient of the block's input from that of its output. The norms are computed anew.
+    pub fn backward(&self, saved: BlockSaved, mut dy: Tensor, pass: &TrainPass, gradients: &mut Gradients) -> Tensor {
+        let BlockSaved { x, middle, attention, feed_forward } = saved;
+        let normed = pass.run(|p| self.post_norm.forward(&middle, p));
+        let d_normed = match (&self.feed_forward, feed_forward) {
+            (FeedForwardLayer::Mlp(mlp), FeedForwardSaved::Mlp(saved)) => {
+                mlp.backward(&normed, saved, &dy, pass, gradients)
+            }
+            (FeedForwardLayer::Moe(moe), FeedForwardSaved::Moe(saved)) => {
+                moe.backward(&normed, saved, &dy, pass, gradients)
+            }
+            (FeedForwardLayer::Mlp(_) | FeedForwardLayer::Moe(_), _) => {
+                unreachable!("saved by this block's train_forward")
+            }
+        };
+        drop(normed);
+        pass.backend.add(&mut dy, &self.post_norm.backward(&middle, &d_normed, pass, gradients));
+        drop((middle, d_normed));
+
+        let normed = pass.run(|p| self.input_norm.forward(&x, p));
+        let d_normed = match (&self.attention, attention) {
+            (Attention::Gqa(gqa), AttentionSaved::Gqa(saved)) => gqa.backward(&normed, saved, &dy, pass, gradients),
+            (Attention::Mla(mla), AttentionSaved::Mla(saved)) => mla.backward(&normed, saved, &dy, pass, gradients),
+            (Attention::Gqa(_) | Attention::Mla(_), _) => unreachable!("saved by this block's train_forward"),
+        };
+        drop(normed);
+        pass.backend.add(&mut dy, &self.input_norm.backward(&x, &d_normed, pass, gradients));
+        dy
+    }
+}
+
+enum AttentionSaved {
+    Gqa(GqaSaved),
+    Mla(MlaSaved),
+}
+
+enum FeedForwardSaved {
+    Mlp(MlpSaved),
+    Moe(MoeSaved),
+}
+
+/// What [`Block::backward`] needs of the forward.
+pub struct BlockSaved {
+    x: Tensor,
+    /// The residual stream after attention.
+    middle: Tensor,
+    attention: AttentionSaved,
+    feed_forward: FeedForwardSaved,
 }

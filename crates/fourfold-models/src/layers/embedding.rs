@@ -5,6 +5,7 @@ use std::sync::Arc;
 use fourfold_kernels::{Backend, DeviceWeight, Tensor};
 use fourfold_tensor::WeightSource;
 
+use super::{Gradients, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, ModelSpec, Role, WeightSpec};
 
@@ -54,5 +55,12 @@ impl Embedding {
     /// Bytes in memory.
     pub fn byte_len(&self) -> usize {
         self.weight.byte_len()
+    }
+
+    /// Adds the gradient of the rows that `ids` took; dy `[ids.len(), hidden]`.
+    pub fn backward(&self, ids: &[u32], dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) {
+        if let Some(dw) = gradients.of(EMBEDDING, self.weight.rows(), self.weight.cols()) {
+            pass.backend.embedding_gradient(ids, dy, dw);
+        }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use fourfold_kernels::backward::{AttentionOutput, SelfAttention};
 use fourfold_kernels::{AttentionSpec, KvDtype, RopeSpec, Tensor, Values};
 
-use super::{Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec};
+use super::{Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec, TrainPass};
 use crate::loader::Loader;
 use crate::{BlockCache, ModelError, Role, WeightSpec};
 
@@ -150,4 +151,80 @@ impl Gqa {
         let norms: usize = self.head_norms.iter().flatten().map(Norm::byte_len).sum();
         [&self.q, &self.k, &self.v, &self.o].into_iter().map(Linear::byte_len).sum::<usize>() + norms
     }
+
+    /// Self-attention of a packed batch x `[tokens, hidden]`, and what [`Gqa::backward`] needs besides `x`.
+    pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, GqaSaved) {
+        let [q, k, v] = Linear::train_forward_shared([&self.q, &self.k, &self.v], x, pass);
+        let (q, k, unnormed) = match &self.head_norms {
+            Some([q_norm, k_norm]) => pass.run(|p| {
+                (q_norm.forward_heads(q.clone(), p), k_norm.forward_heads(k.clone(), p), Some([q.clone(), k.clone()]))
+            }),
+            None => (q, k, None),
+        };
+        let q = self.train_rotate(q, self.spec.heads, pass);
+        let k = self.train_rotate(k, self.spec.kv_heads, pass);
+        let output = pass.backend.attention_forward(&q, &k, &v, &self.self_attention(pass));
+        let [y] = Linear::train_forward_shared([&self.o], &output.y, pass);
+        (y, GqaSaved { unnormed, q, k, v, output })
+    }
+
+    /// The gradient of `x`.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        saved: GqaSaved,
+        dy: &Tensor,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        let GqaSaved { unnormed, q, k, v, output } = saved;
+        let d_output = self.o.backward(&output.y, dy, pass, gradients);
+        let d = pass.backend.attention_backward(&q, &k, &v, &output, &d_output, &self.self_attention(pass));
+        drop((q, k, v, output, d_output));
+        let mut dq = self.rotate_backward(d.dq, self.spec.heads, pass);
+        let mut dk = self.rotate_backward(d.dk, self.spec.kv_heads, pass);
+        if let (Some([q_norm, k_norm]), Some([q, k])) = (&self.head_norms, unnormed) {
+            dq = q_norm.backward_heads(&q, dq, pass, gradients);
+            dk = k_norm.backward_heads(&k, dk, pass, gradients);
+        }
+        Linear::backward_shared([(&self.q, &dq), (&self.k, &dk), (&self.v, &d.dv)], x, pass, gradients)
+    }
+
+    fn self_attention<'a>(&self, pass: &TrainPass<'a>) -> SelfAttention<'a> {
+        SelfAttention {
+            heads: self.spec.heads,
+            kv_heads: self.spec.kv_heads,
+            key_dim: self.spec.head_dim,
+            value_dim: self.spec.head_dim,
+            scale: (1.0 / (self.spec.head_dim as f64).sqrt()) as f32,
+            window: self.spec.window,
+            documents: pass.documents,
+        }
+    }
+
+    fn train_rotate(&self, x: Tensor, heads: usize, pass: &TrainPass) -> Tensor {
+        let (tokens, cols, head_dim) = (x.rows(), x.cols(), self.spec.head_dim);
+        let mut parts = x.reshape(tokens * heads, head_dim);
+        let rope = RopeSpec { head_dim, heads, start: 0, interleaved: false, first_position: 0 };
+        self.rotary.train_apply(&mut parts, &rope, pass);
+        parts.reshape(tokens, cols)
+    }
+
+    fn rotate_backward(&self, dx: Tensor, heads: usize, pass: &TrainPass) -> Tensor {
+        let (tokens, cols, head_dim) = (dx.rows(), dx.cols(), self.spec.head_dim);
+        let mut parts = dx.reshape(tokens * heads, head_dim);
+        let rope = RopeSpec { head_dim, heads, start: 0, interleaved: false, first_position: 0 };
+        self.rotary.backward(&mut parts, &rope, pass);
+        parts.reshape(tokens, cols)
+    }
+}
+
+/// What [`Gqa::backward`] needs of the forward.
+pub struct GqaSaved {
+    /// Queries and keys before their norms, where they have some.
+    unnormed: Option<[Tensor; 2]>,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: AttentionOutput,
 }

@@ -6,7 +6,7 @@ use fourfold_kernels::{Backend, Tensor};
 use fourfold_tensor::WeightSource;
 
 use super::embedding::EMBEDDING;
-use super::{Embedding, Linear, LinearSpec, Norm, NormSpec, Pass};
+use super::{Embedding, Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, ModelSpec, NoObserver, Observer, Role, WeightSpec};
 
@@ -84,6 +84,33 @@ impl Head {
     /// As [`Head::logits`], with the projection's input shown to `observer`.
     pub fn logits_observed(&self, x: &Tensor, observer: &mut dyn Observer) -> Tensor {
         self.lm_head.forward(x, &mut Pass { backend: &*self.backend, observer })
+    }
+
+    /// Cross-entropy of x `[tokens, hidden]` (before the final norm) against `targets`
+    /// ([`fourfold_kernels::backward::IGNORE`] for tokens not scored): each token's loss in nats, and the gradient of
+    /// `factor · Σ losses` with respect to x. Holds the logits of `chunk` tokens at a time.
+    pub fn loss_backward(
+        &self,
+        x: &Tensor,
+        targets: &[u32],
+        factor: f32,
+        chunk: usize,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> (Vec<f32>, Tensor) {
+        let normed = self.norm(x);
+        let mut d_normed = Vec::with_capacity(normed.host().len());
+        let mut losses = Vec::with_capacity(targets.len());
+        for first in (0..x.rows()).step_by(chunk.max(1)) {
+            let rows: Vec<usize> = (first..x.rows().min(first + chunk.max(1))).collect();
+            let part = pass.backend.gather_rows(&normed, &rows);
+            let [mut logits] = Linear::train_forward_shared([&self.lm_head], &part, pass);
+            losses.extend(pass.backend.cross_entropy(&mut logits, &targets[first..first + rows.len()], factor));
+            d_normed.extend(self.lm_head.backward(&part, &logits, pass, gradients).into_host());
+        }
+        let d_normed = Tensor::new(x.rows(), x.cols(), d_normed);
+        let dx = self.norm.backward(x, &d_normed, pass, gradients);
+        (losses, dx)
     }
 
     /// Bytes in memory; a tied projection is the embedding's and not counted.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::{DeviceWeight, LinearArg, Tensor};
 
-use super::Pass;
+use super::{Gradients, Pass, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, Role, WeightSpec};
 
@@ -112,5 +112,47 @@ impl Linear {
     /// What [`fourfold_kernels::Backend::linear`] takes.
     pub(crate) fn arg(&self) -> LinearArg<'_> {
         LinearArg { weight: &self.weight, bias: self.bias.as_ref() }
+    }
+
+    /// As [`Linear::forward_shared`], in training.
+    pub(crate) fn train_forward_shared<const N: usize>(
+        layers: [&Self; N],
+        x: &Tensor,
+        pass: &TrainPass,
+    ) -> [Tensor; N] {
+        pass.run(|pass| Self::forward_shared(layers, x, pass))
+    }
+
+    /// `dx = dy · W`, and adds `dyᵀ · x` and `Σ dy` to the gradients of weight and bias. x `[tokens, inputs]`, dy
+    /// `[tokens, outputs]`.
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) -> Tensor {
+        self.weight_backward(x, dy, pass, gradients);
+        pass.backend.linear_transposed(dy, &self.weight, 0..self.weight.rows())
+    }
+
+    /// The gradients of weight and bias alone.
+    pub(crate) fn weight_backward(&self, x: &Tensor, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) {
+        if let Some(dw) = gradients.of(&self.name, self.weight.rows(), self.weight.cols()) {
+            pass.backend.linear_weight_gradient(x, dy, dw);
+        }
+        if let (Some(bias), Some(stem)) = (&self.bias, self.name.strip_suffix(".weight"))
+            && let Some(db) = gradients.of(&format!("{stem}.bias"), 1, bias.cols())
+        {
+            pass.backend.bias_gradient(dy, db);
+        }
+    }
+
+    /// Several layers over one input: the sum of their gradients of it.
+    pub(crate) fn backward_shared<const N: usize>(
+        layers: [(&Self, &Tensor); N],
+        x: &Tensor,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        let mut dx = Tensor::zeros(x.rows(), x.cols());
+        for (layer, dy) in layers {
+            pass.backend.add(&mut dx, &layer.backward(x, dy, pass, gradients));
+        }
+        dx
     }
 }

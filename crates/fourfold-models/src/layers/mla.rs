@@ -11,9 +11,10 @@
 
 use std::sync::Arc;
 
+use fourfold_kernels::backward::{AttentionOutput, SelfAttention};
 use fourfold_kernels::{AttentionSpec, KvCache, KvDtype, RopeSpec, Tensor, Values};
 
-use super::{Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec};
+use super::{Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec, TrainPass};
 use crate::loader::Loader;
 use crate::{BlockCache, ModelError, Role, WeightSpec};
 
@@ -272,4 +273,113 @@ impl Mla {
         let linears = [&self.q_first, &self.kv_a, &self.kv_b, &self.o];
         linears.into_iter().map(Linear::byte_len).sum::<usize>() + query + self.kv_norm.byte_len()
     }
+
+    /// Self-attention of a packed batch x `[tokens, hidden]` in the decompressed form, and what [`Mla::backward`] needs besides
+    /// `x`.
+    pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, MlaSaved) {
+        let MlaSpec { heads, nope_dim, value_dim, kv_lora_rank: rank, .. } = self.spec;
+        let (tokens, key_dim, backend) = (x.rows(), self.spec.key_dim(), pass.backend);
+        let [q_first, kv] = Linear::train_forward_shared([&self.q_first, &self.kv_a], x, pass);
+        let (q, q_latent) = match &self.q_compressed {
+            Some((norm, second)) => {
+                let normed = pass.run(|p| norm.forward(&q_first, p));
+                let [q] = Linear::train_forward_shared([second], &normed, pass);
+                (q, Some(q_first))
+            }
+            None => (q_first, None),
+        };
+        let mut q = q.reshape(tokens * heads, key_dim);
+        self.rotary.train_apply(&mut q, &self.rope(heads, nope_dim, key_dim), pass);
+
+        let kv_latent = backend.columns(&kv, 0..rank);
+        let mut rotary_key = backend.columns(&kv, rank..kv.cols());
+        drop(kv);
+        self.rotary.train_apply(&mut rotary_key, &self.rope(1, 0, self.spec.rope_dim), pass);
+        let normed = pass.run(|p| self.kv_norm.forward(&kv_latent, p));
+        let [kv] = Linear::train_forward_shared([&self.kv_b], &normed, pass);
+        let kv = kv.reshape(tokens * heads, nope_dim + value_dim);
+        let rotary_keys = backend.gather_rows(&rotary_key, &every_head(tokens, heads));
+        let k = backend.concat_columns(&backend.columns(&kv, 0..nope_dim), &rotary_keys);
+        let v = backend.columns(&kv, nope_dim..nope_dim + value_dim).reshape(tokens, heads * value_dim);
+        let (q, k) = (q.reshape(tokens, heads * key_dim), k.reshape(tokens, heads * key_dim));
+        let output = backend.attention_forward(&q, &k, &v, &self.self_attention(pass));
+        let [y] = Linear::train_forward_shared([&self.o], &output.y, pass);
+        (y, MlaSaved { q_latent, kv_latent, q, k, v, output })
+    }
+
+    /// The gradient of `x`. The norms of the two latents are computed anew.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        saved: MlaSaved,
+        dy: &Tensor,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        let MlaSaved { q_latent, kv_latent, q, k, v, output } = saved;
+        let MlaSpec { heads, nope_dim, value_dim, rope_dim, .. } = self.spec;
+        let (tokens, key_dim, backend) = (x.rows(), self.spec.key_dim(), pass.backend);
+        let d_output = self.o.backward(&output.y, dy, pass, gradients);
+        let d = backend.attention_backward(&q, &k, &v, &output, &d_output, &self.self_attention(pass));
+        drop((q, k, v, output, d_output));
+
+        // Every head read the one rotary key: its gradient is their sum.
+        let dk = d.dk.reshape(tokens * heads, key_dim);
+        let mut d_rotary = Tensor::zeros(tokens, rope_dim);
+        let ones = vec![1.0; tokens * heads];
+        let parts = backend.columns(&dk, nope_dim..key_dim);
+        backend.scatter_add_rows(&mut d_rotary, &parts, &every_head(tokens, heads), &ones);
+        self.rotary.backward(&mut d_rotary, &self.rope(1, 0, rope_dim), pass);
+        let dv = d.dv.reshape(tokens * heads, value_dim);
+        let d_kv = backend.concat_columns(&backend.columns(&dk, 0..nope_dim), &dv);
+        let d_kv = d_kv.reshape(tokens, heads * (nope_dim + value_dim));
+        drop((dk, dv, parts));
+        let normed = pass.run(|p| self.kv_norm.forward(&kv_latent, p));
+        let d_normed = self.kv_b.backward(&normed, &d_kv, pass, gradients);
+        let d_latent = self.kv_norm.backward(&kv_latent, &d_normed, pass, gradients);
+        let d_kv_a = backend.concat_columns(&d_latent, &d_rotary);
+
+        let mut dq = d.dq.reshape(tokens * heads, key_dim);
+        self.rotary.backward(&mut dq, &self.rope(heads, nope_dim, key_dim), pass);
+        let mut dq = dq.reshape(tokens, heads * key_dim);
+        if let (Some((norm, second)), Some(q_latent)) = (&self.q_compressed, q_latent) {
+            let normed = pass.run(|p| norm.forward(&q_latent, p));
+            let d_normed = second.backward(&normed, &dq, pass, gradients);
+            dq = norm.backward(&q_latent, &d_normed, pass, gradients);
+        }
+        Linear::backward_shared([(&self.q_first, &dq), (&self.kv_a, &d_kv_a)], x, pass, gradients)
+    }
+
+    fn rope(&self, heads: usize, start: usize, head_dim: usize) -> RopeSpec {
+        RopeSpec { head_dim, heads, start, interleaved: self.spec.interleaved, first_position: 0 }
+    }
+
+    fn self_attention<'a>(&self, pass: &TrainPass<'a>) -> SelfAttention<'a> {
+        SelfAttention {
+            heads: self.spec.heads,
+            kv_heads: self.spec.heads,
+            key_dim: self.spec.key_dim(),
+            value_dim: self.spec.value_dim,
+            scale: self.spec.scale,
+            window: None,
+            documents: pass.documents,
+        }
+    }
+}
+
+/// The token of each row of a `[tokens · heads, …]` tensor.
+fn every_head(tokens: usize, heads: usize) -> Vec<usize> {
+    (0..tokens * heads).map(|row| row / heads).collect()
+}
+
+/// What [`Mla::backward`] needs of the forward.
+pub struct MlaSaved {
+    /// The query's latent before its norm, where it has one.
+    q_latent: Option<Tensor>,
+    /// The latent of keys and values before its norm.
+    kv_latent: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: AttentionOutput,
 }

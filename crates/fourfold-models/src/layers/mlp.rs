@@ -2,7 +2,7 @@
 
 use fourfold_kernels::Tensor;
 
-use super::{Linear, LinearSpec, Pass};
+use super::{Gradients, Linear, LinearSpec, Pass, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, Role, WeightSpec};
 
@@ -74,4 +74,36 @@ impl Mlp {
     pub fn byte_len(&self) -> usize {
         self.gate.byte_len() + self.up.byte_len() + self.down.byte_len()
     }
+
+    /// As [`Mlp::forward`], and what [`Mlp::backward`] needs besides `x`: 2 · intermediate elements a token.
+    pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, MlpSaved) {
+        let [gate, up] = Linear::train_forward_shared([&self.gate, &self.up], x, pass);
+        let inner = pass.backend.swiglu(gate.clone(), &up);
+        let [y] = Linear::train_forward_shared([&self.down], &inner, pass);
+        (y, MlpSaved { gate, up })
+    }
+
+    /// The gradient of `x`. The product of gate and up is computed anew.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        saved: MlpSaved,
+        dy: &Tensor,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        let MlpSaved { gate, up } = saved;
+        let inner = pass.backend.swiglu(gate.clone(), &up);
+        let d_inner = self.down.backward(&inner, dy, pass, gradients);
+        drop(inner);
+        let (d_gate, d_up) = pass.backend.swiglu_backward(&gate, &up, &d_inner);
+        drop((gate, up, d_inner));
+        Linear::backward_shared([(&self.gate, &d_gate), (&self.up, &d_up)], x, pass, gradients)
+    }
+}
+
+/// What [`Mlp::backward`] needs of the forward, `[tokens, intermediate]` each.
+pub struct MlpSaved {
+    gate: Tensor,
+    up: Tensor,
 }

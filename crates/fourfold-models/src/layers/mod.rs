@@ -14,12 +14,13 @@ mod moe;
 mod norm;
 mod rope;
 mod router;
+mod train;
 
 use fourfold_kernels::Backend;
 
 use crate::Observer;
 
-pub use block::Block;
+pub use block::{Block, BlockSaved};
 pub use embedding::Embedding;
 pub use gqa::{Gqa, GqaSpec};
 pub use head::Head;
@@ -31,6 +32,7 @@ pub use norm::{Norm, NormSpec};
 pub(crate) use rope::yarn_mscale;
 pub use rope::{Rotary, RotaryScaling, RotarySpec};
 pub use router::{ExpertLoad, Router, RouterScores, RouterSpec, Selection};
+pub use train::{Gradients, TrainPass, Trained};
 
 /// What a forward pass carries through the layers.
 pub struct Pass<'a> {

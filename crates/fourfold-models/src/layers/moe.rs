@@ -2,7 +2,8 @@
 
 use fourfold_kernels::Tensor;
 
-use super::{Mlp, MlpSpec, Pass, Router, RouterSpec};
+use super::mlp::MlpSaved;
+use super::{ExpertLoad, Gradients, Mlp, MlpSpec, Pass, Router, RouterSpec, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, WeightSpec};
 
@@ -90,4 +91,75 @@ impl Moe {
         let experts: usize = self.experts.iter().map(Mlp::byte_len).sum();
         self.router.byte_len() + experts + self.shared.as_ref().map_or(0, Mlp::byte_len)
     }
+
+    /// As [`Moe::forward`], and what [`Moe::backward`] needs besides `x`.
+    pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, MoeSaved) {
+        let (loads, logits) = self.router.train_forward(x, pass);
+        let (mut y, shared) = match &self.shared {
+            Some(shared) => {
+                let (y, saved) = shared.train_forward(x, pass);
+                (y, Some(saved))
+            }
+            None => (Tensor::zeros(x.rows(), x.cols()), None),
+        };
+        let mut experts = Vec::with_capacity(loads.len());
+        for (expert, load) in self.experts.iter().zip(&loads) {
+            if load.rows.is_empty() {
+                experts.push(None);
+                continue;
+            }
+            let input = pass.backend.gather_rows(x, &load.rows);
+            let (output, saved) = expert.train_forward(&input, pass);
+            pass.backend.scatter_add_rows(&mut y, &output, &load.rows, &load.factors);
+            experts.push(Some((output, saved)));
+        }
+        (y, MoeSaved { loads, logits, experts, shared })
+    }
+
+    /// The gradient of `x`: through each expert, weighted by its factor, and through the factors, `df = dy · expert(x)`.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        saved: MoeSaved,
+        dy: &Tensor,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        let MoeSaved { loads, logits, experts, shared } = saved;
+        let mut dx = match (&self.shared, shared) {
+            (Some(layer), Some(saved)) => layer.backward(x, saved, dy, pass, gradients),
+            (None, _) | (_, None) => Tensor::zeros(x.rows(), x.cols()),
+        };
+        let mut d_factors = vec![Vec::new(); loads.len()];
+        for (e, expert) in experts.into_iter().enumerate() {
+            let Some((output, saved)) = expert else { continue };
+            let load = &loads[e];
+            let mut d_output = pass.backend.gather_rows(dy, &load.rows);
+            d_factors[e] = (0..output.rows()).map(|i| dot(d_output.row(i), output.row(i))).collect();
+            drop(output);
+            let cols = d_output.cols();
+            for (row, &factor) in d_output.host_mut().chunks_exact_mut(cols).zip(&load.factors) {
+                row.iter_mut().for_each(|d| *d *= factor);
+            }
+            let input = pass.backend.gather_rows(x, &load.rows);
+            let d_input = self.experts[e].backward(&input, saved, &d_output, pass, gradients);
+            pass.backend.scatter_add_rows(&mut dx, &d_input, &load.rows, &vec![1.0; load.rows.len()]);
+        }
+        let d_router = self.router.backward(x, &logits, &loads, &d_factors, pass, gradients);
+        pass.backend.add(&mut dx, &d_router);
+        dx
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// What [`Moe::backward`] needs of the forward.
+pub struct MoeSaved {
+    loads: Vec<ExpertLoad>,
+    logits: Tensor,
+    /// Output and inner values of each expert that had a token.
+    experts: Vec<Option<(Tensor, MlpSaved)>>,
+    shared: Option<MlpSaved>,
 }

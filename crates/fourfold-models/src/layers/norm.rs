@@ -2,7 +2,7 @@
 
 use fourfold_kernels::Tensor;
 
-use super::Pass;
+use super::{Gradients, Pass, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, Role, WeightSpec};
 
@@ -26,13 +26,15 @@ impl NormSpec {
 
 /// `x / √(mean(x²) + eps) · weight` over each row. The weight stays f32.
 pub struct Norm {
+    name: String,
     weight: Tensor,
     eps: f32,
 }
 
 impl Norm {
     pub(crate) fn load(spec: &NormSpec, loader: &Loader) -> Result<Self, ModelError> {
-        Ok(Self { weight: loader.vector(&format!("{}.weight", spec.name), spec.size)?, eps: spec.eps })
+        let name = format!("{}.weight", spec.name);
+        Ok(Self { weight: loader.vector(&name, spec.size)?, name, eps: spec.eps })
     }
 
     /// Bytes in memory.
@@ -50,5 +52,19 @@ impl Norm {
         let (rows, cols, size) = (x.rows(), x.cols(), self.weight.cols());
         let parts = x.reshape(rows * (cols / size), size);
         self.forward(&parts, pass).reshape(rows, cols)
+    }
+
+    /// The gradient of `x` `[rows, size]`; adds the weight's.
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) -> Tensor {
+        let mut unused = Tensor::zeros(1, self.weight.cols());
+        let dw = gradients.of(&self.name, 1, self.weight.cols()).unwrap_or(&mut unused);
+        pass.backend.rms_norm_backward(x, &self.weight, self.eps, dy, dw)
+    }
+
+    /// As [`Norm::backward`], of [`Norm::forward_heads`].
+    pub fn backward_heads(&self, x: &Tensor, dy: Tensor, pass: &TrainPass, gradients: &mut Gradients) -> Tensor {
+        let (rows, cols, size) = (x.rows(), x.cols(), self.weight.cols());
+        let parts = |t: Tensor| t.reshape(rows * (cols / size), size);
+        self.backward(&parts(x.clone()), &parts(dy), pass, gradients).reshape(rows, cols)
     }
 }

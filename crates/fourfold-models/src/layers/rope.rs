@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fourfold_kernels::{RopeSpec, Tensor};
 
-use super::Pass;
+use super::{Pass, TrainPass};
 
 /// How the angles are stretched for contexts longer than the model was trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,6 +145,26 @@ impl Rotary {
         let tokens = x.rows() / rope.heads;
         let tables = self.tables(rope.first_position + tokens);
         pass.backend.rope(x, &tables.cos, &tables.sin, rope);
+    }
+
+    /// Rotates in training: row t of `x` is at `pass.positions[t]`; `rope.first_position` is not used.
+    pub(crate) fn train_apply(&self, x: &mut Tensor, rope: &RopeSpec, pass: &TrainPass) {
+        let Tables { cos, sin } = self.packed(pass);
+        pass.backend.rope(x, &cos, &sin, &RopeSpec { first_position: 0, ..*rope });
+    }
+
+    /// The gradient of [`Rotary::train_apply`], in place.
+    pub(crate) fn backward(&self, dx: &mut Tensor, rope: &RopeSpec, pass: &TrainPass) {
+        let Tables { cos, sin } = self.packed(pass);
+        pass.backend.rope_backward(dx, &cos, &sin, &RopeSpec { first_position: 0, ..*rope });
+    }
+
+    /// A row of the tables for each row of the batch.
+    fn packed(&self, pass: &TrainPass) -> Tables {
+        let last = pass.positions.iter().copied().max().unwrap_or(0);
+        let tables = self.tables(last + 1);
+        let rows = |table: &Tensor| pass.backend.gather_rows(table, pass.positions);
+        Tables { cos: rows(&tables.cos), sin: rows(&tables.sin) }
     }
 
     fn tables(&self, positions: usize) -> Arc<Tables> {

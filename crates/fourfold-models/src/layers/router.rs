@@ -2,7 +2,7 @@
 
 use fourfold_kernels::Tensor;
 
-use super::{Linear, LinearSpec, Pass};
+use super::{Gradients, Linear, LinearSpec, Pass, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, Role, WeightSpec};
 
@@ -112,6 +112,30 @@ impl RouterSpec {
         chosen.into_iter().map(|e| (e, scores[e] / sum * self.scale)).collect()
     }
 
+    /// Turns the gradient of one token's factors (zero where not chosen) into that of its logits, in place.
+    ///
+    /// With `f_e = scale · s_e / S`, `S = Σ_chosen s`:  `ds_e = scale / S · (df_e − Σ_j df_j s_j / S)`.
+    fn score_gradient(&self, logits: &[f32], chosen: &[bool], d: &mut [f32]) {
+        let scores = self.scores_of(logits);
+        if self.normalize {
+            let picked = || scores.iter().zip(chosen).filter(|(_, c)| **c).map(|(s, _)| *s);
+            let sum = picked().sum::<f32>() + 1e-20;
+            let mean: f32 = d.iter().zip(&scores).map(|(d, s)| d * s / sum).sum();
+            for (d, &chosen) in d.iter_mut().zip(chosen) {
+                *d = if chosen { self.scale / sum * (*d - mean) } else { 0.0 };
+            }
+        } else {
+            d.iter_mut().for_each(|d| *d *= self.scale);
+        }
+        match self.scores {
+            RouterScores::Sigmoid => d.iter_mut().zip(&scores).for_each(|(d, s)| *d *= s * (1.0 - s)),
+            RouterScores::Softmax => {
+                let mean: f32 = d.iter().zip(&scores).map(|(d, s)| d * s).sum();
+                d.iter_mut().zip(&scores).for_each(|(d, s)| *d = s * (*d - mean));
+            }
+        }
+    }
+
     fn scores_of(&self, logits: &[f32]) -> Vec<f32> {
         match self.scores {
             RouterScores::Sigmoid => logits.iter().map(|&l| 1.0 / (1.0 + (-l).exp())).collect(),
@@ -162,6 +186,10 @@ impl Router {
     /// The tokens of each expert, for x `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Vec<ExpertLoad> {
         let logits = self.linear.forward(x, pass);
+        self.loads(&logits)
+    }
+
+    fn loads(&self, logits: &Tensor) -> Vec<ExpertLoad> {
         let mut loads = vec![ExpertLoad::default(); self.spec.experts];
         for token in 0..logits.rows() {
             for (expert, factor) in self.spec.choose(logits.row(token), &self.bias) {
@@ -175,6 +203,41 @@ impl Router {
     /// Bytes in memory.
     pub fn byte_len(&self) -> usize {
         self.linear.byte_len() + self.bias.len() * size_of::<f32>()
+    }
+
+    /// As [`Router::forward`], and the logits `[tokens, experts]`.
+    pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Vec<ExpertLoad>, Tensor) {
+        let [logits] = Linear::train_forward_shared([&self.linear], x, pass);
+        (self.loads(&logits), logits)
+    }
+
+    /// The gradient of `x` from those of the factors: `d_factors[e][i]` belongs to `loads[e].factors[i]`. The choice itself has
+    /// none, nor has the bias that only chooses.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        logits: &Tensor,
+        loads: &[ExpertLoad],
+        d_factors: &[Vec<f32>],
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        // d_scores `[tokens, experts]`: zero for experts not chosen.
+        let mut d_scores = Tensor::zeros(logits.rows(), logits.cols());
+        for (expert, (load, d)) in loads.iter().zip(d_factors).enumerate() {
+            for (&token, &d) in load.rows.iter().zip(d) {
+                d_scores.host_mut()[token * self.spec.experts + expert] = d;
+            }
+        }
+        let mut chosen = vec![false; logits.host().len()];
+        for (expert, load) in loads.iter().enumerate() {
+            load.rows.iter().for_each(|&token| chosen[token * self.spec.experts + expert] = true);
+        }
+        let rows = d_scores.host_mut().chunks_exact_mut(self.spec.experts).zip(chosen.chunks_exact(self.spec.experts));
+        for (token, (d, chosen)) in rows.enumerate() {
+            self.spec.score_gradient(logits.row(token), chosen, d);
+        }
+        self.linear.backward(x, &d_scores, pass, gradients)
     }
 }
 
