@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use fourfold_tensor::WeightSource;
 use serde_json::Value;
 
-use crate::FormatError;
+use crate::{FormatError, hf};
 
 /// An opened model. Nothing of its weights is in memory yet.
 pub struct Checkpoint {
@@ -70,21 +70,51 @@ pub enum Access {
     Map,
 }
 
+/// What E4M3 weights become. Both are decoded one tensor at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fp8Decode {
+    /// Code times scale, rounded to BF16: half the memory, and what DeepSeek's own conversion gives.
+    #[default]
+    Bf16,
+    /// Code times scale in f32.
+    F32,
+}
+
+/// How a checkpoint is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// How tensor data is read.
+    pub access: Access,
+    /// What FP8 weights become.
+    pub fp8: Fp8Decode,
+}
+
 /// Opens a model: a Hugging Face directory (safetensors, plain, compressed-tensors or DeepSeek FP8), a `.safetensors` file beside
 /// its `config.json`, or a `.gguf` file. Reads headers only.
 ///
 /// # Errors
 /// What is wrong with the files, by file and tensor.
 pub fn open(path: &Path) -> Result<Checkpoint, FormatError> {
-    open_with(path, Access::default())
+    open_with(path, OpenOptions::default())
 }
 
-/// [`open`], with the way tensor data is read.
+/// [`open`], with options.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_with(path: &Path, _access: Access) -> Result<Checkpoint, FormatError> {
-    Err(FormatError::NotACheckpoint { path: path.to_owned(), reason: "no format is readable yet".to_owned() })
+pub fn open_with(path: &Path, options: OpenOptions) -> Result<Checkpoint, FormatError> {
+    let not = |reason: &str| FormatError::NotACheckpoint { path: path.to_owned(), reason: reason.to_owned() };
+    let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => not("there is no such file or directory"),
+        _ => FormatError::Io { file: path.to_owned(), source: e },
+    })?;
+    if meta.is_dir() {
+        return hf::open_directory(path, options);
+    }
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("safetensors") => hf::open_file(path, options),
+        _ => Err(not("is neither a directory nor a .safetensors or .gguf file")),
+    }
 }
 
 impl fmt::Debug for Checkpoint {

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use fourfold_tensor::{DType, QuantizedError, SourceError};
 use thiserror::Error;
 
+use crate::quantization::ConfigError;
+use crate::safetensors::{HeaderError, IndexError};
+
 /// A checkpoint that cannot be read or written.
 #[derive(Debug, Error)]
 pub enum FormatError {
@@ -33,6 +36,46 @@ pub enum FormatError {
         /// Where and what.
         reason: String,
     },
+    /// A malformed safetensors header.
+    #[error("{}: {problem}", file.display())]
+    Header {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        problem: HeaderError,
+    },
+    /// A malformed shard index, or shards that do not hold what it promises.
+    #[error("{}: {problem}", file.display())]
+    Index {
+        /// The index.
+        file: PathBuf,
+        /// What is wrong.
+        problem: IndexError,
+    },
+    /// A `quantization_config` that cannot be read.
+    #[error("{}: {problem}", file.display())]
+    Quantization {
+        /// The configuration's file.
+        file: PathBuf,
+        /// What is wrong.
+        problem: ConfigError,
+    },
+    /// The disk is full.
+    #[error("{}: no room on the disk: {needed} bytes were to be written", file.display())]
+    DiskFull {
+        /// The file being written.
+        file: PathBuf,
+        /// Bytes it was to take.
+        needed: u64,
+    },
+    /// An output that must not, or cannot, be written.
+    #[error("{}: {problem}", path.display())]
+    Output {
+        /// The output directory.
+        path: PathBuf,
+        /// Why.
+        problem: OutputError,
+    },
     /// One tensor cannot be used.
     #[error("{}: tensor {tensor}: {problem}", file.display())]
     Tensor {
@@ -56,9 +99,166 @@ pub enum TensorError {
         /// The stored shape.
         shape: Vec<usize>,
     },
+    /// No matrix where only a matrix has a meaning.
+    #[error("shape {shape:?} is no matrix")]
+    NotMatrix {
+        /// The stored shape.
+        shape: Vec<usize>,
+    },
+    /// A packed weight that lacks a part.
+    #[error("its part {part} is missing")]
+    PartMissing {
+        /// The part.
+        part: String,
+    },
+    /// A part of the wrong type.
+    #[error("its part {part} is {found}, {expected} was expected")]
+    PartDtype {
+        /// The part.
+        part: String,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: DType,
+    },
+    /// A part of the wrong shape.
+    #[error("its part {part} has shape {found:?}, {expected:?} was expected")]
+    PartShape {
+        /// The part.
+        part: String,
+        /// What it should be.
+        expected: Vec<usize>,
+        /// What it is.
+        found: Vec<usize>,
+    },
+    /// A `weight_shape` that does not fit the codes.
+    #[error("its shape part says {claimed:?}, which codes of shape {packed:?} do not fit")]
+    PackedShape {
+        /// What the shape part says.
+        claimed: Vec<i64>,
+        /// Shape of the codes.
+        packed: Vec<usize>,
+    },
+    /// A packed weight for which config.json has no scheme, or none that can be read.
+    #[error("is packed, and quantization_config has no scheme for it")]
+    NoScheme,
+    /// A weight stored in two ways.
+    #[error("is there both packed and plain")]
+    PackedAndPlain,
+    /// FP8 blocks of unknown size.
+    #[error("has scales for blocks, and quantization_config has no weight_block_size")]
+    NoBlockSize,
+    /// An integer beyond the scheme's width.
+    #[error("holds the code {value}, which {bits} bits cannot")]
+    CodeRange {
+        /// The signed code.
+        value: i8,
+        /// Bits of the scheme.
+        bits: u8,
+    },
     /// The parts of a quantized matrix do not fit together.
     #[error(transparent)]
     Quantized(#[from] QuantizedError),
+}
+
+/// Why an output cannot be written. What concerns one tensor names it.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum OutputError {
+    /// Something is there already.
+    #[error("exists already; choose another directory, or ask for it to be overwritten")]
+    Exists,
+    /// Another process writes the same output.
+    #[error("another process is writing this output (it holds {lock})")]
+    Busy {
+        /// The lock file.
+        lock: String,
+    },
+    /// What a killed run left belongs to another plan.
+    #[error(
+        "{partial} holds what an interrupted run with other settings had written; remove it, or ask for it to be overwritten"
+    )]
+    OtherLeftovers {
+        /// The directory.
+        partial: String,
+    },
+    /// Two declared tensors, or parts of them, of one name.
+    #[error("tensor {tensor} is declared twice")]
+    DeclaredTwice {
+        /// The name.
+        tensor: String,
+    },
+    /// A declaration after the first.
+    #[error("the output is declared already")]
+    DeclaredAlready,
+    /// A tensor that was not declared.
+    #[error("tensor {tensor} was not declared")]
+    NotDeclared {
+        /// The name.
+        tensor: String,
+    },
+    /// A tensor of another form than was declared.
+    #[error("tensor {tensor} has another form than was declared: {found}, not {declared}")]
+    OtherForm {
+        /// The name.
+        tensor: String,
+        /// The form it has.
+        found: String,
+        /// The form declared.
+        declared: String,
+    },
+    /// A form that safetensors parts cannot hold.
+    #[error("tensor {tensor}: {reason}")]
+    NotStorable {
+        /// The name.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
+    /// Declared tensors that were never written.
+    #[error("{missing} declared tensors were not written, {tensor} among them")]
+    Incomplete {
+        /// The first of them.
+        tensor: String,
+        /// How many.
+        missing: usize,
+    },
+}
+
+/// A failure inside a tensor, before its name is joined to it.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The file's, named already.
+    Format(FormatError),
+    /// The tensor's.
+    Tensor(TensorError),
+}
+
+impl Failure {
+    /// Joins file and tensor.
+    pub(crate) fn at(self, file: &Path, tensor: &str) -> FormatError {
+        match self {
+            Self::Format(error) => error,
+            Self::Tensor(problem) => FormatError::Tensor { file: file.to_owned(), tensor: tensor.to_owned(), problem },
+        }
+    }
+}
+
+impl From<FormatError> for Failure {
+    fn from(error: FormatError) -> Self {
+        Self::Format(error)
+    }
+}
+
+impl From<TensorError> for Failure {
+    fn from(error: TensorError) -> Self {
+        Self::Tensor(error)
+    }
+}
+
+impl From<QuantizedError> for Failure {
+    fn from(error: QuantizedError) -> Self {
+        Self::Tensor(error.into())
+    }
 }
 
 impl FormatError {
@@ -76,6 +276,13 @@ impl From<FormatError> for SourceError {
             FormatError::Io { file, source } => Self::File { file, reason: Box::new(source) },
             FormatError::NotACheckpoint { path, reason } => Self::File { file: path, reason: reason.into() },
             FormatError::Json { file, reason } => Self::File { file, reason: reason.into() },
+            FormatError::Header { file, problem } => Self::File { file, reason: Box::new(problem) },
+            FormatError::Index { file, problem } => Self::File { file, reason: Box::new(problem) },
+            FormatError::Quantization { file, problem } => Self::File { file, reason: Box::new(problem) },
+            FormatError::DiskFull { file, needed } => {
+                Self::File { file, reason: format!("no room on the disk: {needed} bytes were to be written").into() }
+            }
+            FormatError::Output { path, problem } => Self::File { file: path, reason: Box::new(problem) },
         }
     }
 }

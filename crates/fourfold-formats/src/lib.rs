@@ -6,7 +6,11 @@
 
 mod checkpoint;
 mod error;
+pub mod hf;
+mod json;
 pub mod mmap;
+pub mod quantization;
+pub mod safetensors;
 
-pub use checkpoint::{Access, Checkpoint, SpecialTokens, TokenizerSource, open, open_with};
-pub use error::{FormatError, TensorError};
+pub use checkpoint::{Access, Checkpoint, Fp8Decode, OpenOptions, SpecialTokens, TokenizerSource, open, open_with};
+pub use error::{FormatError, OutputError, TensorError};

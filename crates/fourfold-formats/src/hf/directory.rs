@@ -1,0 +1,137 @@
+//! The files of a Hugging Face directory.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::source::HfSource;
+use super::special::special_tokens;
+use crate::quantization::QuantizationConfig;
+use crate::safetensors::{INDEX_NAME, Index, Store};
+use crate::{Checkpoint, FormatError, OpenOptions, TokenizerSource, json};
+
+/// Most bytes of a tokenizer.json.
+const TOKENIZER_LIMIT: u64 = 256 << 20;
+
+/// Opens a directory that holds config.json and safetensors.
+pub(crate) fn open_directory(dir: &Path, options: OpenOptions) -> Result<Checkpoint, FormatError> {
+    let config_path = dir.join("config.json");
+    if !config_path.try_exists().map_err(FormatError::io(&config_path))? {
+        let reason = "holds no config.json (a Hugging Face model directory or a .gguf file was expected)".to_owned();
+        return Err(FormatError::NotACheckpoint { path: dir.to_owned(), reason });
+    }
+    let store = open_store(dir, options)?;
+    with_files_beside(dir, dir, store, options)
+}
+
+/// Opens one safetensors file; config.json and the tokenizer are looked for beside it.
+pub(crate) fn open_file(path: &Path, options: OpenOptions) -> Result<Checkpoint, FormatError> {
+    let store = Store::single(path, options.access)?;
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    with_files_beside(path, dir, store, options)
+}
+
+fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions) -> Result<Checkpoint, FormatError> {
+    let config_path = dir.join("config.json");
+    let config: Value = json::read(&config_path, json::CONFIG_LIMIT)?;
+    if !config.is_object() {
+        return Err(FormatError::Json { file: config_path, reason: "no JSON object".to_owned() });
+    }
+    let quantization = QuantizationConfig::from_config(&config)
+        .map_err(|problem| FormatError::Quantization { file: config_path.clone(), problem })?;
+    let generation_config: Option<Value> =
+        json::read_if_present(&dir.join("generation_config.json"), json::CONFIG_LIMIT)?;
+    let tokenizer_config: Value =
+        json::read_if_present(&dir.join("tokenizer_config.json"), json::CONFIG_LIMIT)?.unwrap_or_default();
+    let tokens_map: Value =
+        json::read_if_present(&dir.join("special_tokens_map.json"), json::CONFIG_LIMIT)?.unwrap_or_default();
+    let tokenizer = tokenizer(dir)?;
+    let special = special_tokens(&config, generation_config.as_ref(), &tokenizer_config, &tokens_map);
+    let chat_template = chat_template(dir, &tokenizer_config)?;
+    let source = HfSource::new(path, store, &quantization, options.fp8)?;
+    Ok(Checkpoint {
+        path: path.to_owned(),
+        config,
+        generation_config,
+        tokenizer,
+        chat_template,
+        special,
+        weight_bytes: source.data_bytes(),
+        weights: Box::new(source),
+    })
+}
+
+/// The weights: by index, as `model.safetensors`, or as the only safetensors file there is.
+fn open_store(dir: &Path, options: OpenOptions) -> Result<Store, FormatError> {
+    let index = dir.join(INDEX_NAME);
+    if index.try_exists().map_err(FormatError::io(&index))? {
+        return Store::sharded(&Index::read(&index)?, options.access);
+    }
+    let single = dir.join("model.safetensors");
+    if single.try_exists().map_err(FormatError::io(&single))? {
+        return Store::single(&single, options.access);
+    }
+    let not = |reason: String| FormatError::NotACheckpoint { path: dir.to_owned(), reason };
+    let files = files(dir)?;
+    let ending = |end: &str| files.iter().filter(|f| f.extension().is_some_and(|e| e == end)).collect::<Vec<_>>();
+    match ending("safetensors").as_slice() {
+        [only] => Store::single(only, options.access),
+        [] if !ending("bin").is_empty() || !ending("pt").is_empty() || !ending("pth").is_empty() => {
+            Err(not("its weights are PyTorch pickles, which this program does not read; convert them to safetensors"
+                .to_owned()))
+        }
+        [] => Err(not("holds no safetensors file".to_owned())),
+        several => Err(not(format!("holds {} safetensors files and no {INDEX_NAME}", several.len()))),
+    }
+}
+
+/// The plain files of a directory, sorted.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
+    let entries = std::fs::read_dir(dir).map_err(FormatError::io(dir))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        files.push(entry.map_err(FormatError::io(dir))?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// `tokenizer.json`, if it is JSON; what it means is for the tokenizer to say.
+fn tokenizer(dir: &Path) -> Result<TokenizerSource, FormatError> {
+    let path = dir.join("tokenizer.json");
+    match json::read_if_present::<serde::de::IgnoredAny>(&path, TOKENIZER_LIMIT)? {
+        Some(_) => Ok(TokenizerSource::Json(path)),
+        None => Ok(TokenizerSource::None),
+    }
+}
+
+/// `chat_template.jinja` goes before `chat_template.json` and `tokenizer_config.json`, as in transformers.
+fn chat_template(dir: &Path, tokenizer_config: &Value) -> Result<Option<String>, FormatError> {
+    let jinja = dir.join("chat_template.jinja");
+    if jinja.try_exists().map_err(FormatError::io(&jinja))? {
+        return json::read_text(&jinja, json::CONFIG_LIMIT).map(Some);
+    }
+    let json_path = dir.join("chat_template.json");
+    if let Some(value) = json::read_if_present::<Value>(&json_path, json::CONFIG_LIMIT)? {
+        return template_of(&value, &json_path);
+    }
+    template_of(tokenizer_config, &dir.join("tokenizer_config.json"))
+}
+
+/// A template that is a string, or the `default` one (else the first) of a list of named templates.
+fn template_of(config: &Value, file: &Path) -> Result<Option<String>, FormatError> {
+    let wrong = || FormatError::Json {
+        file: file.to_owned(),
+        reason: "chat_template is neither a string nor a list of {name, template}".to_owned(),
+    };
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(template)) => Ok(Some(template.clone())),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+            let chosen = default.or(named.first()).ok_or_else(wrong)?;
+            chosen.get("template").and_then(Value::as_str).map(|t| Some(t.to_owned())).ok_or_else(wrong)
+        }
+        Some(_) => Err(wrong()),
+    }
+}

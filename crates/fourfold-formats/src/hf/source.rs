@@ -1,0 +1,225 @@
+//! Logical tensors over raw ones: parts of packed weights become one tensor, FP8 becomes floats.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use fourfold_tensor::{DType, Dense, FloatBuffer, SourceError, TensorInfo, Weight, WeightSource};
+
+use crate::error::Failure;
+use crate::quantization::{
+    PARTS, QuantizationConfig, Scheme, Strategy, decode_blocks, decode_plain, load_naive, load_packed, packed_shape,
+    read_floats,
+};
+use crate::safetensors::{DataFile, Entry, Store};
+use crate::{FormatError, Fp8Decode, TensorError};
+
+/// The weights of safetensors files.
+pub struct HfSource {
+    path: PathBuf,
+    store: Store,
+    fp8: Fp8Decode,
+    infos: Vec<TensorInfo>,
+    /// Place in `infos` and way to read, by logical name.
+    recipes: HashMap<String, (usize, Recipe)>,
+}
+
+/// How a logical tensor is read.
+#[derive(Clone, Copy, Debug)]
+enum Recipe {
+    /// As it stands.
+    Plain,
+    /// From packed codes and their parts.
+    Packed(Scheme),
+    /// From one code a byte and its parts.
+    Naive(Scheme),
+    /// From FP8 codes and the part that holds a scale for each block of (rows, cols).
+    Fp8 { scales: &'static str, block: (usize, usize) },
+}
+
+/// The part that holds DeepSeek's FP8 scales.
+const SCALE_INV: &str = "_scale_inv";
+/// The part that holds any other scales.
+const SCALE: &str = "_scale";
+
+impl HfSource {
+    /// Finds the logical tensors of a store. Activation scales and other tensors that belong to no weight stay tensors of their
+    /// own.
+    ///
+    /// # Errors
+    /// A packed weight without scheme or of unknown shape, FP8 blocks of unknown size, a weight both packed and plain.
+    pub fn new(path: &Path, store: Store, config: &QuantizationConfig, fp8: Fp8Decode) -> Result<Self, FormatError> {
+        let mut composites = HashMap::new();
+        let mut parts = HashSet::new();
+        for (file, entry) in store.iter() {
+            let recipe = recipe(&store, entry, config);
+            if let Some((name, recipe)) = recipe.map_err(|e| Failure::from(e).at(file.path(), &entry.name))? {
+                parts.extend(PARTS.iter().chain([&SCALE_INV]).map(|suffix| format!("{name}{suffix}")));
+                composites.insert(entry.name.as_str(), (name, recipe));
+            }
+        }
+        let (mut infos, mut recipes) = (Vec::new(), HashMap::new());
+        for (file, entry) in store.iter() {
+            let (name, recipe) = match composites.get(entry.name.as_str()) {
+                Some((name, recipe)) => (*name, *recipe),
+                None if parts.contains(&entry.name) => continue,
+                None => (entry.name.as_str(), Recipe::Plain),
+            };
+            if recipes.insert(name.to_owned(), (infos.len(), recipe)).is_some() {
+                return Err(Failure::from(TensorError::PackedAndPlain).at(file.path(), name));
+            }
+            infos.push(describe(&store, entry, name, recipe)?);
+        }
+        Ok(Self { path: path.to_owned(), store, fp8, infos, recipes })
+    }
+
+    /// Bytes of all tensor data.
+    pub fn data_bytes(&self) -> u64 {
+        self.store.data_bytes()
+    }
+
+    fn read(&self, file: &DataFile, entry: &Entry, name: &str, recipe: Recipe) -> Result<Weight, FormatError> {
+        match recipe {
+            Recipe::Plain => read_plain(file, entry, self.fp8).map_err(|e| e.at(file.path(), name)),
+            Recipe::Packed(scheme) => load_packed(&self.store, name, scheme),
+            Recipe::Naive(scheme) => load_naive(&self.store, name, scheme),
+            Recipe::Fp8 { scales, block } => {
+                let part = format!("{name}{scales}");
+                let scales = self.store.get(&part).ok_or(Failure::Tensor(TensorError::PartMissing { part }));
+                scales
+                    .and_then(|scales| decode_blocks(file, entry, scales, block, self.fp8))
+                    .map(Weight::Dense)
+                    .map_err(|e| e.at(file.path(), name))
+            }
+        }
+    }
+}
+
+impl WeightSource for HfSource {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.recipes.get(name).map(|&(i, _)| &self.infos[i])
+    }
+
+    fn load(&self, name: &str) -> Result<Weight, SourceError> {
+        let missing = || SourceError::Missing { file: self.path.clone(), tensor: name.to_owned() };
+        let &(_, recipe) = self.recipes.get(name).ok_or_else(missing)?;
+        let (file, entry) = self.store.get(&raw_name(name, recipe)).ok_or_else(missing)?;
+        Ok(self.read(file, entry, name, recipe)?)
+    }
+}
+
+/// The raw tensor that holds the codes.
+fn raw_name(name: &str, recipe: Recipe) -> String {
+    match recipe {
+        Recipe::Packed(_) => format!("{name}_packed"),
+        Recipe::Plain | Recipe::Naive(_) | Recipe::Fp8 { .. } => name.to_owned(),
+    }
+}
+
+/// The logical tensor that a raw one is the codes of, if it is any.
+fn recipe<'a>(
+    store: &Store,
+    entry: &'a Entry,
+    config: &QuantizationConfig,
+) -> Result<Option<(&'a str, Recipe)>, TensorError> {
+    let part = |suffix: &str| store.get(&format!("{}{suffix}", entry.name)).map(|(_, part)| part);
+    if let Some(name) = entry.name.strip_suffix("_packed") {
+        let is_ours = ["_scale", "_shape"].iter().any(|s| store.get(&format!("{name}{s}")).is_some());
+        return match config.scheme_of(name) {
+            Some(scheme) => Ok(Some((name, Recipe::Packed(scheme)))),
+            None if is_ours => Err(TensorError::NoScheme),
+            None => Ok(None),
+        };
+    }
+    let (scales, suffix) = match (part(SCALE_INV), part(SCALE)) {
+        (Some(scales), _) => (scales, SCALE_INV),
+        (None, Some(scales)) => (scales, SCALE),
+        (None, None) => return Ok(None),
+    };
+    match entry.dtype {
+        DType::F8E4M3 => {
+            let block = block(config, entry, scales).ok_or(TensorError::NoBlockSize)?;
+            Ok(Some((&entry.name, Recipe::Fp8 { scales: suffix, block })))
+        }
+        DType::I8 if suffix == SCALE => match config.scheme_of(&entry.name) {
+            Some(scheme) if !scheme.float => Ok(Some((&entry.name, Recipe::Naive(scheme)))),
+            _ => Err(TensorError::NoScheme),
+        },
+        _ => Ok(None),
+    }
+}
+
+/// Rows and columns that share an FP8 scale.
+fn block(config: &QuantizationConfig, entry: &Entry, scales: &Entry) -> Option<(usize, usize)> {
+    let by_scheme = config.scheme_of(&entry.name).map(|scheme| match scheme.strategy {
+        Strategy::Tensor => (usize::MAX, usize::MAX),
+        Strategy::Channel => (1, usize::MAX),
+        Strategy::Group(size) => (1, size),
+        Strategy::Block(rows, cols) => (rows, cols),
+    });
+    let by_config = match config {
+        QuantizationConfig::Fp8Blocks { rows, cols } => Some((*rows, *cols)),
+        QuantizationConfig::None | QuantizationConfig::Fp8 | QuantizationConfig::Groups { .. } => None,
+    };
+    // A single scale, or one for each row, leaves no doubt.
+    let by_count = match scales.shape.iter().product::<usize>() {
+        1 => Some((usize::MAX, usize::MAX)),
+        n if Some(&n) == entry.shape.first() && scales.shape.get(1).is_none_or(|&g| g == 1) => Some((1, usize::MAX)),
+        _ => None,
+    };
+    by_scheme.or(by_config).or(by_count)
+}
+
+fn describe(store: &Store, entry: &Entry, name: &str, recipe: Recipe) -> Result<TensorInfo, FormatError> {
+    let parts = |suffixes: &[&str]| -> u64 {
+        suffixes.iter().filter_map(|s| store.get(&format!("{name}{s}"))).map(|(_, part)| part.bytes).sum()
+    };
+    let integers = |scheme: Scheme, cols: usize| match scheme.strategy {
+        Strategy::Tensor => format!("int{} per-tensor", scheme.bits),
+        Strategy::Group(size) if size < cols => format!("int{} g{size}", scheme.bits),
+        Strategy::Channel | Strategy::Group(_) | Strategy::Block(..) => format!("int{} per-channel", scheme.bits),
+    };
+    let (shape, storage, bytes) = match recipe {
+        Recipe::Plain => (entry.shape.clone(), entry.dtype.to_string(), entry.bytes),
+        Recipe::Packed(scheme) => {
+            let [rows, cols] = packed_shape(store, name, scheme)?;
+            let mut storage = integers(scheme, cols);
+            if store.get(&format!("{name}_codebook")).is_some() {
+                storage = storage.replacen("int", "codebook", 1);
+            }
+            (vec![rows, cols], storage, parts(PARTS))
+        }
+        Recipe::Naive(scheme) => {
+            let cols = entry.shape.last().copied().unwrap_or(0);
+            (entry.shape.clone(), integers(scheme, cols), entry.bytes + parts(PARTS))
+        }
+        Recipe::Fp8 { scales, .. } => (entry.shape.clone(), entry.dtype.to_string(), entry.bytes + parts(&[scales])),
+    };
+    Ok(TensorInfo { name: name.to_owned(), shape, storage, bytes })
+}
+
+/// A tensor of floats as it stands. F64 is rounded to F32, which is the widest a weight has; E4M3 becomes BF16 or F32, exactly.
+fn read_plain(file: &DataFile, entry: &Entry, fp8: Fp8Decode) -> Result<Weight, Failure> {
+    let data = match entry.dtype {
+        DType::F32 | DType::F16 | DType::Bf16 => read_floats(file, entry)?,
+        DType::F64 => FloatBuffer::F32(file.read::<f64>(entry)?.iter().map(|&v| v as f32).collect::<Vec<_>>().into()),
+        DType::F8E4M3 => return Ok(Weight::Dense(decode_plain(file, entry, fp8)?)),
+        DType::F8E5M2
+        | DType::F8E8M0
+        | DType::U8
+        | DType::U16
+        | DType::U32
+        | DType::U64
+        | DType::I8
+        | DType::I16
+        | DType::I32
+        | DType::I64
+        | DType::Bool => {
+            return Err(TensorError::NotFloat { dtype: entry.dtype, shape: entry.shape.clone() }.into());
+        }
+    };
+    Ok(Weight::Dense(Dense::new(entry.shape.clone(), data)))
+}

@@ -1,0 +1,97 @@
+//! The `quantization_config` of an output: compressed-tensors' own where it can say everything, a superset of it else.
+
+use std::collections::BTreeSet;
+
+use fourfold_tensor::{Form, OffsetsForm, QuantizedForm, ScalesForm};
+use serde_json::{Value, json};
+
+use super::config::is_embedding;
+
+/// Describes the quantized tensors among `tensors`; `None` where there are none.
+///
+/// Where compressed-tensors has words for everything, `quant_method` is `compressed-tensors` and Python loads the output; with
+/// double-quantized scales, real offsets, codebooks, column orders, groups that do not divide the row, or quantized tensors that
+/// are no `weight`, it is `fourfold`: the same members, and the parts in the file say the rest.
+pub fn quantization_config(tensors: &[(String, Form)]) -> Option<Value> {
+    let mut schemes: Vec<(Value, Vec<&str>)> = Vec::new();
+    let mut plain: BTreeSet<&str> = BTreeSet::new();
+    let mut expressible = true;
+    for (name, form) in tensors {
+        let module = name.strip_suffix(".weight");
+        match form {
+            // Modules that Python would take for quantized ones of the class `Linear`.
+            Form::Dense { shape, .. } => plain.extend(module.filter(|m| shape.len() == 2 && !is_embedding(m))),
+            Form::Quantized(form) => {
+                expressible &= module.is_some() && is_expressible(form);
+                let weights = weights(form);
+                let module = module.unwrap_or(name);
+                match schemes.iter_mut().find(|(w, _)| *w == weights) {
+                    Some((_, modules)) => modules.push(module),
+                    None => schemes.push((weights, vec![module])),
+                }
+            }
+        }
+    }
+    if schemes.is_empty() {
+        return None;
+    }
+    // An output head tied to the embedding has no tensor of its own and takes no part.
+    if !tensors.iter().any(|(name, _)| name == "lm_head.weight") {
+        plain.insert("lm_head");
+    }
+    // The commonest scheme of linear layers is the class's; all others are listed by name, which goes before the class.
+    let linear = |modules: &[&str]| modules.iter().filter(|m| !is_embedding(m)).count();
+    let commonest = (0..schemes.len()).rev().max_by_key(|&i| linear(&schemes[i].1)).unwrap_or(0);
+    let mut groups = serde_json::Map::new();
+    for (i, (weights, modules)) in schemes.iter().enumerate() {
+        let mut targets: Vec<&str> = Vec::new();
+        if i == commonest && linear(modules) > 0 {
+            targets.push("Linear");
+            targets.extend(modules.iter().filter(|m| is_embedding(m)));
+        } else {
+            targets.extend(modules);
+        }
+        let group = json!({"targets": targets, "weights": weights, "input_activations": null,
+            "output_activations": null, "format": "pack-quantized"});
+        groups.insert(format!("group_{i}"), group);
+    }
+    Some(json!({
+        "quant_method": if expressible { "compressed-tensors" } else { "fourfold" },
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": plain,
+        "kv_cache_scheme": null,
+        "global_compression_ratio": null,
+    }))
+}
+
+/// Whether compressed-tensors has words, and code, for the form.
+fn is_expressible(form: &QuantizedForm) -> bool {
+    let whole_groups = form.group_size >= form.cols || form.cols.is_multiple_of(form.group_size);
+    let scales = matches!(form.scales, ScalesForm::PerTensor(_) | ScalesForm::PerGroup(_));
+    let offsets = match form.offsets {
+        OffsetsForm::Symmetric => true,
+        OffsetsForm::ZeroPoint => matches!(form.scales, ScalesForm::PerGroup(_)),
+        OffsetsForm::ZeroPointPerTensor => matches!(form.scales, ScalesForm::PerTensor(_)),
+        OffsetsForm::Min(_) => false,
+    };
+    scales && offsets && whole_groups && !form.codebook && !form.g_idx
+}
+
+/// The `weights` of a group.
+fn weights(form: &QuantizedForm) -> Value {
+    let (strategy, group_size) = match form.scales {
+        ScalesForm::PerTensor(_) => ("tensor", None),
+        ScalesForm::PerGroup(_) | ScalesForm::Double(_) if form.group_size >= form.cols => ("channel", None),
+        ScalesForm::PerGroup(_) | ScalesForm::Double(_) => ("group", Some(form.group_size)),
+    };
+    json!({
+        "num_bits": form.bits,
+        "type": "int",
+        "symmetric": !matches!(form.offsets, OffsetsForm::ZeroPoint | OffsetsForm::ZeroPointPerTensor),
+        "strategy": strategy,
+        "group_size": group_size,
+        "dynamic": false,
+    })
+}

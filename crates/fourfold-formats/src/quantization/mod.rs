@@ -1,0 +1,28 @@
+//! Quantized weights in safetensors files: what `quantization_config` says of them, how the parts of a packed weight are laid
+//! out, and FP8.
+//!
+//! A logical tensor `x.weight` that is packed is stored as parts, each named `x.weight_<part>`:
+//!
+//! | part | type | shape | what |
+//! |---|---|---|---|
+//! | `packed` | I32 | [N, ceil(K·b/32)] | codes, element i of a row at bit i·b, as compressed-tensors `pack-quantized` |
+//! | `scale` | F16, BF16, F32 | [N, groups], [N, 1] or [1] | scales; with `scale_code` the scale of each row, [N, 1] |
+//! | `scale_code` | U8 | [N, groups] | double quantization: scale = `scale`[r] · code (ours) |
+//! | `zero_point` | I32 | [ceil(N·b/32), groups] | zero points, packed down the columns; per tensor I8 [1], less 2^(b−1) |
+//! | `min` | F16, BF16, F32 | [N, groups] | real offsets (ours) |
+//! | `codebook` | I8 | [2^b] | values of the codes (ours) |
+//! | `g_idx` | I32 | [K] | group of each column |
+//! | `shape` | I64 | [2] | N, K |
+
+mod config;
+mod emit;
+mod fp8;
+mod packed;
+mod parts;
+
+pub use config::{ConfigError, Group, QuantizationConfig, Scheme, Strategy, Target};
+pub use emit::quantization_config;
+pub use fp8::{E4M3, e8m0};
+pub(crate) use fp8::{decode_blocks, decode_plain};
+pub(crate) use packed::{load_naive, load_packed, packed_shape, read_floats};
+pub use parts::{PARTS, Part, part_bytes, parts};

@@ -1,0 +1,186 @@
+//! The raw tensors of one file or of all shards, read by name.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use bytemuck::Pod;
+use fourfold_tensor::{Buffer, SharedBytes};
+
+use super::header::{Entry, Header, HeaderError, header_length, parse_header};
+use super::index::{Index, IndexError};
+use crate::{Access, FormatError, mmap};
+
+/// One safetensors file, its header checked.
+pub struct DataFile {
+    path: PathBuf,
+    file: File,
+    map: Option<SharedBytes>,
+    header: Header,
+}
+
+impl DataFile {
+    /// Opens a file and checks its header.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`], [`FormatError::Header`].
+    pub fn open(path: &Path, access: Access) -> Result<Self, FormatError> {
+        let io = || FormatError::io(path);
+        let problem = |problem| FormatError::Header { file: path.to_owned(), problem };
+        let file = File::open(path).map_err(io())?;
+        let meta = file.metadata().map_err(io())?;
+        if !meta.is_file() {
+            return Err(FormatError::NotACheckpoint { path: path.to_owned(), reason: "is no regular file".to_owned() });
+        }
+        let length = meta.len();
+        if length < 8 {
+            return Err(problem(HeaderError::TooShort { length }));
+        }
+        let mut first = [0; 8];
+        read_at(&file, 0, &mut first).map_err(io())?;
+        let header_len = header_length(first, length).map_err(problem)?;
+        let mut text = vec![0; header_len as usize];
+        read_at(&file, 8, &mut text).map_err(io())?;
+        let header = parse_header(&text, 8 + header_len, length).map_err(problem)?;
+        let map = match access {
+            Access::Read => None,
+            Access::Map => Some(mmap::map(path)?),
+        };
+        Ok(Self { path: path.to_owned(), file, map, header })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// A tensor's elements. A tensor read by position is in memory of its own and leaves nothing else resident.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`]: the file has changed since it was opened, or the disk fails.
+    pub fn read<T: Pod>(&self, entry: &Entry) -> Result<Buffer<T>, FormatError> {
+        if let Some(map) = &self.map {
+            let shared = Buffer::from_shared(map, entry.offset as usize, entry.bytes as usize);
+            return shared.ok_or_else(|| {
+                let shrunk =
+                    std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file shrank while it was open");
+                FormatError::Io { file: self.path.clone(), source: shrunk }
+            });
+        }
+        let mut values = bytemuck::zeroed_vec::<T>(entry.bytes as usize / size_of::<T>());
+        self.read_bytes(entry, 0, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values.into())
+    }
+
+    /// Bytes `from .. from + out.len()` of a tensor: for readers that never want all of it at once.
+    ///
+    /// # Errors
+    /// As [`DataFile::read`].
+    pub fn read_bytes(&self, entry: &Entry, from: u64, out: &mut [u8]) -> Result<(), FormatError> {
+        read_at(&self.file, entry.offset + from, out).map_err(FormatError::io(&self.path))
+    }
+}
+
+/// Fills `out` from byte `offset` of `file`.
+#[cfg(unix)]
+fn read_at(file: &File, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+/// Fills `out` from byte `offset` of `file`.
+#[cfg(windows)]
+fn read_at(file: &File, mut offset: u64, mut out: &mut [u8]) -> std::io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                out = &mut out[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All raw tensors of a checkpoint.
+pub struct Store {
+    files: Vec<DataFile>,
+    /// File and entry of each tensor, in the order of files and bytes.
+    tensors: Vec<(usize, usize)>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Store {
+    /// A single file.
+    ///
+    /// # Errors
+    /// As [`DataFile::open`].
+    pub fn single(path: &Path, access: Access) -> Result<Self, FormatError> {
+        let file = DataFile::open(path, access)?;
+        let tensors = (0..file.header.entries.len()).map(|e| (0, e)).collect();
+        Ok(Self::new(vec![file], tensors))
+    }
+
+    /// All shards of an index. Tensors that a shard holds and the index does not list are passed over.
+    ///
+    /// # Errors
+    /// As [`Index::read`] and [`DataFile::open`]; [`IndexError::MissingShard`], [`IndexError::MissingTensor`].
+    pub fn sharded(index: &Index, access: Access) -> Result<Self, FormatError> {
+        let problem = |problem| FormatError::Index { file: index.path.clone(), problem };
+        let dir = index.path.parent().unwrap_or(Path::new(""));
+        let mut files = Vec::new();
+        let mut shard_of = HashMap::new();
+        for shard in index.shards() {
+            let path = dir.join(shard);
+            if !path.try_exists().map_err(FormatError::io(&path))? {
+                let held: Vec<&str> =
+                    index.weight_map.iter().filter(|(_, s)| s == shard).map(|(t, _)| t.as_str()).collect();
+                let tensor = held.first().copied().unwrap_or_default().to_owned();
+                return Err(problem(IndexError::MissingShard { shard: shard.to_owned(), tensor, tensors: held.len() }));
+            }
+            shard_of.insert(shard, files.len());
+            files.push(DataFile::open(&path, access)?);
+        }
+        let places: Vec<HashMap<&str, usize>> = files
+            .iter()
+            .map(|f| f.header.entries.iter().enumerate().map(|(i, e)| (e.name.as_str(), i)).collect())
+            .collect();
+        let mut tensors = Vec::with_capacity(index.weight_map.len());
+        for (tensor, shard) in &index.weight_map {
+            let file = shard_of[shard.as_str()];
+            let Some(&entry) = places[file].get(tensor.as_str()) else {
+                return Err(problem(IndexError::MissingTensor { tensor: tensor.clone(), shard: shard.clone() }));
+            };
+            tensors.push((file, entry));
+        }
+        tensors.sort_unstable();
+        Ok(Self::new(files, tensors))
+    }
+
+    fn new(files: Vec<DataFile>, tensors: Vec<(usize, usize)>) -> Self {
+        let name = |&(f, e): &(usize, usize)| files[f].header.entries[e].name.clone();
+        let by_name = tensors.iter().enumerate().map(|(i, place)| (name(place), i)).collect();
+        Self { files, tensors, by_name }
+    }
+
+    /// Every raw tensor with the file that holds it, in the order of files and bytes.
+    pub fn iter(&self) -> impl Iterator<Item = (&DataFile, &Entry)> {
+        self.tensors.iter().map(|&(f, e)| (&self.files[f], &self.files[f].header.entries[e]))
+    }
+
+    /// One raw tensor.
+    pub fn get(&self, name: &str) -> Option<(&DataFile, &Entry)> {
+        let (f, e) = self.tensors[*self.by_name.get(name)?];
+        Some((&self.files[f], &self.files[f].header.entries[e]))
+    }
+
+    /// Bytes of all tensor data.
+    pub fn data_bytes(&self) -> u64 {
+        self.iter().map(|(_, e)| e.bytes).sum()
+    }
+}
