@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use fourfold_tensor::WeightSource;
 use serde_json::Value;
 
-use crate::{FormatError, hf};
+use crate::{FormatError, gguf, hf};
 
 /// An opened model. Nothing of its weights is in memory yet.
 pub struct Checkpoint {
@@ -113,6 +113,7 @@ pub fn open_with(path: &Path, options: OpenOptions) -> Result<Checkpoint, Format
     }
     match path.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => hf::open_file(path, options),
+        Some("gguf") => gguf::checkpoint(path),
         _ => Err(not("is neither a directory nor a .safetensors or .gguf file")),
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fourfold_tensor::{DType, QuantizedError, SourceError};
 use thiserror::Error;
 
+use crate::gguf::GgufError;
 use crate::quantization::ConfigError;
 use crate::safetensors::{HeaderError, IndexError};
 
@@ -75,6 +76,14 @@ pub enum FormatError {
         path: PathBuf,
         /// Why.
         problem: OutputError,
+    },
+    /// A GGUF file that cannot be used.
+    #[error("{}: {problem}", file.display())]
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        problem: GgufError,
     },
     /// One tensor cannot be used.
     #[error("{}: tensor {tensor}: {problem}", file.display())]
@@ -283,6 +292,7 @@ impl From<FormatError> for SourceError {
                 Self::File { file, reason: format!("no room on the disk: {needed} bytes were to be written").into() }
             }
             FormatError::Output { path, problem } => Self::File { file: path, reason: Box::new(problem) },
+            FormatError::Gguf { file, problem } => Self::File { file, reason: Box::new(problem) },
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod error;
+pub mod gguf;
 pub mod hf;
 mod json;
 pub mod mmap;
