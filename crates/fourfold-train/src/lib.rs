@@ -1,11 +1,15 @@
 //! Training and fine-tuning in a quarter of the memory of f32 AdamW: how weights are rounded, how optimizer states are stored,
-//! how the learning rate moves, how a loss is scaled.
+//! how the learning rate moves, how a loss is scaled, and the step that joins them.
 //!
-//! Bytes a parameter (weight + optimizer state; gradients are released as they are applied): f32 AdamW 4 + 8, bf16 with
-//! stochastic rounding and 8-bit states 2 + 2.03.
+//! Bytes a parameter (weight + gradient + optimizer state): f32 AdamW 4 + 4 + 8; bf16 with stochastic rounding, 8-bit states and
+//! gradient release 2 + 2.03.
 
+pub mod batch;
 pub mod loss_scale;
 pub mod optim;
 pub mod random;
+pub mod recipe;
 pub mod rounding;
 pub mod schedule;
+pub mod store;
+pub mod trainer;

@@ -1,0 +1,68 @@
+//! Tokens of one step, packed: documents side by side.
+
+use std::ops::Range;
+
+use fourfold_kernels::backward::IGNORE;
+
+/// A packed batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Input tokens.
+    pub ids: Vec<u32>,
+    /// The token to predict at each place; [`IGNORE`] where none is scored.
+    pub targets: Vec<u32>,
+    /// The documents: consecutive ranges that together are all tokens.
+    pub documents: Vec<Range<usize>>,
+    /// Position of each token in its document.
+    pub positions: Vec<usize>,
+}
+
+impl Batch {
+    /// Adds a document. `scored[i]` says whether `ids[i]` is learned: as the target of the token before it.
+    pub fn push(&mut self, ids: &[u32], scored: impl Fn(usize) -> bool) {
+        let begin = self.ids.len();
+        self.ids.extend_from_slice(ids);
+        self.targets.extend((1..ids.len()).map(|i| if scored(i) { ids[i] } else { IGNORE }));
+        self.targets.resize(self.ids.len(), IGNORE);
+        self.positions.extend(0..ids.len());
+        self.documents.push(begin..self.ids.len());
+    }
+
+    /// A batch of sequences each scored at every place; `tokens` holds one more token than the sequence.
+    pub fn from_sequences<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let mut batch = Self::default();
+        for tokens in sequences {
+            let Some((_, inputs)) = tokens.split_last() else { continue };
+            let begin = batch.ids.len();
+            batch.ids.extend_from_slice(inputs);
+            batch.targets.extend_from_slice(&tokens[1..]);
+            batch.positions.extend(0..inputs.len());
+            batch.documents.push(begin..batch.ids.len());
+        }
+        batch
+    }
+
+    /// Tokens that are scored.
+    pub fn scored(&self) -> usize {
+        self.targets.iter().filter(|&&t| t != IGNORE).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_do_not_predict_each_other_and_masked_tokens_are_not_scored() {
+        let mut batch = Batch::default();
+        batch.push(&[10, 11, 12], |i| i != 1);
+        batch.push(&[20, 21], |_| true);
+        assert_eq!(batch.ids, [10, 11, 12, 20, 21]);
+        assert_eq!(batch.targets, [IGNORE, 12, IGNORE, 21, IGNORE]);
+        assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
+        assert_eq!(batch.documents, [0..3, 3..5]);
+        assert_eq!(batch.scored(), 2);
+        let batch = Batch::from_sequences([&[1u32, 2, 3][..], &[4, 5, 6][..]]);
+        assert_eq!((batch.ids, batch.targets), (vec![1, 2, 4, 5], vec![2, 3, 5, 6]));
+    }
+}

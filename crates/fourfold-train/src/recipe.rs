@@ -1,0 +1,84 @@
+//! How a run stores its numbers: the presets, from f32 AdamW to an eighth of its memory.
+
+use fourfold_tensor::DType;
+
+/// How weights are stored between steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes, updates rounded stochastically.
+    Bf16,
+    /// 2 bytes, updates rounded to nearest: the control of the one above.
+    Bf16Nearest,
+    /// 3 bytes: bf16, and 8 more bits for the update alone.
+    Bf16Residual,
+}
+
+/// How the optimizer's moments are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MomentPrecision {
+    /// 8 bytes a parameter.
+    F32,
+    /// 2.03 bytes a parameter.
+    Bits8,
+    /// 1.06 bytes a parameter.
+    Bits4,
+}
+
+/// How a run stores its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    /// The preset's name.
+    pub name: &'static str,
+    /// Weights between steps. Norms, biases and routers are f32 in every recipe: they are few.
+    pub storage: Storage,
+    /// What the products read: F32, or BF16 (weights rounded as they are read, where they are stored wider).
+    pub compute: DType,
+    /// Moments of the optimizer.
+    pub moments: MomentPrecision,
+    /// Keep a block's input alone and run the block forward anew for its gradient.
+    pub recompute: bool,
+    /// Apply a block's gradients as soon as they are known, and release them.
+    pub release: bool,
+    /// Tokens whose logits are held at once.
+    pub loss_chunk: usize,
+}
+
+impl Recipe {
+    /// f32 throughout, every activation and gradient kept: 16 bytes a parameter.
+    pub const BASELINE: Self = Self {
+        name: "baseline",
+        storage: Storage::F32,
+        compute: DType::F32,
+        moments: MomentPrecision::F32,
+        recompute: false,
+        release: false,
+        loss_chunk: usize::MAX,
+    };
+
+    /// Products in bf16 from f32 master weights (Micikevicius et al. 2018): as much memory as the baseline, less time.
+    pub const AMP: Self = Self { name: "amp", compute: DType::Bf16, ..Self::BASELINE };
+
+    /// bf16 weights with stochastic rounding, 8-bit moments, gradients released, blocks recomputed: 4.03 bytes a parameter.
+    pub const QUARTER: Self = Self {
+        name: "quarter",
+        storage: Storage::Bf16,
+        compute: DType::Bf16,
+        moments: MomentPrecision::Bits8,
+        recompute: true,
+        release: true,
+        loss_chunk: 256,
+    };
+
+    /// As the quarter, with 4-bit moments: 3.06 bytes a parameter.
+    pub const EIGHTH: Self = Self { name: "eighth", moments: MomentPrecision::Bits4, loss_chunk: 64, ..Self::QUARTER };
+
+    /// Every preset.
+    pub const ALL: [Self; 4] = [Self::BASELINE, Self::AMP, Self::QUARTER, Self::EIGHTH];
+
+    /// The preset of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|recipe| recipe.name == name)
+    }
+}

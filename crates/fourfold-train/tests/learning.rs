@@ -1,0 +1,96 @@
+//! A tiny model learns a pattern, with every recipe.
+
+use std::sync::Arc;
+
+use fourfold_kernels::Reference;
+use fourfold_kernels::backward::Backward;
+use fourfold_models::{ModelSpec, spec_from_config};
+use fourfold_train::batch::Batch;
+use fourfold_train::optim::adamw::AdamW;
+use fourfold_train::random::Stream;
+use fourfold_train::recipe::Recipe;
+use fourfold_train::schedule::{Decay, Schedule};
+use fourfold_train::store::ParameterStore;
+use fourfold_train::trainer::{Hyperparameters, TrainError, Trainer};
+use serde_json::json;
+
+const VOCABULARY: u32 = 12;
+
+fn spec(tied: bool) -> ModelSpec {
+    spec_from_config(&json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": VOCABULARY,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": tied,
+        "hidden_act": "silu"
+    }))
+    .unwrap()
+}
+
+/// Counting upwards from random beginnings: learnable, and not by frequency alone.
+fn batch(step: u64) -> Batch {
+    let stream = Stream::new(77, step, 0);
+    let sequences: Vec<Vec<u32>> = (0..4)
+        .map(|s| {
+            let (begin, stride) = (stream.word(2 * s) % VOCABULARY, 1 + stream.word(2 * s + 1) % 2);
+            (0..9).map(|i| (begin + i * stride) % VOCABULARY).collect()
+        })
+        .collect();
+    Batch::from_sequences(sequences.iter().map(Vec::as_slice))
+}
+
+fn trainer(recipe: Recipe, steps: u64, max_gradient_norm: Option<f64>, tied: bool) -> Trainer {
+    let spec = spec(tied);
+    let store = ParameterStore::initialize(&spec, 0.1, 5, &recipe);
+    let schedule = Schedule { warmup_steps: 5, total_steps: steps, decay: Decay::Cosine, floor: 0.1 };
+    let hyper = Hyperparameters { adam: AdamW::default(), lr: 1e-2, schedule, max_gradient_norm, seed: 9 };
+    let backend: Arc<dyn Backward> = Arc::new(Reference);
+    Trainer::new(spec, store, backend, recipe, hyper, 0)
+}
+
+#[test]
+fn every_recipe_learns_and_the_quarter_as_well_as_the_baseline() {
+    let learn = |recipe: Recipe| {
+        let mut trainer = trainer(recipe, 150, None, true);
+        let before = trainer.evaluate(&batch(1_000_000)).unwrap();
+        for step in 0..150 {
+            assert!(!trainer.step(&batch(step)).unwrap().skipped);
+        }
+        (before, trainer.evaluate(&batch(1_000_000)).unwrap())
+    };
+    let (before, baseline) = learn(Recipe::BASELINE);
+    assert!(baseline < 0.5 * before, "{before} to {baseline}");
+    for recipe in [Recipe::AMP, Recipe::QUARTER, Recipe::EIGHTH] {
+        let (_, after) = learn(recipe);
+        assert!(after < baseline + 0.15, "{}: {after}, baseline {baseline}", recipe.name);
+    }
+}
+
+#[test]
+fn release_and_recompute_change_memory_and_not_the_result() {
+    for (tied, clip) in [(true, None), (false, Some(0.5))] {
+        let run = |release, recompute, loss_chunk| {
+            let recipe = Recipe { release, recompute, loss_chunk, ..Recipe::BASELINE };
+            let mut trainer = trainer(recipe, 10, clip, tied);
+            let reports: Vec<_> = (0..4).map(|step| trainer.step(&batch(step)).unwrap()).collect();
+            (reports.last().unwrap().loss, reports[0].gradient_norm)
+        };
+        let (loss, norm) = run(false, false, usize::MAX);
+        for (release, recompute, chunk) in [(true, false, usize::MAX), (false, true, 5), (true, true, 5)] {
+            let (l, n) = run(release, recompute, chunk);
+            // Recomputed blocks start from inputs rounded to bf16.
+            let bound = if recompute { 2e-2 } else { 1e-6 };
+            assert!((l - loss).abs() < bound && (n - norm).abs() < bound * norm.max(1.0), "{l} {loss}, {n} {norm}");
+        }
+    }
+}
+
+#[test]
+fn steps_are_reproducible_and_bad_batches_change_nothing() {
+    let mut a = trainer(Recipe::QUARTER, 10, None, true);
+    let mut b = trainer(Recipe::QUARTER, 10, None, true);
+    (0..3).for_each(|step| assert_eq!(a.step(&batch(step)).unwrap(), b.step(&batch(step)).unwrap()));
+    let unknown = Batch::from_sequences([&[1u32, 2, VOCABULARY][..], &[VOCABULARY, 1][..]]);
+    assert!(matches!(a.step(&unknown), Err(TrainError::Token { step: 4, .. })));
+    assert!(matches!(a.step(&Batch::default()), Err(TrainError::Empty { step: 4 })));
+    assert_eq!(a.step(&batch(3)).unwrap(), b.step(&batch(3)).unwrap());
+}
