@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Candidate, FORMS, Form, candidates, noise, weight};
-use fourfold_kernels::{Activations, Backend, LinearArg, Reference, RopeSpec, Tensor};
+use fourfold_kernels::{
+    Activations, AttentionSpec, Backend, KvCache, KvDtype, LinearArg, Reference, RopeSpec, Tensor, Values,
+};
 
 /// Where a product may differ from the reference: by this share of `Σ |x| |w|`.
 fn linear_tolerance(candidate: &Candidate, form: Form) -> f32 {
@@ -246,5 +248,77 @@ fn rope_of_both_layouts_on_parts_of_heads() {
             }
         }
         outputs
+    });
+}
+
+/// (tokens, heads, kv heads, key dim, value dim, first position, window).
+type AttentionShape = (usize, usize, usize, usize, usize, usize, Option<usize>);
+
+const ATTENTION_SHAPES: &[AttentionShape] = &[
+    (1, 1, 1, 4, 4, 0, None),
+    (1, 9, 3, 64, 64, 300, None),
+    (1, 9, 3, 64, 64, 1000, None),
+    (1, 4, 4, 80, 80, 513, Some(100)),
+    (1, 80, 1, 48, 32, 270, None),
+    (3, 6, 2, 20, 12, 500, None),
+    (3, 4, 2, 33, 33, 77, Some(5)),
+    (5, 16, 1, 72, 64, 0, None),
+    (70, 9, 3, 64, 64, 0, None),
+    (130, 2, 2, 16, 24, 60, None),
+    (90, 8, 2, 40, 40, 150, Some(64)),
+    (40, 70, 1, 24, 16, 3, None),
+];
+
+#[test]
+fn attention_of_every_cache_type() {
+    each(|candidate| {
+        let mut outputs = Vec::new();
+        for &(tokens, heads, kv_heads, key_dim, value_dim, first_position, window) in ATTENTION_SHAPES {
+            for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+                let spec = AttentionSpec { heads, kv_heads, key_dim, value_dim, scale: 0.7, first_position, window };
+                let q = noise(tokens, heads * key_dim, 1);
+                let mut keys = KvCache::new(kv_heads * key_dim, dtype);
+                let mut values = KvCache::new(kv_heads * value_dim, dtype);
+                // One position more than any query sees.
+                let positions = first_position + tokens + 1;
+                keys.append(&noise(positions, kv_heads * key_dim, 2));
+                values.append(&noise(positions, kv_heads * value_dim, 3));
+                for own in [true, false] {
+                    if !own && value_dim > key_dim {
+                        continue;
+                    }
+                    let source = if own { Values::Cache(&values) } else { Values::PrefixOfKeys };
+                    let expected = Reference.attention(&q, &keys, source, &spec);
+                    let found = candidate.backend.attention(&q, &keys, source, &spec);
+                    let what = format!("{} attention {spec:?} {tokens} tokens {dtype:?} {own}", candidate.label);
+                    check(&what, &found, &expected, |_| 3e-6);
+                    outputs.push(found);
+                }
+            }
+        }
+        outputs
+    });
+}
+
+#[test]
+fn attention_is_safe_from_large_scores() {
+    let spec = AttentionSpec {
+        heads: 1,
+        kv_heads: 1,
+        key_dim: 16,
+        value_dim: 16,
+        scale: 1000.0,
+        first_position: 99,
+        window: None,
+    };
+    let mut keys = KvCache::new(16, KvDtype::F32);
+    keys.append(&noise(100, 16, 2));
+    let q = noise(1, 16, 1);
+    let expected = Reference.attention(&q, &keys, Values::PrefixOfKeys, &spec);
+    assert!(expected.host().iter().all(|v| v.is_finite()));
+    each(|candidate| {
+        let found = candidate.backend.attention(&q, &keys, Values::PrefixOfKeys, &spec);
+        check(&candidate.label, &found, &expected, |_| 1e-3);
+        vec![found]
     });
 }

@@ -1,5 +1,6 @@
 //! The CPU backend: kernels for AVX512, AVX2 and any machine, chosen at run time.
 
+mod attention;
 mod dense;
 mod elementwise;
 mod isa;
@@ -16,9 +17,7 @@ pub use isa::Isa;
 use self::dense::DenseArg;
 use self::pool::Pool;
 use self::quant::{Context, QuantWeight};
-use crate::{
-    AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearArg, Reference, RopeSpec, Tensor, Values,
-};
+use crate::{AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearArg, RopeSpec, Tensor, Values};
 
 /// In which precision activations enter a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,7 +157,7 @@ impl Backend for Cpu {
     }
 
     fn attention(&self, q: &Tensor, keys: &KvCache, values: Values, spec: &AttentionSpec) -> Tensor {
-        Reference.attention(q, keys, values, spec)
+        attention::attention(&self.pool, self.isa, q, keys, values, spec)
     }
 
     fn swiglu(&self, gate: Tensor, up: &Tensor) -> Tensor {

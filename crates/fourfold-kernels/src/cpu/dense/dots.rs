@@ -8,7 +8,9 @@ use crate::cpu::simd::Simd;
 pub struct Dots<W> {
     /// The first row.
     pub weights: *const W,
-    /// Columns, which is also the stride of the rows.
+    /// Elements from a row to the next.
+    pub stride: usize,
+    /// Columns.
     pub cols: usize,
     /// Rows.
     pub rows: usize,
@@ -22,6 +24,8 @@ pub struct Dots<W> {
     pub y: *mut f32,
     /// Elements from a token's results to the next's.
     pub y_row: usize,
+    /// Elements from a row's results to the next's.
+    pub y_step: usize,
     /// Whether to add to what is in `y`.
     pub accumulate: bool,
 }
@@ -43,9 +47,9 @@ pub unsafe fn dots<S: Simd, P: Product<S>>(s: S, d: Dots<P::W>) {
             // SAFETY: a part of what the caller promises.
             unsafe {
                 let part = Dots {
-                    weights: d.weights.add(row * d.cols),
+                    weights: d.weights.add(row * d.stride),
                     x: d.x.add(token * d.x_row),
-                    y: d.y.add(token * d.y_row + row),
+                    y: d.y.add(token * d.y_row + row * d.y_step),
                     ..d
                 };
                 let tokens = (d.tokens - token).min(4);
@@ -85,7 +89,7 @@ unsafe fn block<S: Simd, P: Product<S>, const R: usize, const T: usize>(s: S, d:
         for (r, acc) in acc.iter_mut().enumerate() {
             // SAFETY: n columns of row r are left.
             let w = unsafe {
-                let from = d.weights.add(r * d.cols + c);
+                let from = d.weights.add(r * d.stride + c);
                 if n >= width { P::load(s, from) } else { P::load_first(s, from, n) }
             };
             for (acc, &token) in acc.iter_mut().zip(&tokens) {
@@ -98,7 +102,7 @@ unsafe fn block<S: Simd, P: Product<S>, const R: usize, const T: usize>(s: S, d:
         for (t, &acc) in acc.iter().enumerate() {
             // SAFETY: result (t, r).
             unsafe {
-                let to = d.y.add(t * d.y_row + r);
+                let to = d.y.add(t * d.y_row + r * d.y_step);
                 *to = if d.accumulate { *to } else { 0.0 } + s.sum(acc);
             }
         }

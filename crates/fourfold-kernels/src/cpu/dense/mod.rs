@@ -13,15 +13,15 @@ use std::ops::Range;
 use fourfold_tensor::{Dense, FloatBuffer};
 use half::bf16;
 
-use self::product::Fma;
-
 pub use transposed::linear_transposed;
 
-use self::dots::{Dots, dots};
+pub(super) use self::dots::{Dots, dots};
 use self::panel::{PANEL_ROWS, PanelProduct, panel_product};
+pub(super) use self::product::Fma;
 #[cfg(target_arch = "x86_64")]
 use self::product::Pairs;
 use self::product::Product;
+pub(super) use self::tile::{Operands, product};
 use super::pool::SendPtr;
 use super::quant::Context;
 use super::simd::{Element, MAX_LANES, Simd, for_isa};
@@ -245,7 +245,10 @@ fn run_with<S: Simd, P: Product<S>>(s: S, job: &Job, w: &[P::W], many: bool, row
                 );
             });
         } else {
-            dots::<S, P>(s, Dots { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate });
+            dots::<S, P>(
+                s,
+                Dots { weights, stride: cols, cols, rows, x, x_row, tokens, y, y_row, y_step: 1, accumulate },
+            );
         }
     }
 }
