@@ -86,7 +86,7 @@ impl ModelSpec {
                 weights: parameters * F32,
                 gradients: parameters * F32,
                 optimizer: parameters * 2 * F32,
-                activations: self.blocks.iter().map(|block| block.scratch_elements(tokens)).sum::<u64>() * F32,
+                activations: self.blocks.iter().map(|block| block.saved_elements(tokens)).sum::<u64>() * F32,
                 logits: 2 * tokens * vocab * F32,
             },
             TrainRecipe::Quarter => {
@@ -97,8 +97,8 @@ impl ModelSpec {
                     gradients: largest * F32,
                     // Two moments of a byte, each 64 of them with an f32 scale.
                     optimizer: parameters * 2 + parameters.div_ceil(64) * 2 * F32,
-                    // The live block is computed again, and its gradient takes as much.
-                    activations: inputs + 2 * self.peak_scratch(tokens) * F32,
+                    // The live block is computed again, and the gradients of what it saved take as much.
+                    activations: inputs + 2 * self.peak_saved(tokens) * F32,
                     logits: 2 * LOSS_CHUNK.min(tokens) * vocab * F32,
                 }
             }
@@ -107,6 +107,10 @@ impl ModelSpec {
 
     fn rotary_bytes(&self, positions: u64) -> u64 {
         self.blocks.first().map_or(0, |block| block.rotary().table_bytes(positions))
+    }
+
+    fn peak_saved(&self, tokens: u64) -> u64 {
+        self.blocks.iter().map(|block| block.saved_elements(tokens)).max().unwrap_or(0)
     }
 
     fn peak_scratch(&self, tokens: u64) -> u64 {

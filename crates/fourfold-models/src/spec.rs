@@ -148,6 +148,20 @@ impl BlockSpec {
         }
     }
 
+    /// f32 elements that training keeps of the forward over `tokens` where nothing is recomputed: the block's input, the
+    /// residual stream between its halves, and what attention and feed-forward save.
+    pub fn saved_elements(&self, tokens: u64) -> u64 {
+        let attention = match &self.attention {
+            AttentionKind::Gqa(gqa) => gqa.saved_elements(tokens),
+            AttentionKind::Mla(mla) => mla.saved_elements(tokens),
+        };
+        let feed_forward = match &self.feed_forward {
+            FeedForward::Mlp(mlp) => mlp.saved_elements(tokens),
+            FeedForward::Moe(moe) => moe.saved_elements(tokens),
+        };
+        2 * tokens * self.hidden as u64 + attention + feed_forward
+    }
+
     /// f32 elements alive at the peak of the forward over `tokens`: residual stream, normed input, and the hungrier half.
     pub fn scratch_elements(&self, tokens: u64) -> u64 {
         let attention = match &self.attention {

@@ -73,6 +73,13 @@ impl GqaSpec {
         BlockCache::keys_and_values(width, width, dtype)
     }
 
+    /// f32 elements that training keeps of the forward over `tokens` ([`GqaSaved`]).
+    pub fn saved_elements(&self, tokens: u64) -> u64 {
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let unnormed = if self.qk_norm.is_some() { queries + keys } else { 0 };
+        tokens * (2 * queries + 2 * keys + self.heads + unnormed) as u64
+    }
+
     /// f32 elements alive at the peak of the forward over `tokens`, input not counted: queries, keys, values and the
     /// attention's output.
     pub fn scratch_elements(&self, tokens: u64) -> u64 {

@@ -121,6 +121,12 @@ impl MlaSpec {
         BlockCache::Latent(KvCache::new(self.cache_width(), dtype))
     }
 
+    /// f32 elements that training keeps of the forward over `tokens` ([`MlaSaved`]).
+    pub fn saved_elements(&self, tokens: u64) -> u64 {
+        let attention = self.heads * (2 * self.key_dim() + 2 * self.value_dim + 1);
+        tokens * (attention + self.kv_lora_rank + self.q_lora_rank.unwrap_or(0)) as u64
+    }
+
     /// f32 elements alive at the peak of the forward over `tokens`, input not counted: queries, the cached rows, and the
     /// larger of the two forms' own needs.
     pub fn scratch_elements(&self, tokens: u64) -> u64 {

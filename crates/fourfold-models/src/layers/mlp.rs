@@ -40,6 +40,11 @@ impl MlpSpec {
         self.linears(prefix).into_iter().flat_map(|linear| linear.weights().collect::<Vec<_>>())
     }
 
+    /// f32 elements that training keeps of the forward over `tokens` ([`MlpSaved`]).
+    pub fn saved_elements(&self, tokens: u64) -> u64 {
+        tokens * 2 * self.intermediate as u64
+    }
+
     /// f32 elements alive at the peak of the forward over `tokens`, input and output not counted: gate and up.
     pub fn scratch_elements(&self, tokens: u64) -> u64 {
         tokens * 2 * self.intermediate as u64

@@ -30,6 +30,14 @@ impl MoeSpec {
         weights
     }
 
+    /// f32 elements that training keeps of the forward over `tokens` ([`MoeSaved`]).
+    pub fn saved_elements(&self, tokens: u64) -> u64 {
+        let routed = tokens * self.router.per_token as u64;
+        let experts = self.expert.saved_elements(routed) + routed * self.expert.hidden as u64;
+        let shared = self.shared.as_ref().map_or(0, |shared| shared.saved_elements(tokens));
+        tokens * self.router.experts as u64 + experts + shared
+    }
+
     /// f32 elements alive at the peak of the forward over `tokens`, input and output not counted. At worst every token goes
     /// to one expert: its input, inner features and output.
     pub fn scratch_elements(&self, tokens: u64) -> u64 {
