@@ -5,6 +5,8 @@
 //! gradient release 2 + 2.03.
 
 pub mod batch;
+pub mod checkpoint;
+pub mod data;
 pub mod loss_scale;
 pub mod optim;
 pub mod random;

@@ -1,0 +1,296 @@
+//! A run's whole state on disk, so that a resumed run goes on bit by bit as if it had not stopped.
+//!
+//! `checkpoint-<step>/` holds `model.safetensors` (the weights under their Hugging Face names), `optimizer.safetensors` (moments as they
+//! are stored, and the low bits of weights stored with a residual) and `trainer_state.json`. It is written under a temporary
+//! name and renamed when whole. Random numbers and batches are functions of seed and step: nothing else has to be kept.
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use safetensors::tensor::{Metadata, View};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::optim::adamw::Moments;
+use crate::optim::parameter::Parameter;
+use crate::store::{Entry, ParameterStore};
+
+/// The weights, as any program reads them.
+pub const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "trainer_state.json";
+/// A header larger than this is no checkpoint of ours.
+const MOST_HEADER: u64 = 100_000_000;
+
+/// What a run has to remember besides its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Steps done.
+    pub step: u64,
+    /// Name of the recipe.
+    pub recipe: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Tokens learned from.
+    pub tokens: u64,
+    /// Lowest held-out loss so far, nats.
+    pub best_loss: Option<f64>,
+}
+
+/// Why a checkpoint cannot be written or read.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// A file cannot be written or read.
+    #[error("{}: {source}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{}: {reason}", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor is not there or does not fit.
+    #[error("{}: tensor {tensor}: {reason}", file.display())]
+    Tensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A stored array where it lies in memory.
+struct Part<'a> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+}
+
+impl<'a> Part<'a> {
+    fn new(dtype: Dtype, shape: &[usize], bytes: &'a [u8]) -> Self {
+        Self { dtype, shape: shape.to_vec(), bytes }
+    }
+
+    fn flat(dtype: Dtype, bytes: &'a [u8]) -> Self {
+        let size = if dtype == Dtype::F32 { 4 } else { 1 };
+        Self { dtype, shape: vec![bytes.len() / size], bytes }
+    }
+}
+
+impl View for Part<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// What the kernels read of a tensor: its weights.
+fn weights<'a>(entry: &'a Entry, shape: &[usize]) -> Part<'a> {
+    match &entry.parameter {
+        Parameter::F32(w) => Part::new(Dtype::F32, shape, cast_slice(w)),
+        Parameter::Bf16(w) | Parameter::Bf16Nearest(w) | Parameter::Bf16Residual { high: w, .. } => {
+            Part::new(Dtype::BF16, shape, cast_slice(w))
+        }
+    }
+}
+
+/// The rest of a tensor's state, by a suffix of its name.
+fn state_parts(entry: &Entry) -> Vec<(&'static str, Part<'_>)> {
+    let mut parts = match &entry.moments {
+        Moments::F32 { m, v } => vec![
+            ("exp_avg", Part::flat(Dtype::F32, cast_slice(m))),
+            ("exp_avg_sq", Part::flat(Dtype::F32, cast_slice(v))),
+        ],
+        Moments::Bits8 { m, v } => codes_and_scales([(&m.codes, &m.scales), (&v.codes, &v.scales)]),
+        Moments::Bits4 { m, v } => codes_and_scales([(&m.codes, &m.scales), (&v.codes, &v.scales)]),
+    };
+    if let Parameter::Bf16Residual { low, .. } = &entry.parameter {
+        parts.push(("low", Part::flat(Dtype::U8, low)));
+    }
+    parts
+}
+
+fn codes_and_scales<'a>([m, v]: [(&'a Vec<u8>, &'a Vec<f32>); 2]) -> Vec<(&'static str, Part<'a>)> {
+    vec![
+        ("exp_avg.codes", Part::flat(Dtype::U8, m.0)),
+        ("exp_avg.scales", Part::flat(Dtype::F32, cast_slice(m.1))),
+        ("exp_avg_sq.codes", Part::flat(Dtype::U8, v.0)),
+        ("exp_avg_sq.scales", Part::flat(Dtype::F32, cast_slice(v.1))),
+    ]
+}
+
+/// The same arrays, to read into, in the same order.
+fn parts_mut(entry: &mut Entry) -> (&mut [u8], Vec<(&'static str, &mut [u8])>) {
+    let mut parts: Vec<(&'static str, &mut [u8])> = match &mut entry.moments {
+        Moments::F32 { m, v } => vec![("exp_avg", cast_slice_mut(m)), ("exp_avg_sq", cast_slice_mut(v))],
+        Moments::Bits8 { m, v } => vec![
+            ("exp_avg.codes", &mut m.codes),
+            ("exp_avg.scales", cast_slice_mut(&mut m.scales)),
+            ("exp_avg_sq.codes", &mut v.codes),
+            ("exp_avg_sq.scales", cast_slice_mut(&mut v.scales)),
+        ],
+        Moments::Bits4 { m, v } => vec![
+            ("exp_avg.codes", &mut m.codes),
+            ("exp_avg.scales", cast_slice_mut(&mut m.scales)),
+            ("exp_avg_sq.codes", &mut v.codes),
+            ("exp_avg_sq.scales", cast_slice_mut(&mut v.scales)),
+        ],
+    };
+    let weights = match &mut entry.parameter {
+        Parameter::F32(w) => cast_slice_mut(w),
+        Parameter::Bf16(w) | Parameter::Bf16Nearest(w) => cast_slice_mut(w),
+        Parameter::Bf16Residual { high, low } => {
+            parts.push(("low", low));
+            cast_slice_mut(high)
+        }
+    };
+    (weights, parts)
+}
+
+/// Writes the weights alone, under their Hugging Face names.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn save_weights(file: &Path, store: &ParameterStore) -> Result<(), CheckpointError> {
+    let parts: Vec<_> = store.entries().map(|(info, e)| (info.name.as_str(), weights(e, &info.shape))).collect();
+    write(file, parts)
+}
+
+fn write<'a, S: AsRef<str> + Ord + std::fmt::Display>(
+    file: &Path,
+    parts: Vec<(S, Part<'a>)>,
+) -> Result<(), CheckpointError> {
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    safetensors::serialize_to_file(parts, metadata, file)
+        .map_err(|e| CheckpointError::Malformed { file: file.to_path_buf(), reason: e.to_string() })?;
+    let synced = File::open(file).and_then(|f| f.sync_all());
+    synced.map_err(|source| CheckpointError::Io { file: file.to_path_buf(), source })
+}
+
+/// Writes `checkpoint`, a directory that does not exist yet, whole or not at all. `describe` adds files of the caller's
+/// (configuration, tokenizer) to the directory before it gets its name.
+///
+/// # Errors
+/// The disk is full or the place cannot be written; nothing is left behind then.
+pub fn save(
+    checkpoint: &Path,
+    store: &ParameterStore,
+    state: &State,
+    describe: &dyn Fn(&Path) -> io::Result<()>,
+) -> Result<(), CheckpointError> {
+    let mut name = checkpoint.file_name().unwrap_or_default().to_os_string();
+    name.push(".tmp");
+    let temporary = checkpoint.with_file_name(name);
+    let io = |file: &Path| {
+        let file = file.to_path_buf();
+        move |source| CheckpointError::Io { file, source }
+    };
+    if temporary.exists() {
+        fs::remove_dir_all(&temporary).map_err(io(&temporary))?;
+    }
+    let written = (|| {
+        fs::create_dir_all(&temporary).map_err(io(&temporary))?;
+        save_weights(&temporary.join(MODEL), store)?;
+        let parts = store.entries().flat_map(|(info, entry)| {
+            state_parts(entry).into_iter().map(move |(suffix, part)| (format!("{}.{suffix}", info.name), part))
+        });
+        write(&temporary.join(OPTIMIZER), parts.collect())?;
+        let file = temporary.join(STATE);
+        let text = serde_json::to_string_pretty(state)
+            .map_err(|e| CheckpointError::Malformed { file: file.clone(), reason: e.to_string() })?;
+        fs::write(&file, text).and_then(|()| File::open(&file)?.sync_all()).map_err(io(&file))?;
+        describe(&temporary).map_err(io(&temporary))?;
+        fs::rename(&temporary, checkpoint).map_err(io(checkpoint))
+    })();
+    if written.is_err() {
+        // Best effort: the error above is what matters.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written
+}
+
+/// Reads `checkpoint` into a store of the same model and recipe. Tensors are read in place: nothing is held twice.
+///
+/// # Errors
+/// A file is missing, malformed, or belongs to another model or recipe. The store must not be used then.
+pub fn restore(checkpoint: &Path, store: &mut ParameterStore) -> Result<State, CheckpointError> {
+    let file = checkpoint.join(STATE);
+    let text = fs::read_to_string(&file).map_err(|source| CheckpointError::Io { file: file.clone(), source })?;
+    let state = serde_json::from_str(&text)
+        .map_err(|e| CheckpointError::Malformed { file: file.clone(), reason: e.to_string() })?;
+    let mut model = Reader::open(&checkpoint.join(MODEL))?;
+    let mut optimizer = Reader::open(&checkpoint.join(OPTIMIZER))?;
+    for (info, entry) in store.entries_mut() {
+        let (weights, parts) = parts_mut(entry);
+        model.read(&info.name, weights)?;
+        for (suffix, bytes) in parts {
+            optimizer.read(&format!("{}.{suffix}", info.name), bytes)?;
+        }
+    }
+    Ok(state)
+}
+
+/// A safetensors file read by tensor.
+struct Reader {
+    path: PathBuf,
+    file: File,
+    metadata: Metadata,
+    data_start: u64,
+}
+
+impl Reader {
+    fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io { file: path.to_path_buf(), source };
+        let malformed = |reason: String| CheckpointError::Malformed { file: path.to_path_buf(), reason };
+        let mut file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        let mut length = [0u8; 8];
+        file.read_exact(&mut length).map_err(io)?;
+        let length = u64::from_le_bytes(length);
+        if length > MOST_HEADER.min(size.saturating_sub(8)) {
+            return Err(malformed(format!("a header of {length} bytes in a file of {size}")));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact(&mut header).map_err(io)?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| malformed(e.to_string()))?;
+        let data: usize = metadata.data_len();
+        if size != 8 + length + data as u64 {
+            return Err(malformed(format!("{size} bytes, its header describes {}", 8 + length + data as u64)));
+        }
+        Ok(Self { path: path.to_path_buf(), file, metadata, data_start: 8 + length })
+    }
+
+    fn read(&mut self, tensor: &str, into: &mut [u8]) -> Result<(), CheckpointError> {
+        let fail = |reason| CheckpointError::Tensor { file: self.path.clone(), tensor: tensor.to_owned(), reason };
+        let info = self.metadata.info(tensor).ok_or_else(|| fail("is not there".to_owned()))?;
+        let (begin, end) = info.data_offsets;
+        if end - begin != into.len() {
+            return Err(fail(format!("{} bytes, this run's has {}", end - begin, into.len())));
+        }
+        self.file
+            .seek(SeekFrom::Start(self.data_start + begin as u64))
+            .and_then(|_| self.file.read_exact(into))
+            .map_err(|source| CheckpointError::Io { file: self.path.clone(), source })
+    }
+}
