@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use crate::cpu::Isa;
 use crate::cpu::dense::{Dots, Fma, Operands, dots, product};
 use crate::cpu::simd::{Element, MAX_LANES, Simd, exp, for_isa};
 use crate::{AttentionSpec, Tensor};
@@ -60,13 +61,8 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-for_isa! {
-    /// Computes a block and writes its rows to `to`, which nobody else writes.
-    pub fn run<E: Element>(block: &Block, keys: &[E], values: &[E], scores: Scores, to: Target) = run_with
-}
-
-#[inline(always)]
-fn run_with<S: Simd, E: Element>(s: S, block: &Block, keys: &[E], values: &[E], scores: Scores, to: Target) {
+/// Computes a block and writes its rows to `to`, which nobody else writes.
+pub fn run<E: Element>(isa: Isa, block: &Block, keys: &[E], values: &[E], scores: Scores, to: Target) {
     SCRATCH.with_borrow_mut(|scratch| {
         let sizes = block.scratch_sizes();
         scratch.resize(scratch.len().max(sizes.iter().sum()), 0.0);
@@ -82,17 +78,26 @@ fn run_with<S: Simd, E: Element>(s: S, block: &Block, keys: &[E], values: &[E], 
         state.sums.fill(0.0);
         state.totals.fill(0.0);
         state.largest.fill(LOWEST);
-        let mut start = block.positions.start;
-        while start < block.positions.end {
-            let positions = start..(start + KEYS).min(block.positions.end);
-            start = positions.end;
-            score(s, block, keys, &positions, &mut state);
-            block.mask(&positions, state.scores_t);
-            soften(s, block, positions.len(), &mut state);
-            add_values(s, block, values, &positions, &mut state);
-        }
+        go_over_keys(isa, block, keys, values, &mut state);
         block.write(&state, scores, to);
     });
+}
+
+for_isa! {
+    fn go_over_keys<E: Element>(block: &Block, keys: &[E], values: &[E], state: &mut State) = go_over_keys_with
+}
+
+#[inline(always)]
+fn go_over_keys_with<S: Simd, E: Element>(s: S, block: &Block, keys: &[E], values: &[E], state: &mut State) {
+    let mut start = block.positions.start;
+    while start < block.positions.end {
+        let positions = start..(start + KEYS).min(block.positions.end);
+        start = positions.end;
+        score(s, block, keys, &positions, state);
+        block.mask(&positions, state.scores_t);
+        soften(s, block, positions.len(), state);
+        add_values(s, block, values, &positions, state);
+    }
 }
 
 /// The working memory's parts.

@@ -16,7 +16,7 @@ use half::bf16;
 pub use transposed::linear_transposed;
 
 pub(super) use self::dots::{Dots, dots};
-use self::panel::{PANEL_ROWS, PanelProduct, panel_product};
+use self::panel::{PANEL_ROWS, PanelProduct, panel_len, panel_product};
 pub(super) use self::product::Fma;
 #[cfg(target_arch = "x86_64")]
 use self::product::Pairs;
@@ -82,12 +82,20 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
             let job = &jobs[index];
             let local = start - job.first_item..end - job.first_item;
             if many {
-                for item in local {
-                    let tokens = shares(x.rows(), chunks, item % chunks);
-                    job.run(context.isa, true, rows_of(item / chunks..item / chunks + 1, unit, job), tokens);
-                }
+                PANEL.with_borrow_mut(|panel| {
+                    panel.resize(panel.len().max(panel_len(x.cols())), 0.0);
+                    for item in local {
+                        let tokens = shares(x.rows(), chunks, item % chunks);
+                        job.run(
+                            context.isa,
+                            Some(panel.as_mut_slice()),
+                            rows_of(item / chunks..item / chunks + 1, unit, job),
+                            tokens,
+                        );
+                    }
+                });
             } else {
-                job.run(context.isa, false, rows_of(local, unit, job), 0..x.rows());
+                job.run(context.isa, None, rows_of(local, unit, job), 0..x.rows());
             }
             start = end;
         }
@@ -188,28 +196,34 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// Computes `rows` (counted from the first one wanted) for `tokens`.
-    fn run(&self, isa: Isa, many: bool, rows: Range<usize>, tokens: Range<usize>) {
+    fn run(&self, isa: Isa, panel: Option<&mut [f32]>, rows: Range<usize>, tokens: Range<usize>) {
         match self.arg.weight.data() {
-            FloatBuffer::F32(w) => run_floats(isa, self, w, many, rows, tokens),
-            FloatBuffer::F16(w) => run_floats(isa, self, w, many, rows, tokens),
+            FloatBuffer::F32(w) => run_floats(isa, self, w, panel, rows, tokens),
+            FloatBuffer::F16(w) => run_floats(isa, self, w, panel, rows, tokens),
             #[cfg(target_arch = "x86_64")]
             FloatBuffer::Bf16(w) if self.pairs => {
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-                fn run_pairs(job: &Job, w: &[bf16], many: bool, rows: Range<usize>, tokens: Range<usize>) {
+                fn run_pairs(
+                    job: &Job,
+                    w: &[bf16],
+                    panel: Option<&mut [f32]>,
+                    rows: Range<usize>,
+                    tokens: Range<usize>,
+                ) {
                     // SAFETY: this function is only called where its instructions are there.
-                    run_with::<_, Pairs>(unsafe { super::simd::Avx512::assume() }, job, w, many, rows, tokens);
+                    run_with::<_, Pairs>(unsafe { super::simd::Avx512::assume() }, job, w, panel, rows, tokens);
                 }
                 // SAFETY: `pairs` is set for AVX512 alone (`uses_pairs`), which `Cpu::new` has checked.
-                unsafe { run_pairs(self, w, many, rows, tokens) }
+                unsafe { run_pairs(self, w, panel, rows, tokens) }
             }
-            FloatBuffer::Bf16(w) => run_floats(isa, self, w, many, rows, tokens),
+            FloatBuffer::Bf16(w) => run_floats(isa, self, w, panel, rows, tokens),
         }
     }
 }
 
 for_isa! {
     /// f32 activations times weights of any float type.
-    fn run_floats<E: Element>(job: &Job, w: &[E], many: bool, rows: Range<usize>, tokens: Range<usize>) = run_floats_with
+    fn run_floats<E: Element>(job: &Job, w: &[E], panel: Option<&mut [f32]>, rows: Range<usize>, tokens: Range<usize>) = run_floats_with
 }
 
 #[inline(always)]
@@ -217,16 +231,23 @@ fn run_floats_with<S: Simd, E: Element>(
     s: S,
     job: &Job,
     w: &[E],
-    many: bool,
+    panel: Option<&mut [f32]>,
     rows: Range<usize>,
     tokens: Range<usize>,
 ) {
-    run_with::<S, Fma<E>>(s, job, w, many, rows, tokens);
+    run_with::<S, Fma<E>>(s, job, w, panel, rows, tokens);
 }
 
 /// The kernel for many or few tokens.
 #[inline(always)]
-fn run_with<S: Simd, P: Product<S>>(s: S, job: &Job, w: &[P::W], many: bool, rows: Range<usize>, tokens: Range<usize>) {
+fn run_with<S: Simd, P: Product<S>>(
+    s: S,
+    job: &Job,
+    w: &[P::W],
+    panel: Option<&mut [f32]>,
+    rows: Range<usize>,
+    tokens: Range<usize>,
+) {
     let cols = job.arg.weight.cols();
     let first = job.arg.rows.start + rows.start;
     let weights = w[first * cols..(first + rows.len()) * cols].as_ptr();
@@ -237,13 +258,9 @@ fn run_with<S: Simd, P: Product<S>>(s: S, job: &Job, w: &[P::W], many: bool, row
     unsafe {
         let y = job.y.get().add(tokens.start * y_row + rows.start);
         let (rows, tokens) = (rows.len(), tokens.len());
-        if many {
-            PANEL.with(|scratch| {
-                panel_product::<S, P>(
-                    s,
-                    PanelProduct { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate, scratch },
-                );
-            });
+        if let Some(panel) = panel {
+            let product = PanelProduct { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate };
+            panel_product::<S, P>(s, product, panel);
         } else {
             dots::<S, P>(
                 s,

@@ -10,9 +10,14 @@ pub const PANEL_ROWS: usize = 32;
 /// Lanes of a row that are brought in at a time: a panel of 256 KB stays in the second cache.
 const PANEL_STEPS: usize = 2048;
 
+/// Floats of a panel for rows of `cols` columns.
+pub fn panel_len(cols: usize) -> usize {
+    PANEL_ROWS * cols.min(PANEL_STEPS)
+}
+
 /// Rows of a weight against many tokens.
 #[derive(Clone, Copy)]
-pub struct PanelProduct<'a, W> {
+pub struct PanelProduct<W> {
     /// The first row.
     pub weights: *const W,
     /// Columns, which is also the stride of the rows.
@@ -31,8 +36,6 @@ pub struct PanelProduct<'a, W> {
     pub y_row: usize,
     /// Whether to add to what is in `y`.
     pub accumulate: bool,
-    /// Memory for the panel.
-    pub scratch: &'a std::cell::RefCell<Vec<f32>>,
 }
 
 /// `y[t, r] (+)= Σ_c x[t, c] · w[r, c]`.
@@ -40,25 +43,21 @@ pub struct PanelProduct<'a, W> {
 /// # Safety
 /// The pointers hold what [`PanelProduct`] says of them, and nobody else writes these parts of `y`.
 #[inline(always)]
-pub unsafe fn panel_product<S: Simd, P: Product<S>>(s: S, p: PanelProduct<P::W>) {
+pub unsafe fn panel_product<S: Simd, P: Product<S>>(s: S, p: PanelProduct<P::W>, panel: &mut [f32]) {
     let steps = p.cols.div_ceil(P::PER_LANE);
-    let mut scratch = p.scratch.borrow_mut();
-    let lanes = PANEL_ROWS * steps.min(PANEL_STEPS);
-    if scratch.len() < lanes {
-        scratch.resize(lanes, 0.0);
-    }
+    assert!(panel.len() >= PANEL_ROWS * steps.min(PANEL_STEPS), "a panel of {} floats", panel.len());
     let mut first = 0;
     while first < steps {
         let count = (steps - first).min(PANEL_STEPS);
-        // SAFETY: the rows are the caller's promise; the scratch holds `count` steps of PANEL_ROWS lanes.
+        // SAFETY: the rows are the caller's promise; the panel holds `count` steps of PANEL_ROWS lanes.
         unsafe {
             let col = first * P::PER_LANE;
-            pack::<S, P>(s, p.weights.add(col), p.cols, p.rows, p.cols - col, count, scratch.as_mut_ptr());
+            pack::<S, P>(s, p.weights.add(col), p.cols, p.rows, p.cols - col, count, panel.as_mut_ptr());
             let operands = Operands {
                 a: p.x.add(first),
                 a_row: p.x_row,
                 a_step: 1,
-                b: scratch.as_ptr().cast(),
+                b: panel.as_ptr().cast(),
                 b_step: PANEL_ROWS * P::Packed::PER_LANE,
                 c: p.y,
                 c_row: p.y_row,

@@ -1,7 +1,7 @@
 //! The register tile: the inner loop of every matrix product here.
 
 use super::product::Product;
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Kernel, Simd};
 
 /// `c[m, n] = Σ_k a[m, k] · b[k, n]` by pointers. `b`'s rows are contiguous; `a` has any strides.
 #[derive(Clone, Copy)]
@@ -40,13 +40,34 @@ impl<W> Operands<W> {
     }
 }
 
+/// A product of any size, as a function of its own: its tiles are many, and callers share them.
+///
+/// # Safety
+/// As [`product_with`].
+#[inline(always)]
+pub unsafe fn product<S: Simd, P: Product<S>>(s: S, operands: Operands<P::W>, rows: usize, cols: usize) {
+    struct Call<S: Simd, P: Product<S>> {
+        operands: Operands<P::W>,
+        rows: usize,
+        cols: usize,
+    }
+    impl<S: Simd, P: Product<S>> Kernel<S> for Call<S, P> {
+        #[inline(always)]
+        fn run(self, s: S) {
+            // SAFETY: the promise made to `product`, which alone makes a `Call`.
+            unsafe { product_with::<S, P>(s, self.operands, self.rows, self.cols) }
+        }
+    }
+    s.call(Call::<S, P> { operands, rows, cols });
+}
+
 /// A product of any size, tile by tile. Where `cols` is no multiple of the lanes, `b` must be readable up to one.
 ///
 /// # Safety
 /// `a` holds `rows` by `steps` lanes, `b` `steps` rows of `cols` lanes rounded up to whole vectors, `c` `rows` by `cols` elements,
 /// at the strides given; nobody else writes `c`.
 #[inline(always)]
-pub unsafe fn product<S: Simd, P: Product<S>>(s: S, o: Operands<P::W>, rows: usize, cols: usize) {
+unsafe fn product_with<S: Simd, P: Product<S>>(s: S, o: Operands<P::W>, rows: usize, cols: usize) {
     if rows == 0 {
         return;
     }
@@ -83,8 +104,9 @@ unsafe fn of_height<S: Simd, P: Product<S>, const VECTORS: usize>(s: S, o: Opera
     macro_rules! heights {
         ($($h:literal)*) => {
             match height.min(S::TILE_ROWS) {
+                // Heights above this instruction set's are not even compiled.
                 // SAFETY: as the caller promises.
-                $($h => unsafe { tile::<S, P, $h, VECTORS>(s, o, cols) },)*
+                $($h => if const { $h <= S::TILE_ROWS } { unsafe { tile::<S, P, $h, VECTORS>(s, o, cols) } },)*
                 _ => unreachable!("tiles have 1 to {} rows", S::TILE_ROWS),
             }
         };

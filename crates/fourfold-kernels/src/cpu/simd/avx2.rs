@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{MAX_LANES, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -29,6 +29,14 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
 
+    fn call<K: Kernel<Self>>(self, kernel: K) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn compiled<K: Kernel<Avx2>>(s: Avx2, kernel: K) {
+            kernel.run(s);
+        }
+        unsafe { compiled(self, kernel) }
+    }
     #[inline(always)]
     fn splat(self, v: f32) -> Self::V {
         unsafe { _mm256_set1_ps(v) }
@@ -94,14 +102,6 @@ impl Simd for Avx2 {
             let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        }
-    }
-    #[inline(always)]
-    fn largest(self, v: Self::V) -> f32 {
-        unsafe {
-            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
     }
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{MAX_LANES, PairDot, Simd};
+use super::{Kernel, MAX_LANES, PairDot, Simd};
 
 /// AVX512 F, BW, VL, VNNI and BF16.
 #[derive(Clone, Copy)]
@@ -28,6 +28,14 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const TILE_ROWS: usize = 14;
 
+    fn call<K: Kernel<Self>>(self, kernel: K) {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        fn compiled<K: Kernel<Avx512>>(s: Avx512, kernel: K) {
+            kernel.run(s);
+        }
+        unsafe { compiled(self, kernel) }
+    }
     #[inline(always)]
     fn splat(self, v: f32) -> Self::V {
         unsafe { _mm512_set1_ps(v) }
@@ -87,10 +95,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
         unsafe { _mm512_reduce_add_ps(v) }
-    }
-    #[inline(always)]
-    fn largest(self, v: Self::V) -> f32 {
-        unsafe { _mm512_reduce_max_ps(v) }
     }
     #[inline(always)]
     fn transpose(self, square: &mut [Self::V; MAX_LANES]) {

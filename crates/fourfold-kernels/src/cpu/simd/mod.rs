@@ -33,6 +33,8 @@ pub trait Simd: Copy {
     /// Rows of a register tile (see `tile`): as many accumulators as registers allow.
     const TILE_ROWS: usize;
 
+    /// Runs a kernel in a function of its own, compiled for this instruction set: for code too large to inline everywhere.
+    fn call<K: Kernel<Self>>(self, kernel: K);
     /// `v` in every lane.
     fn splat(self, v: f32) -> Self::V;
     /// Lanes from memory.
@@ -75,9 +77,6 @@ pub trait Simd: Copy {
     fn pow2(self, v: Self::V) -> Self::V;
     /// The sum of the lanes.
     fn sum(self, v: Self::V) -> f32;
-    /// The greatest lane.
-    #[allow(dead_code)]
-    fn largest(self, v: Self::V) -> f32;
     /// Transposes a square of `LANES` vectors: lane j of vector i becomes lane i of vector j. Lanes keep their bits.
     fn transpose(self, square: &mut [Self::V; MAX_LANES]);
 
@@ -108,6 +107,12 @@ pub trait Simd: Copy {
             std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, n);
         }
     }
+}
+
+/// A computation that [`Simd::call`] runs.
+pub trait Kernel<S: Simd> {
+    /// Runs it; `#[inline(always)]`.
+    fn run(self, s: S);
 }
 
 /// An instruction set that multiplies pairs of bf16 (AVX512-BF16's `vdpbf16ps`).

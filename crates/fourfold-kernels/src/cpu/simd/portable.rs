@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{MAX_LANES, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 
 /// Plain Rust.
 #[derive(Clone, Copy)]
@@ -22,6 +22,10 @@ impl Simd for Portable {
     const LANES: usize = N;
     const TILE_ROWS: usize = 2;
 
+    #[inline(never)]
+    fn call<K: Kernel<Self>>(self, kernel: K) {
+        kernel.run(self);
+    }
     #[inline(always)]
     fn splat(self, v: f32) -> Self::V {
         [v; N]
@@ -89,10 +93,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
-    }
-    #[inline(always)]
-    fn largest(self, v: Self::V) -> f32 {
-        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
     fn transpose(self, square: &mut [Self::V; MAX_LANES]) {

@@ -1,0 +1,141 @@
+//! Speed of the float linear layers and of attention, on the shapes of SmolLM2-135M:
+//! `cargo run --release -p fourfold-kernels --example dense_bench [threads]`.
+
+use std::time::Instant;
+
+use fourfold_kernels::{
+    Activations, AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, KvCache, KvDtype, LinearArg, Tensor, Values,
+};
+use fourfold_tensor::{DType, Dense, FloatBuffer};
+
+const HIDDEN: usize = 576;
+const INTERMEDIATE: usize = 1536;
+const KV: usize = 192;
+const BLOCKS: usize = 30;
+/// Weights that share an input: (input, outputs).
+const LAYERS: &[(usize, &[usize])] = &[
+    (HIDDEN, &[HIDDEN, KV, KV]),
+    (HIDDEN, &[HIDDEN]),
+    (HIDDEN, &[INTERMEDIATE, INTERMEDIATE]),
+    (INTERMEDIATE, &[HIDDEN]),
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let threads = std::env::args().nth(1).map_or(Ok(0), |n| n.parse())?;
+    let cpu = Cpu::new(CpuOptions { threads, ..CpuOptions::default() })?;
+    let bandwidth = read_bandwidth(cpu.threads());
+    println!("{}, {} threads, {:.1} GB/s read from memory", cpu.name(), cpu.threads(), bandwidth / 1e9);
+    for (dtype, activations) in [
+        (DType::Bf16, Activations::Fast),
+        (DType::Bf16, Activations::F32),
+        (DType::F16, Activations::F32),
+        (DType::F32, Activations::F32),
+    ] {
+        let cpu = Cpu::new(CpuOptions { threads, activations, ..CpuOptions::default() })?;
+        linear(&cpu, dtype, &format!("{dtype} weights, {activations:?} activations"), bandwidth)?;
+    }
+    for (tokens, cached) in [(512, 0), (1, 128), (1, 512), (1, 2048)] {
+        attention(&cpu, tokens, cached);
+    }
+    Ok(())
+}
+
+/// The best of several runs, in seconds.
+fn best(mut run: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    let begin = Instant::now();
+    while begin.elapsed().as_secs_f64() < 1.0 {
+        let start = Instant::now();
+        run();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+/// Bytes a second that all threads together read from memory, by summing 64 MB each.
+fn read_bandwidth(threads: usize) -> f64 {
+    let data = vec![1u64; threads << 23];
+    let seconds = best(|| {
+        std::thread::scope(|scope| {
+            for part in data.chunks(1 << 23) {
+                scope.spawn(|| {
+                    let mut sums = [0u64; 32];
+                    for block in part.chunks_exact(32) {
+                        sums.iter_mut().zip(block).for_each(|(s, v)| *s = s.wrapping_add(*v));
+                    }
+                    std::hint::black_box(sums)
+                });
+            }
+        });
+    });
+    (data.len() * 8) as f64 / seconds
+}
+
+fn tensor(rows: usize, cols: usize) -> Tensor {
+    Tensor::new(rows, cols, (0..rows * cols).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect())
+}
+
+fn linear(cpu: &Cpu, dtype: DType, label: &str, bandwidth: f64) -> Result<(), Box<dyn std::error::Error>> {
+    let mut bytes = 0;
+    let mut multiplications = 0;
+    let mut blocks: Vec<Vec<(usize, Vec<DeviceWeight>)>> = Vec::new();
+    for _ in 0..BLOCKS {
+        let mut block = Vec::new();
+        for &(input, outputs) in LAYERS {
+            let mut weights = Vec::new();
+            for &output in outputs {
+                let data = FloatBuffer::from_f32(tensor(output, input).into_host(), dtype);
+                weights.push(cpu.upload(Dense::new(vec![output, input], data).into())?);
+                bytes += weights.last().map_or(0, DeviceWeight::byte_len);
+                multiplications += output * input;
+            }
+            block.push((input, weights));
+        }
+        blocks.push(block);
+    }
+    println!("{label}: {BLOCKS} blocks of linear layers, {:.1} MB", bytes as f64 / 1e6);
+    for tokens in [1, 2, 4, 8, 16, 64, 512] {
+        let inputs = [tensor(tokens, HIDDEN), tensor(tokens, INTERMEDIATE)];
+        let seconds = best(|| {
+            for (input, weights) in blocks.iter().flatten() {
+                let x = &inputs[usize::from(*input == INTERMEDIATE)];
+                let args: Vec<_> = weights.iter().map(|weight| LinearArg { weight, bias: None }).collect();
+                std::hint::black_box(cpu.linear(x, &args));
+            }
+        });
+        let (read, flops) = (bytes as f64 / seconds, 2.0 * (multiplications * tokens) as f64 / seconds);
+        println!(
+            "  {tokens:4} tokens: {:8.3} ms, {:7.1} tokens/s, {:5.1} GB/s ({:3.0} % of the read bandwidth), {:6.1} GFLOP/s",
+            seconds * 1e3,
+            tokens as f64 / seconds,
+            read / 1e9,
+            100.0 * read / bandwidth,
+            flops / 1e9,
+        );
+    }
+    Ok(())
+}
+
+fn attention(cpu: &Cpu, tokens: usize, cached: usize) {
+    let (heads, kv_heads, dim) = (9, 3, 64);
+    let mut keys = KvCache::new(kv_heads * dim, KvDtype::F16);
+    let mut values = KvCache::new(kv_heads * dim, KvDtype::F16);
+    keys.append(&tensor(cached + tokens, kv_heads * dim));
+    values.append(&tensor(cached + tokens, kv_heads * dim));
+    let q = tensor(tokens, heads * dim);
+    let spec = AttentionSpec {
+        heads,
+        kv_heads,
+        key_dim: dim,
+        value_dim: dim,
+        scale: 0.125,
+        first_position: cached,
+        window: None,
+    };
+    let seconds = best(|| {
+        for _ in 0..BLOCKS {
+            std::hint::black_box(cpu.attention(&q, &keys, Values::Cache(&values), &spec));
+        }
+    });
+    println!("attention of {tokens} tokens after {cached}, {BLOCKS} blocks: {:.3} ms", seconds * 1e3);
+}
