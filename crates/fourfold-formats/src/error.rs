@@ -176,6 +176,9 @@ pub enum OutputError {
     /// Something is there already.
     #[error("exists already; choose another directory, or ask for it to be overwritten")]
     Exists,
+    /// The output would replace what it is made from.
+    #[error("holds the source of this output; choose another directory")]
+    HoldsSource,
     /// Another process writes the same output.
     #[error("another process is writing this output (it holds {lock})")]
     Busy {

@@ -1,5 +1,5 @@
 //! Checkpoints on disk. [`open`] reads a Hugging Face directory or a file and hands out its weights, one at a time, through
-//! [`fourfold_tensor::WeightSource`]; [`SafetensorsWriter`](writer::SafetensorsWriter) takes them back through
+//! [`fourfold_tensor::WeightSource`]; [`SafetensorsWriter`] takes them back through
 //! [`fourfold_tensor::WeightSink`].
 //!
 //! This crate knows no model and no compression method: names and shapes go through as the files have them.
@@ -12,6 +12,8 @@ mod json;
 pub mod mmap;
 pub mod quantization;
 pub mod safetensors;
+pub mod writer;
 
 pub use checkpoint::{Access, Checkpoint, Fp8Decode, OpenOptions, SpecialTokens, TokenizerSource, open, open_with};
 pub use error::{FormatError, OutputError, TensorError};
+pub use writer::{ModelFiles, SafetensorsWriter, WriteOptions};

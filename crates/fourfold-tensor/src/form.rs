@@ -119,7 +119,7 @@ impl QuantizedForm {
         };
         let offsets = match self.offsets {
             OffsetsForm::Symmetric => 0,
-            OffsetsForm::ZeroPointPerTensor => 4,
+            OffsetsForm::ZeroPointPerTensor => 1,
             // Packed along the rows, each column of groups beginning a word.
             OffsetsForm::ZeroPoint => packed_words_per_row(rows, self.bits) * 4 * groups,
             OffsetsForm::Min(dtype) => rows * groups * dtype.size(),

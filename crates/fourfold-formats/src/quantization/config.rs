@@ -1,6 +1,7 @@
 //! `quantization_config` of config.json: which method, and for compressed-tensors which scheme a module has.
 
 use fancy_regex::Regex;
+use fourfold_tensor::{OffsetsForm, QuantizedForm, ScalesForm};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -180,6 +181,23 @@ impl QuantizationConfig {
             .or_else(|| find(&|t| t.is_pattern_of(module)))
             .or_else(|| find(&|t| t.is_name(class)))
             .map(|g| g.scheme)
+    }
+}
+
+impl Scheme {
+    /// The scheme that describes a form.
+    pub fn of(form: &QuantizedForm) -> Self {
+        // One scale beside offsets or column indices for each group still needs the groups said.
+        let is_one = matches!(form.scales, ScalesForm::PerTensor(_))
+            && matches!(form.offsets, OffsetsForm::Symmetric | OffsetsForm::ZeroPointPerTensor)
+            && !form.g_idx;
+        let strategy = match form.group_size {
+            _ if is_one => Strategy::Tensor,
+            size if size >= form.cols => Strategy::Channel,
+            size => Strategy::Group(size),
+        };
+        let symmetric = !matches!(form.offsets, OffsetsForm::ZeroPoint | OffsetsForm::ZeroPointPerTensor);
+        Self { bits: form.bits, float: false, symmetric, strategy }
     }
 }
 

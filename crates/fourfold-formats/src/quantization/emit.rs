@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use fourfold_tensor::{Form, OffsetsForm, QuantizedForm, ScalesForm};
 use serde_json::{Value, json};
 
-use super::config::is_embedding;
+use super::config::{Scheme, Strategy, is_embedding};
 
 /// Describes the quantized tensors among `tensors`; `None` where there are none.
 ///
@@ -69,7 +69,7 @@ pub fn quantization_config(tensors: &[(String, Form)]) -> Option<Value> {
 /// Whether compressed-tensors has words, and code, for the form.
 fn is_expressible(form: &QuantizedForm) -> bool {
     let whole_groups = form.group_size >= form.cols || form.cols.is_multiple_of(form.group_size);
-    let scales = matches!(form.scales, ScalesForm::PerTensor(_) | ScalesForm::PerGroup(_));
+    let scales = !matches!(form.scales, ScalesForm::Double(_));
     let offsets = match form.offsets {
         OffsetsForm::Symmetric => true,
         OffsetsForm::ZeroPoint => matches!(form.scales, ScalesForm::PerGroup(_)),
@@ -81,15 +81,18 @@ fn is_expressible(form: &QuantizedForm) -> bool {
 
 /// The `weights` of a group.
 fn weights(form: &QuantizedForm) -> Value {
-    let (strategy, group_size) = match form.scales {
-        ScalesForm::PerTensor(_) => ("tensor", None),
-        ScalesForm::PerGroup(_) | ScalesForm::Double(_) if form.group_size >= form.cols => ("channel", None),
-        ScalesForm::PerGroup(_) | ScalesForm::Double(_) => ("group", Some(form.group_size)),
+    let scheme = Scheme::of(form);
+    let (strategy, group_size) = match scheme.strategy {
+        Strategy::Tensor => ("tensor", None),
+        Strategy::Channel => ("channel", None),
+        Strategy::Group(size) => ("group", Some(size)),
+        // No form has blocks of rows.
+        Strategy::Block(..) => ("block", None),
     };
     json!({
-        "num_bits": form.bits,
+        "num_bits": scheme.bits,
         "type": "int",
-        "symmetric": !matches!(form.offsets, OffsetsForm::ZeroPoint | OffsetsForm::ZeroPointPerTensor),
+        "symmetric": scheme.symmetric,
         "strategy": strategy,
         "group_size": group_size,
         "dynamic": false,

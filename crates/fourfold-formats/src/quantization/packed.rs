@@ -149,8 +149,10 @@ fn scales(parts: &Parts<'_>, scheme: Scheme, rows: usize, groups: usize) -> Resu
         return Ok(Scales::Double { row: values, codes: code_file.read(code_entry)? });
     }
     let expected = if scheme.strategy == Strategy::Tensor { vec![1] } else { vec![rows, groups] };
-    // Vectors and matrices of the same elements are both seen: [N] for [N, 1], [] or [1, 1] for [1].
-    if entry.shape.iter().product::<usize>() == expected.iter().product::<usize>() {
+    // Vectors and matrices of the same elements are both seen: [N] for [N, 1], [] or [1, 1] for [1]. One scale serves any
+    // number of groups.
+    let found = entry.shape.iter().product::<usize>();
+    if found == 1 || found == expected.iter().product::<usize>() {
         return Ok(Scales::Float(values));
     }
     Err(TensorError::PartShape { part: entry.name.clone(), expected, found: entry.shape.clone() }.into())
@@ -167,8 +169,8 @@ fn offsets(parts: &Parts<'_>, scheme: Scheme, rows: usize, groups: usize) -> Res
     let (file, entry) = parts.need("_zero_point")?;
     let zeros = match entry.dtype {
         DType::I8 => {
-            let all = if scheme.strategy == Strategy::Tensor { 1 } else { rows * groups };
-            if entry.shape.iter().product::<usize>() != 1 && entry.shape.iter().product::<usize>() != all {
+            let found = entry.shape.iter().product::<usize>();
+            if found != 1 && found != rows * groups {
                 let expected = vec![rows, groups];
                 return Err(
                     TensorError::PartShape { part: entry.name.clone(), expected, found: entry.shape.clone() }.into()

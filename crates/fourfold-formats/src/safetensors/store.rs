@@ -126,6 +126,14 @@ impl Store {
         Ok(Self::new(vec![file], tensors))
     }
 
+    /// All tensors of several files of one layout.
+    pub(crate) fn of_files(files: Vec<DataFile>) -> Self {
+        let places =
+            |(f, file): (usize, &DataFile)| (0..file.header.entries.len()).map(move |e| (f, e)).collect::<Vec<_>>();
+        let tensors = files.iter().enumerate().flat_map(places).collect();
+        Self::new(files, tensors)
+    }
+
     /// All shards of an index. Tensors that a shard holds and the index does not list are passed over.
     ///
     /// # Errors

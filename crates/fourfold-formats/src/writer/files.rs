@@ -1,0 +1,110 @@
+//! What lies beside the weights: configuration, tokenizer, chat template.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::{Checkpoint, FormatError, OutputError, TokenizerSource};
+
+/// Files of Hugging Face directories that an output takes over as they are, where the source has them.
+const COPIED: &[&str] = &[
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+];
+
+/// The files of an output other than its weights.
+#[derive(Clone, Debug, Default)]
+pub struct ModelFiles {
+    config: Option<Value>,
+    texts: Vec<(String, Vec<u8>)>,
+    copies: Vec<PathBuf>,
+    /// Where the weights come from, if that is known.
+    source: Option<PathBuf>,
+}
+
+impl ModelFiles {
+    /// A configuration alone.
+    pub fn config(config: Value) -> Self {
+        Self { config: Some(config), ..Self::default() }
+    }
+
+    /// What a checkpoint has: from a directory its files, from GGUF what they would say.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let mut files = Self::config(checkpoint.config.clone());
+        files.source = Some(checkpoint.path.clone());
+        let dir = if checkpoint.path.is_dir() { Some(checkpoint.path.as_path()) } else { checkpoint.path.parent() };
+        if let TokenizerSource::Embedded(tokenizer) = &checkpoint.tokenizer {
+            files.texts.push(("tokenizer.json".to_owned(), tokenizer.clone().into_bytes()));
+            files.texts.push(("tokenizer_config.json".to_owned(), tokenizer_config(checkpoint)));
+            if let Some(generation) = &checkpoint.generation_config {
+                files.texts.push(("generation_config.json".to_owned(), pretty(generation)));
+            }
+        } else if let Some(dir) = dir {
+            files.copies = COPIED.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
+        }
+        files
+    }
+
+    /// Refuses an output that would replace what it is made from.
+    pub(super) fn check_apart_from(&self, out: &Path) -> Result<(), FormatError> {
+        let Ok(out_path) = fs::canonicalize(out) else { return Ok(()) };
+        let sources = self.copies.iter().chain(&self.source);
+        match sources.filter_map(|s| fs::canonicalize(s).ok()).any(|s| s.starts_with(&out_path)) {
+            true => Err(FormatError::Output { path: out.to_owned(), problem: OutputError::HoldsSource }),
+            false => Ok(()),
+        }
+    }
+
+    /// Files made here, config.json with `quantization` in place of what it said of that.
+    pub(super) fn written(&self, quantization: Option<Value>) -> Vec<(String, Vec<u8>)> {
+        let mut texts = self.texts.clone();
+        if let Some(config) = &self.config {
+            let mut config = config.clone();
+            if let Some(members) = config.as_object_mut() {
+                members.shift_remove("quantization_config");
+                members.shift_remove("compression_config");
+                members.extend(quantization.map(|q| ("quantization_config".to_owned(), q)));
+            }
+            texts.push(("config.json".to_owned(), pretty(&config)));
+        }
+        texts
+    }
+
+    /// Files taken over.
+    pub(super) fn copied(&self) -> &[PathBuf] {
+        &self.copies
+    }
+}
+
+/// tokenizer_config.json as far as a checkpoint of one file knows it.
+fn tokenizer_config(checkpoint: &Checkpoint) -> Vec<u8> {
+    let special = &checkpoint.special;
+    let mut config = serde_json::Map::new();
+    config.insert("tokenizer_class".to_owned(), "PreTrainedTokenizerFast".into());
+    let mut put = |key: &str, value: Option<Value>| {
+        config.extend(value.map(|v| (key.to_owned(), v)));
+    };
+    put("bos_token", special.bos.clone().map(Value::from));
+    put("eos_token", special.eos.clone().map(Value::from));
+    put("pad_token", special.pad.clone().map(Value::from));
+    put("unk_token", special.unk.clone().map(Value::from));
+    put("add_bos_token", special.add_bos.map(Value::from));
+    put("chat_template", checkpoint.chat_template.clone().map(Value::from));
+    pretty(&Value::Object(config))
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}

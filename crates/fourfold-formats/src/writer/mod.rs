@@ -1,0 +1,202 @@
+//! Writing a model directory: safetensors in shards, streamed one tensor at a time, beside config and tokenizer.
+//!
+//! Everything is written to `<out>.partial`, which becomes `<out>` by one rename when all is there. Sizes are declared first, so
+//! headers are written before data, a full disk shows at once, and tensors may come in any order. A journal notes each finished
+//! tensor: a run that was killed is taken up by the next run of the same plan, which loses only what was in memory.
+
+mod files;
+mod journal;
+mod layout;
+mod staging;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use fourfold_tensor::{Dense, Form, OffsetsForm, ScalesForm, SourceError, Weight, WeightSink};
+
+pub use files::ModelFiles;
+use journal::checksum;
+use layout::Layout;
+use staging::Staging;
+
+use crate::error::Failure;
+use crate::quantization::{Scheme, load_packed, part_bytes, quantization_config, read_floats};
+use crate::safetensors::{DataFile, INDEX_NAME, Store};
+use crate::{Access, FormatError, OutputError};
+
+/// How an output is written.
+#[derive(Clone, Debug)]
+pub struct WriteOptions {
+    /// Most bytes of tensors in a file; a larger tensor has a file of its own.
+    pub max_shard_bytes: u64,
+    /// Whether an existing model directory, or what an interrupted run of other settings left, is replaced.
+    pub overwrite: bool,
+    /// All that the output depends on beside the declared forms (source, method, calibration): a run takes up what an
+    /// interrupted one left only where this is the same.
+    pub identity: String,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        Self { max_shard_bytes: 5_000_000_000, overwrite: false, identity: String::new() }
+    }
+}
+
+/// Writes a model directory; see the module's text. Dropped before [`WeightSink::finish`], it removes what it wrote; a process
+/// that is killed leaves it, to be taken up.
+pub struct SafetensorsWriter {
+    out: PathBuf,
+    files: ModelFiles,
+    options: WriteOptions,
+    staging: Staging,
+    declared: Vec<(String, Form)>,
+    /// Place in `declared`, and whether it is written.
+    by_name: HashMap<String, (usize, bool)>,
+    layout: Layout,
+    /// What an interrupted run left, while some of it may still be asked for.
+    earlier: Option<Store>,
+}
+
+impl SafetensorsWriter {
+    /// Starts an output at `out`, which must not exist yet (or be empty) unless it may be overwritten.
+    ///
+    /// # Errors
+    /// [`OutputError::Exists`], [`OutputError::Busy`], [`FormatError::Io`].
+    pub fn create(out: &Path, files: ModelFiles, options: WriteOptions) -> Result<Self, FormatError> {
+        files.check_apart_from(out)?;
+        let staging = Staging::open(out, options.overwrite)?;
+        Ok(Self {
+            out: out.to_owned(),
+            files,
+            options,
+            staging,
+            declared: Vec::new(),
+            by_name: HashMap::new(),
+            layout: Layout::default(),
+            earlier: None,
+        })
+    }
+
+    /// Names of the tensors that an interrupted run had finished, once the output is declared.
+    pub fn resumed(&self) -> impl Iterator<Item = &str> {
+        self.staging.journal().map(|(name, _)| name)
+    }
+
+    fn output_error(&self, problem: OutputError) -> FormatError {
+        FormatError::Output { path: self.out.clone(), problem }
+    }
+
+    fn declare(&mut self, tensors: &[(String, Form)]) -> Result<(), FormatError> {
+        if !self.declared.is_empty() {
+            return Err(self.output_error(OutputError::DeclaredAlready));
+        }
+        self.declared = tensors.iter().map(|(name, form)| (name.clone(), normal(form))).collect();
+        self.layout = Layout::new(&self.declared, self.options.max_shard_bytes).map_err(|e| self.output_error(e))?;
+        self.by_name = tensors.iter().enumerate().map(|(i, (name, _))| (name.clone(), (i, false))).collect();
+        let plan = checksum(&[self.options.identity.as_bytes(), &self.layout.digest()]);
+        self.staging.begin(plan, &self.layout, self.options.overwrite)?;
+        if self.staging.journal().next().is_some() {
+            let files: Result<Vec<DataFile>, FormatError> =
+                self.layout.shards.iter().map(|s| DataFile::open(&self.staging.path(&s.name), Access::Read)).collect();
+            self.earlier = Some(Store::of_files(files?));
+        }
+        Ok(())
+    }
+
+    /// What the journal says is there, read back and checked against its checksum.
+    fn read_back(&self, name: &str) -> Result<Option<Weight>, FormatError> {
+        let (Some(store), Some(sum)) = (&self.earlier, self.staging.finished(name)) else { return Ok(None) };
+        let Some(&(i, _)) = self.by_name.get(name) else { return Ok(None) };
+        let weight = match &self.declared[i].1 {
+            Form::Dense { shape, .. } => {
+                let Some((file, entry)) = store.get(name) else { return Ok(None) };
+                let data = read_floats(file, entry).map_err(|e: Failure| e.at(file.path(), name))?;
+                Ok(Weight::Dense(Dense::new(shape.clone(), data)))
+            }
+            Form::Quantized(form) => load_packed(store, name, Scheme::of(form)),
+        };
+        // A tensor that the machine lost with its power, journal first, is written again.
+        Ok(weight.ok().filter(|w| checksum(&part_bytes(w)) == sum))
+    }
+
+    fn put(&mut self, name: &str, weight: &Weight) -> Result<(), FormatError> {
+        let Some(&(i, _)) = self.by_name.get(name) else {
+            return Err(self.output_error(OutputError::NotDeclared { tensor: name.to_owned() }));
+        };
+        let (found, declared) = (normal(&Form::of(weight)), &self.declared[i].1);
+        if found != *declared {
+            let (found, declared) = (format!("{found:?}"), format!("{declared:?}"));
+            return Err(self.output_error(OutputError::OtherForm { tensor: name.to_owned(), found, declared }));
+        }
+        let bytes = part_bytes(weight);
+        let places = &self.layout.places[i];
+        let fits = bytes.len() == places.len() && bytes.iter().zip(places).all(|(b, p)| b.len() as u64 == p.bytes);
+        if !fits {
+            let reason = "its parts do not have the sizes its form says".to_owned();
+            return Err(self.output_error(OutputError::NotStorable { tensor: name.to_owned(), reason }));
+        }
+        for (bytes, place) in bytes.iter().zip(places) {
+            self.staging.write_at(place.shard, place.offset, bytes)?;
+        }
+        self.staging.note(name, checksum(&bytes))?;
+        self.by_name.insert(name.to_owned(), (i, true));
+        Ok(())
+    }
+
+    fn complete(self) -> Result<(), FormatError> {
+        let mut missing = Vec::new();
+        for (name, _) in &self.declared {
+            // What was read back is there; what was neither read nor written is looked at now.
+            if !self.by_name[name].1 && self.read_back(name)?.is_none() {
+                missing.push(name);
+            }
+        }
+        if let Some(first) = missing.first() {
+            let (tensor, missing) = ((*first).clone(), missing.len());
+            return Err(self.output_error(OutputError::Incomplete { tensor, missing }));
+        }
+        if self.layout.shards.len() > 1 {
+            self.staging.write_file(INDEX_NAME, &self.layout.index())?;
+        }
+        for (name, bytes) in self.files.written(quantization_config(&self.declared)) {
+            self.staging.write_file(&name, &bytes)?;
+        }
+        for file in self.files.copied() {
+            self.staging.copy_file(file)?;
+        }
+        self.staging.commit(&self.out)
+    }
+}
+
+impl WeightSink for SafetensorsWriter {
+    fn begin(&mut self, tensors: &[(String, Form)]) -> Result<(), SourceError> {
+        Ok(self.declare(tensors)?)
+    }
+
+    fn written(&self, name: &str) -> Result<Option<Weight>, SourceError> {
+        Ok(self.read_back(name)?)
+    }
+
+    fn write(&mut self, name: &str, weight: &Weight) -> Result<(), SourceError> {
+        Ok(self.put(name, weight)?)
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), SourceError> {
+        Ok(self.complete()?)
+    }
+}
+
+/// The form with one spelling for a single scale or zero point: per tensor.
+fn normal(form: &Form) -> Form {
+    let Form::Quantized(form) = form else { return form.clone() };
+    let mut form = form.clone();
+    if form.group_size > 0 && form.rows * form.groups() == 1 {
+        if let ScalesForm::PerGroup(dtype) = form.scales {
+            form.scales = ScalesForm::PerTensor(dtype);
+        }
+        if form.offsets == OffsetsForm::ZeroPoint {
+            form.offsets = OffsetsForm::ZeroPointPerTensor;
+        }
+    }
+    Form::Quantized(form)
+}
