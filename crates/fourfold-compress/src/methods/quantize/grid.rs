@@ -1,0 +1,195 @@
+//! What grid a weight is rounded to: a plan's words for it, and its exact size.
+
+use fourfold_tensor::{DType, packed_words_per_row};
+use serde::{Deserialize, Serialize};
+
+use crate::MethodError;
+
+/// Which elements share a scale.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum Granularity {
+    /// All of them.
+    Tensor,
+    /// A row: one output feature.
+    Channel,
+    /// So many neighbouring columns of a row; the last group of a row may be shorter.
+    Group(usize),
+}
+
+/// How scales are stored.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleFormat {
+    /// 2 bytes.
+    #[default]
+    F16,
+    /// 2 bytes.
+    Bf16,
+    /// 4 bytes.
+    F32,
+    /// An 8-bit code for each group and an f16 for each row (double quantization: QLoRA, section 3).
+    Double,
+}
+
+/// Where a uniform grid puts its zero.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum ZeroKind {
+    /// In the middle; nothing is stored.
+    #[default]
+    Symmetric,
+    /// At an integer code of each group.
+    ZeroPoint,
+    /// Anywhere: a real offset of each group, an f16.
+    Min,
+}
+
+/// Where the levels lie.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum Levels {
+    /// Evenly.
+    #[default]
+    Uniform,
+    /// Where they suit this tensor's weights best: Lloyd's algorithm (1982), 8-bit values, at most 4 bits.
+    Learned,
+}
+
+/// How a group's scale is chosen.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleRule {
+    /// `absmax / (2^(bits−1) − 1)`, or `(max − min) / (2^bits − 1)`: the textbook definition.
+    Absmax,
+    /// The scale with the least (weighted) squared error.
+    #[default]
+    Search,
+}
+
+/// A grid.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(deny_unknown_fields)]
+pub struct GridSpec {
+    /// Bits of a code, 2 to 8.
+    pub bits: u8,
+    /// Which elements share a scale.
+    pub granularity: Granularity,
+    /// How scales are stored.
+    #[serde(default)]
+    pub scales: ScaleFormat,
+    /// Where zero lies.
+    #[serde(default)]
+    pub zero: ZeroKind,
+    /// Where the levels lie.
+    #[serde(default)]
+    pub levels: Levels,
+    /// How scales are chosen.
+    #[serde(default)]
+    pub rule: ScaleRule,
+}
+
+impl GridSpec {
+    /// A symmetric uniform grid with f16 scales, found by search.
+    pub const fn new(bits: u8, granularity: Granularity) -> Self {
+        Self {
+            bits,
+            granularity,
+            scales: ScaleFormat::F16,
+            zero: ZeroKind::Symmetric,
+            levels: Levels::Uniform,
+            rule: ScaleRule::Search,
+        }
+    }
+
+    /// Whether the parts go together.
+    ///
+    /// # Errors
+    /// The first contradiction.
+    pub fn validate(&self) -> Result<(), MethodError> {
+        let refuse = |why: &str| Err(MethodError::Settings(why.to_owned()));
+        if !(2..=8).contains(&self.bits) {
+            return Err(MethodError::Settings(format!("{} bits: codes have 2 to 8", self.bits)));
+        }
+        if self.granularity == Granularity::Group(0) {
+            return refuse("a group of 0 columns");
+        }
+        if self.levels == Levels::Learned && (self.bits > 4 || self.zero != ZeroKind::Symmetric) {
+            return refuse("learned levels need at most 4 bits and no zero point");
+        }
+        if self.levels == Levels::Learned && self.rule == ScaleRule::Absmax {
+            return refuse("learned levels need rule = \"search\"");
+        }
+        if self.granularity == Granularity::Tensor {
+            if self.scales == ScaleFormat::Double {
+                return refuse("one scale for the tensor has nothing to quantize twice");
+            }
+            if self.zero == ZeroKind::Min || self.levels == Levels::Learned {
+                return refuse("one scale for the tensor goes with symmetric and zero_point grids only");
+            }
+        }
+        Ok(())
+    }
+
+    /// Columns that share a scale in a row of `cols`.
+    pub fn group_size(&self, cols: usize) -> usize {
+        match self.granularity {
+            Granularity::Tensor | Granularity::Channel => cols.max(1),
+            Granularity::Group(size) => size.min(cols.max(1)),
+        }
+    }
+
+    /// Bytes of a `[rows, cols]` weight on this grid, every part as the file stores it.
+    pub fn bytes(&self, rows: usize, cols: usize) -> u64 {
+        let groups = match self.granularity {
+            Granularity::Tensor => 1,
+            Granularity::Channel | Granularity::Group(_) => rows * cols.div_ceil(self.group_size(cols)),
+        };
+        let packed = rows * packed_words_per_row(cols, self.bits) * 4;
+        let scales = match self.scales {
+            ScaleFormat::F16 | ScaleFormat::Bf16 => groups * 2,
+            ScaleFormat::F32 => groups * 4,
+            ScaleFormat::Double => groups + rows * 2,
+        };
+        let zeros = match self.zero {
+            ZeroKind::Symmetric => 0,
+            // compressed-tensors packs zero points along the rows, into whole words for each group column.
+            ZeroKind::ZeroPoint if self.granularity == Granularity::Tensor => 4,
+            ZeroKind::ZeroPoint => (groups / rows.max(1)) * packed_words_per_row(rows, self.bits) * 4,
+            ZeroKind::Min => groups * 2,
+        };
+        let codebook = if self.levels == Levels::Learned { 1 << self.bits } else { 0 };
+        (packed + scales + zeros + codebook) as u64
+    }
+
+    /// In a few words: `int4 g64`, `codebook3 g32 double`, `int8 per-channel zero_point`.
+    pub fn describe(&self) -> String {
+        let kind = if self.levels == Levels::Learned { "codebook" } else { "int" };
+        let place = match self.granularity {
+            Granularity::Tensor => "per-tensor".to_owned(),
+            Granularity::Channel => "per-channel".to_owned(),
+            Granularity::Group(size) => format!("g{size}"),
+        };
+        let zero = match self.zero {
+            ZeroKind::Symmetric => "",
+            ZeroKind::ZeroPoint => " zero_point",
+            ZeroKind::Min => " min",
+        };
+        let scales = match self.scales {
+            ScaleFormat::F16 => "",
+            ScaleFormat::Bf16 => " bf16-scales",
+            ScaleFormat::F32 => " f32-scales",
+            ScaleFormat::Double => " double",
+        };
+        format!("{kind}{} {place}{zero}{scales}", self.bits)
+    }
+
+    /// The type float scales are stored in, and the row scales of double quantization.
+    pub(crate) fn scale_dtype(&self) -> DType {
+        match self.scales {
+            ScaleFormat::F16 | ScaleFormat::Double => DType::F16,
+            ScaleFormat::Bf16 => DType::Bf16,
+            ScaleFormat::F32 => DType::F32,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The levels of a grid, and rounding to them. The inner loops run under [`pulp`]'s dispatch: compiled for the machine's
+//! vector width, with sums in a fixed number of lanes, so that results are the same on every machine.
+
+use crate::vector::{LANES, sum};
+
+/// Scale and offset of a group: level `v` stands for `scale · (v − zero) − min`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Group {
+    /// As stored, rounded.
+    pub scale: f32,
+    /// An integer code; 0 with a codebook or real offsets.
+    pub zero: f32,
+    /// A real offset; 0 elsewhere.
+    pub min: f32,
+    /// The scale's code under double quantization.
+    pub code: u8,
+}
+
+/// The levels of a grid.
+#[derive(Clone, Debug)]
+pub(crate) enum Lattice {
+    /// Codes are levels: 0 ..= top.
+    Uniform { top: f32 },
+    /// Ascending values and the midpoints between them.
+    Codebook { levels: Vec<f32>, midpoints: Vec<f32> },
+}
+
+/// Nearest integer, ties to even, for |x| < 2²²: adding 1.5·2²³ leaves no fraction bits.
+#[inline(always)]
+pub(crate) fn round_small(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0;
+    (x + SHIFT) - SHIFT
+}
+
+/// `x` between 0 and `top`. Written so that it becomes one `max` and one `min`; the bounds also keep [`round_small`] exact.
+#[inline(always)]
+fn clamp(x: f32, top: f32) -> f32 {
+    let x = if x > 0.0 { x } else { 0.0 };
+    if x < top { x } else { top }
+}
+
+impl Lattice {
+    pub(crate) fn uniform(bits: u8) -> Self {
+        Self::Uniform { top: ((1u32 << bits) - 1) as f32 }
+    }
+
+    pub(crate) fn codebook(levels: Vec<f32>) -> Self {
+        let midpoints = levels.windows(2).map(|w| (w[0] + w[1]) / 2.0).collect();
+        Self::Codebook { levels, midpoints }
+    }
+
+    /// The level of a code, less the group's zero.
+    #[inline(always)]
+    pub(crate) fn level(&self, code: u8, group: &Group) -> f32 {
+        match self {
+            Self::Uniform { .. } => f32::from(code) - group.zero,
+            Self::Codebook { levels, .. } => levels[code as usize],
+        }
+    }
+
+    /// What a code stands for; the rounding is [`fourfold_tensor::Quantized::dequantize_row`]'s.
+    #[inline(always)]
+    pub(crate) fn value(&self, code: u8, group: &Group) -> f32 {
+        group.scale * self.level(code, group) - group.min
+    }
+
+    /// The code nearest to `x`.
+    #[inline(always)]
+    pub(crate) fn encode(&self, x: f32, group: &Group) -> u8 {
+        let y = if group.scale == 0.0 { 0.0 } else { (x + group.min) / group.scale };
+        match self {
+            Self::Uniform { top } => round_small(clamp(y + group.zero, *top)) as u8,
+            Self::Codebook { midpoints, .. } => midpoints.iter().map(|&m| u8::from(y > m)).sum(),
+        }
+    }
+
+    /// `(Σ h x v, Σ h v²)` for the levels v that `x · inverse` rounds to. The best scale for these levels is their quotient,
+    /// and it leaves the error `Σ h x² − (Σ h x v)² / Σ h v²`. Lengths are multiples of [`LANES`].
+    #[inline(always)]
+    pub(crate) fn project(&self, x: &[f32], h: &[f32], inverse: f32, zero: f32) -> (f32, f32) {
+        let mut xv = [0.0f32; LANES];
+        let mut vv = [0.0f32; LANES];
+        for (x, h) in x.chunks_exact(LANES).zip(h.chunks_exact(LANES)) {
+            let mut v = [0.0f32; LANES];
+            match self {
+                Self::Uniform { top } => {
+                    for i in 0..LANES {
+                        v[i] = round_small(clamp(x[i] * inverse + zero, *top)) - zero;
+                    }
+                }
+                Self::Codebook { levels, midpoints } => {
+                    let mut y = [0.0f32; LANES];
+                    for i in 0..LANES {
+                        y[i] = x[i] * inverse;
+                        v[i] = levels[0];
+                    }
+                    for (j, &midpoint) in midpoints.iter().enumerate() {
+                        let level = levels[j + 1];
+                        for i in 0..LANES {
+                            v[i] = if y[i] > midpoint { level } else { v[i] };
+                        }
+                    }
+                }
+            }
+            for i in 0..LANES {
+                let hv = h[i] * v[i];
+                xv[i] += hv * x[i];
+                vv[i] += hv * v[i];
+            }
+        }
+        (sum(&xv), sum(&vv))
+    }
+}

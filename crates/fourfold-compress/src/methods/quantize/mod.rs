@@ -1,0 +1,10 @@
+//! Weight quantization: integer or codebook grids with scales per tensor, channel or group.
+
+mod codebook;
+mod fit;
+pub mod gptq;
+pub mod grid;
+mod lattice;
+mod polish;
+pub mod rtn;
+mod store;

@@ -1,0 +1,184 @@
+//! Round to nearest: every weight to the closest level, with scales chosen group by group.
+
+use fourfold_tensor::Weight;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::codebook;
+use super::fit::{Fitter, Scratch};
+use super::grid::{Granularity, GridSpec, Levels, ScaleFormat, ZeroKind};
+use super::lattice::{Group, Lattice};
+use super::store::{Parts, read_finite, round_group, round_row};
+use crate::MethodError;
+use crate::methods::{Compressed, Method, Needs, Stats};
+
+/// The name in plans.
+pub const NAME: &str = "rtn";
+
+/// Round to nearest on a grid. With second moments of the inputs, scales minimise Σ E\[x_i²\]·(w_i − ŵ_i)² instead of the
+/// plain squared error.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(transparent)]
+pub struct Rtn {
+    /// The grid.
+    pub grid: GridSpec,
+}
+
+/// The fitter of a grid, and its codebook where it has one.
+pub(crate) fn fitter(weight: &Weight, spec: &GridSpec, h: &[f32]) -> Result<(Fitter, Option<Vec<i8>>), MethodError> {
+    let (lattice, levels) = match spec.levels {
+        Levels::Uniform => (Lattice::uniform(spec.bits), None),
+        Levels::Learned => {
+            let levels = codebook::learn(weight, spec, h)?;
+            (Lattice::codebook(levels.iter().map(|&v| f32::from(v)).collect()), Some(levels))
+        }
+    };
+    let signed = spec.zero == ZeroKind::Symmetric && spec.scales != ScaleFormat::Double;
+    Ok((Fitter { lattice, bits: spec.bits, zero: spec.zero, rule: spec.rule, signed }, levels))
+}
+
+/// The column weights of `stats`, empty where there are none.
+pub(crate) fn column_weights<'a>(stats: &Stats<'a>, cols: usize) -> Result<&'a [f32], MethodError> {
+    match stats.moments {
+        None => Ok(&[]),
+        Some(m) if m.len() == cols => Ok(m),
+        Some(m) => Err(MethodError::Width { found: m.len(), expected: cols }),
+    }
+}
+
+impl Method for Rtn {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    fn bytes(&self, rows: usize, cols: usize) -> u64 {
+        self.grid.bytes(rows, cols)
+    }
+
+    fn compress(&self, weight: &Weight, stats: Stats) -> Result<Compressed, MethodError> {
+        let spec = self.grid;
+        spec.validate()?;
+        let cols = weight.cols();
+        let h = column_weights(&stats, cols)?;
+        let (fitter, levels) = fitter(weight, &spec, h)?;
+        let whole = match spec.granularity {
+            Granularity::Tensor => Some(fit_tensor(weight, &fitter, h, spec.scales)?),
+            Granularity::Channel | Granularity::Group(_) => None,
+        };
+        let size = spec.group_size(cols);
+        let arch = pulp::Arch::new();
+        let mut parts = Parts::new(spec, weight.rows(), cols);
+        parts.fill(|slot| {
+            let mut scratch = Scratch::default();
+            let mut row = vec![0.0f32; cols];
+            let mut codes = vec![0u8; cols];
+            let per_row = slot.groups.len() / slot.count;
+            for i in 0..slot.count {
+                read_finite(weight, slot.row + i, &mut row)?;
+                let groups = &mut slot.groups[i * per_row..(i + 1) * per_row];
+                arch.dispatch(|| match whole {
+                    Some(group) => groups.fill(group),
+                    None => {
+                        for (g, (x, group)) in row.chunks(size).zip(groups.iter_mut()).enumerate() {
+                            let h = if h.is_empty() { h } else { &h[g * size..g * size + x.len()] };
+                            *group = fitter.fit(x, h, &mut scratch);
+                        }
+                        slot.row_scales[i] = round_row(groups, spec.scales);
+                    }
+                });
+                let (error, energy) = arch.dispatch(|| encode_row(&fitter.lattice, &row, h, size, groups, &mut codes));
+                slot.error.0 += error;
+                slot.error.1 += energy;
+                slot.pack(i, &codes);
+            }
+            Ok(())
+        })?;
+        let error = parts.relative_error();
+        Ok(Compressed { weight: parts.finish(levels), error })
+    }
+}
+
+/// Rounds a row; returns the energy of the error and of the row.
+#[inline(always)]
+fn encode_row(
+    lattice: &Lattice,
+    row: &[f32],
+    h: &[f32],
+    size: usize,
+    groups: &[Group],
+    codes: &mut [u8],
+) -> (f64, f64) {
+    let (mut error, mut energy) = (0.0f64, 0.0f64);
+    for (g, (x, codes)) in row.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
+        let group = groups[g];
+        let (mut e, mut s) = (0.0f32, 0.0f32);
+        for (c, (&x, code)) in x.iter().zip(codes.iter_mut()).enumerate() {
+            *code = lattice.encode(x, &group);
+            let weight = if h.is_empty() { 1.0 } else { h[g * size + c] };
+            let d = x - lattice.value(*code, &group);
+            e += weight * d * d;
+            s += weight * x * x;
+        }
+        error += f64::from(e);
+        energy += f64::from(s);
+    }
+    (error, energy)
+}
+
+/// One scale for the whole tensor.
+pub(crate) fn fit_tensor(
+    weight: &Weight,
+    fitter: &Fitter,
+    h: &[f32],
+    scales: ScaleFormat,
+) -> Result<Group, MethodError> {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let mut all = vec![0.0f32; rows * cols];
+    for (r, row) in all.chunks_exact_mut(cols.max(1)).enumerate() {
+        read_finite(weight, r, row)?;
+    }
+    let weights: Vec<f32> = if h.is_empty() { Vec::new() } else { h.iter().copied().cycle().take(all.len()).collect() };
+    let mut group = fitter.fit(&all, &weights, &mut Scratch::default());
+    round_group(&mut group, scales, 0.0);
+    Ok(group)
+}
+
+/// Error of rounding `weight` to nearest, from about `most_rows` of its rows, relative to the energy that `energy` finds in a row.
+pub(crate) fn sampled_error(
+    weight: &Weight,
+    spec: &GridSpec,
+    h: &[f32],
+    most_rows: usize,
+    energy: impl Fn(&[f32]) -> f64 + Sync,
+) -> Result<f64, MethodError> {
+    spec.validate()?;
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let size = spec.group_size(cols);
+    let (fitter, _) = fitter(weight, spec, h)?;
+    let wanted = most_rows.clamp(1, rows.max(1)).min(rows);
+    let pairs: Result<Vec<(f64, f64)>, MethodError> = (0..wanted)
+        .into_par_iter()
+        .map(|i| {
+            let mut scratch = Scratch::default();
+            let mut row = vec![0.0f32; cols];
+            read_finite(weight, i * rows / wanted, &mut row)?;
+            let mut groups = vec![Group::default(); cols.div_ceil(size)];
+            let mut codes = vec![0u8; cols];
+            let error = pulp::Arch::new().dispatch(|| {
+                for (g, (x, group)) in row.chunks(size).zip(groups.iter_mut()).enumerate() {
+                    let h = if h.is_empty() { h } else { &h[g * size..g * size + x.len()] };
+                    *group = fitter.fit(x, h, &mut scratch);
+                }
+                round_row(&mut groups, spec.scales);
+                encode_row(&fitter.lattice, &row, h, size, &groups, &mut codes).0
+            });
+            Ok((error, energy(&row)))
+        })
+        .collect();
+    let (error, energy) = pairs?.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+    Ok(if energy > 0.0 { error / energy } else { 0.0 })
+}
