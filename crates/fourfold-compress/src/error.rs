@@ -1,5 +1,6 @@
 //! What compression can refuse.
 
+use fourfold_models::ModelError;
 use fourfold_tensor::SourceError;
 use thiserror::Error;
 
@@ -29,8 +30,8 @@ pub enum CompressError {
         budget: u64,
     },
     /// The model's code refused the checkpoint.
-    #[error("{0}")]
-    Model(String),
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
 /// Why a method cannot compress one weight.

@@ -56,7 +56,7 @@ impl Hessian {
     /// When `x` is not a whole number of rows, or after [`Hessian::finish`].
     pub fn accumulate(&mut self, x: &[f32]) {
         let n = self.n;
-        assert!(!self.finished && x.len() % n == 0, "inputs of {n} columns, before finish");
+        assert!(!self.finished && x.len().is_multiple_of(n), "inputs of {n} columns, before finish");
         let tokens = x.len() / n;
         let x = MatRef::from_row_major_slice(x, tokens, n);
         self.data.par_chunks_mut(STRIP * n).enumerate().for_each(|(i, strip)| {
@@ -97,6 +97,22 @@ impl Hessian {
         let own = self.tokens as f64 / (self.tokens as f64 + prior);
         let (own, rest) = (own as f32, (1.0 - own) as f32);
         self.data.iter_mut().zip(&other.data).for_each(|(a, &b)| *a = *a * own + b * rest);
+    }
+
+    /// The token-weighted mean of several finished matrices; `None` where there is none, or none saw a token.
+    pub fn pooled<'a>(matrices: impl Iterator<Item = &'a Self>) -> Option<Self> {
+        let mut pooled: Option<Self> = None;
+        for matrix in matrices.filter(|m| m.tokens > 0) {
+            match &mut pooled {
+                None => pooled = Some(matrix.clone()),
+                Some(sum) => {
+                    let before = sum.tokens;
+                    sum.shrink(matrix, matrix.tokens as f64);
+                    sum.tokens = before + matrix.tokens;
+                }
+            }
+        }
+        pooled
     }
 
     /// The matrix, row-major.

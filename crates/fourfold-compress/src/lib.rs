@@ -1,9 +1,23 @@
-//! Makes stored weights smaller: [`methods`] compress one weight each, with what [`hessian`] learned of its input.
+//! Makes stored weights smaller.
+//!
+//! [`methods`] compress one weight each, with what [`calibrate`] learned of its input ([`hessian`]); a [`plan`] says which method goes where,
+//! made by the [`planner`] for a size or written by hand; the [`pipeline`] takes a model from a source to a sink by it, one block
+//! in memory at a time. [`compress`] is the way in.
 
+pub mod calibrate;
 mod error;
 pub mod factor;
 pub mod hessian;
 pub mod methods;
+pub mod pipeline;
+pub mod plan;
+pub mod planner;
+mod progress;
+pub mod sensitivity;
 mod vector;
 
 pub use error::{CompressError, MethodError};
+pub use pipeline::{CompressJob, Goal, Report, compress};
+pub use plan::Plan;
+pub use progress::{Progress, Silent};
+pub use sensitivity::Sensitivity;

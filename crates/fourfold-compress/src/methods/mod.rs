@@ -4,7 +4,7 @@
 
 pub mod quantize;
 
-use fourfold_tensor::Weight;
+use fourfold_tensor::{Form, Weight};
 use serde_json::Value;
 
 use crate::MethodError;
@@ -48,8 +48,12 @@ pub trait Method: Send + Sync {
     /// What calibration must supply.
     fn needs(&self) -> Needs;
 
-    /// Bytes of a `[rows, cols]` weight so compressed, without compressing it.
-    fn bytes(&self, rows: usize, cols: usize) -> u64;
+    /// The form a `[rows, cols]` weight takes, without compressing it: what it costs in bytes
+    /// ([`Form::file_bytes`]). `None` where it stays as it came.
+    ///
+    /// # Errors
+    /// Settings that do not go together.
+    fn form(&self, rows: usize, cols: usize) -> Result<Option<Form>, MethodError>;
 
     /// Compresses a weight. The result does not depend on the number of threads.
     ///
@@ -99,9 +103,8 @@ impl Method for Keep {
         Needs::Nothing
     }
 
-    /// At the two bytes of a bf16 element; the plan knows the source's own size better.
-    fn bytes(&self, rows: usize, cols: usize) -> u64 {
-        (rows * cols * 2) as u64
+    fn form(&self, _rows: usize, _cols: usize) -> Result<Option<Form>, MethodError> {
+        Ok(None)
     }
 
     fn compress(&self, weight: &Weight, _stats: Stats) -> Result<Compressed, MethodError> {

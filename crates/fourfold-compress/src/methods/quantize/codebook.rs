@@ -9,9 +9,9 @@ use super::store::read_finite;
 use crate::MethodError;
 
 /// Weights that are looked at: enough for the levels to settle to within an 8-bit step.
-const SAMPLE: usize = 1 << 18;
+const SAMPLE: usize = 1 << 16;
 /// Rounds of fitting scales and moving levels.
-const ROUNDS: usize = 12;
+const ROUNDS: usize = 8;
 
 /// Levels of the least-error quantizer of a Gaussian, positive half (Max 1960, table I).
 fn gaussian(bits: u8) -> &'static [f32] {

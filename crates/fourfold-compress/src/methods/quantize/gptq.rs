@@ -7,7 +7,7 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use fourfold_tensor::Weight;
+use fourfold_tensor::{Form, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::fit::{Fitter, Scratch};
@@ -97,8 +97,9 @@ impl Method for Gptq {
         Needs::Hessian
     }
 
-    fn bytes(&self, rows: usize, cols: usize) -> u64 {
-        self.grid.bytes(rows, cols)
+    fn form(&self, rows: usize, cols: usize) -> Result<Option<Form>, MethodError> {
+        self.grid.validate()?;
+        Ok(Some(Form::Quantized(self.grid.form(rows, cols))))
     }
 
     fn compress(&self, weight: &Weight, stats: Stats) -> Result<Compressed, MethodError> {

@@ -1,6 +1,6 @@
 //! What grid a weight is rounded to: a plan's words for it, and its exact size.
 
-use fourfold_tensor::{DType, packed_words_per_row};
+use fourfold_tensor::{DType, OffsetsForm, QuantizedForm, ScalesForm};
 use serde::{Deserialize, Serialize};
 
 use crate::MethodError;
@@ -139,27 +139,41 @@ impl GridSpec {
         }
     }
 
-    /// Bytes of a `[rows, cols]` weight on this grid, every part as the file stores it.
+    /// The form of a `[rows, cols]` weight on this grid.
+    pub fn form(&self, rows: usize, cols: usize) -> QuantizedForm {
+        let dtype = self.scale_dtype();
+        let single = self.granularity == Granularity::Tensor;
+        QuantizedForm {
+            rows,
+            cols,
+            bits: self.bits,
+            group_size: self.group_size(cols),
+            scales: match self.scales {
+                ScaleFormat::Double => ScalesForm::Double(dtype),
+                ScaleFormat::F16 | ScaleFormat::Bf16 | ScaleFormat::F32 if single || rows * self.groups(cols) == 1 => {
+                    ScalesForm::PerTensor(dtype)
+                }
+                ScaleFormat::F16 | ScaleFormat::Bf16 | ScaleFormat::F32 => ScalesForm::PerGroup(dtype),
+            },
+            offsets: match self.zero {
+                ZeroKind::Symmetric => OffsetsForm::Symmetric,
+                ZeroKind::ZeroPoint if single || rows * self.groups(cols) == 1 => OffsetsForm::ZeroPointPerTensor,
+                ZeroKind::ZeroPoint => OffsetsForm::ZeroPoint,
+                ZeroKind::Min => OffsetsForm::Min(DType::F16),
+            },
+            codebook: self.levels == Levels::Learned,
+            g_idx: false,
+        }
+    }
+
+    /// Groups of a row of `cols`.
+    pub fn groups(&self, cols: usize) -> usize {
+        cols.div_ceil(self.group_size(cols))
+    }
+
+    /// Bytes of a `[rows, cols]` weight on this grid, every part as a safetensors file stores it.
     pub fn bytes(&self, rows: usize, cols: usize) -> u64 {
-        let groups = match self.granularity {
-            Granularity::Tensor => 1,
-            Granularity::Channel | Granularity::Group(_) => rows * cols.div_ceil(self.group_size(cols)),
-        };
-        let packed = rows * packed_words_per_row(cols, self.bits) * 4;
-        let scales = match self.scales {
-            ScaleFormat::F16 | ScaleFormat::Bf16 => groups * 2,
-            ScaleFormat::F32 => groups * 4,
-            ScaleFormat::Double => groups + rows * 2,
-        };
-        let zeros = match self.zero {
-            ZeroKind::Symmetric => 0,
-            // compressed-tensors packs zero points along the rows, into whole words for each group column.
-            ZeroKind::ZeroPoint if self.granularity == Granularity::Tensor => 4,
-            ZeroKind::ZeroPoint => (groups / rows.max(1)) * packed_words_per_row(rows, self.bits) * 4,
-            ZeroKind::Min => groups * 2,
-        };
-        let codebook = if self.levels == Levels::Learned { 1 << self.bits } else { 0 };
-        (packed + scales + zeros + codebook) as u64
+        self.form(rows, cols).file_bytes()
     }
 
     /// In a few words: `int4 g64`, `codebook3 g32 double`, `int8 per-channel zero_point`.

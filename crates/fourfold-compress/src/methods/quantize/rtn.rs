@@ -1,6 +1,6 @@
 //! Round to nearest: every weight to the closest level, with scales chosen group by group.
 
-use fourfold_tensor::Weight;
+use fourfold_tensor::{Form, Weight};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -55,8 +55,9 @@ impl Method for Rtn {
         Needs::Nothing
     }
 
-    fn bytes(&self, rows: usize, cols: usize) -> u64 {
-        self.grid.bytes(rows, cols)
+    fn form(&self, rows: usize, cols: usize) -> Result<Option<Form>, MethodError> {
+        self.grid.validate()?;
+        Ok(Some(Form::Quantized(self.grid.form(rows, cols))))
     }
 
     fn compress(&self, weight: &Weight, stats: Stats) -> Result<Compressed, MethodError> {
@@ -181,4 +182,12 @@ pub(crate) fn sampled_error(
         .collect();
     let (error, energy) = pairs?.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
     Ok(if energy > 0.0 { error / energy } else { 0.0 })
+}
+
+/// The error of rounding to nearest on a grid, from about `most_rows` rows.
+///
+/// # Errors
+/// As [`Method::compress`].
+pub fn estimate(weight: &Weight, spec: GridSpec, most_rows: usize) -> Result<f64, MethodError> {
+    sampled_error(weight, &spec, &[], most_rows, |row| row.iter().map(|&v| f64::from(v) * f64::from(v)).sum())
 }

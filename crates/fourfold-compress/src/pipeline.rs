@@ -1,0 +1,303 @@
+//! Compression from source to sink, by a plan.
+//!
+//! Without calibration text each tensor is loaded, compressed and written by itself. With it the model is taken block by block: the
+//! calibration tokens run through what is already compressed, each block's Hessians are collected, its weights are compressed
+//! and written, and the tokens go on through the compressed block. Either way no more than one tensor or one block is in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use fourfold_kernels::Backend;
+use fourfold_models::{Block, Head, ModelSpec, NoObserver, Role, WeightSpec};
+use fourfold_tensor::{SourceError, Weight, WeightSink, WeightSource};
+use serde_json::Value;
+
+use crate::CompressError;
+use crate::calibrate::{Collector, Hidden, Overlay};
+use crate::hessian::Hessian;
+use crate::methods::Needs;
+use crate::methods::quantize::grid::GridSpec;
+use crate::plan::{Entry, Plan};
+use crate::planner::{PlanJob, candidates, stats};
+use crate::progress::Progress;
+use crate::sensitivity::Sensitivity;
+
+/// Tokens that a layer's pooled Hessian counts for in each of its experts'.
+pub const EXPERT_PRIOR: f64 = 256.0;
+
+/// What the output should be.
+pub enum Goal {
+    /// What a finished plan says.
+    Plan(Plan),
+    /// One method with the same settings for every linear layer and the embeddings.
+    Uniform {
+        /// The method's name.
+        method: String,
+        /// Its settings.
+        settings: Value,
+    },
+    /// At most the source's weight bytes divided by this, file headers included.
+    Ratio(f64),
+    /// At most so many bytes, file headers included.
+    Bytes(u64),
+}
+
+/// A compression.
+pub struct CompressJob<'a> {
+    /// The model.
+    pub spec: &'a ModelSpec,
+    /// Its weights.
+    pub source: &'a dyn WeightSource,
+    /// Bytes of the source's weight files; a ratio is against them.
+    pub source_bytes: u64,
+    /// Runs calibration text. `None` where there is none.
+    pub backend: Option<Arc<dyn Backend>>,
+    /// Calibration sequences, token ids; empty for round to nearest.
+    pub calibration: &'a [Vec<u32>],
+    /// What the output should be.
+    pub goal: Goal,
+    /// Grids to choose from for [`Goal::Ratio`] and [`Goal::Bytes`]; see [`candidates`].
+    pub candidates: Vec<GridSpec>,
+    /// How much each tensor's error matters.
+    pub sensitivity: Sensitivity,
+}
+
+/// What came out.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The plan that was followed, with measured errors where the tensor was compressed in this run.
+    pub plan: Plan,
+    /// Bytes of the source's weights.
+    pub source_bytes: u64,
+    /// Bytes of the output's tensors, without file headers.
+    pub output_bytes: u64,
+    /// Calibration tokens that reached each expert's weights; empty without experts.
+    pub coverage: BTreeMap<String, u64>,
+    /// Tensors of the source that the architecture does not read, and that were therefore left out.
+    pub dropped: Vec<String>,
+}
+
+impl<'a> CompressJob<'a> {
+    /// A job with the default candidates and sensitivities, and no calibration.
+    pub fn new(spec: &'a ModelSpec, source: &'a dyn WeightSource, source_bytes: u64, goal: Goal) -> Self {
+        Self {
+            spec,
+            source,
+            source_bytes,
+            backend: None,
+            calibration: &[],
+            goal,
+            candidates: candidates(false),
+            sensitivity: Sensitivity::default(),
+        }
+    }
+
+    /// The plan that [`compress`] would follow, with sizes, for a person to read and change.
+    ///
+    /// # Errors
+    /// As [`compress`].
+    pub fn plan(&self, progress: &mut dyn Progress) -> Result<Plan, CompressError> {
+        let budget = match &self.goal {
+            Goal::Plan(plan) => return self.resolved(plan.clone()),
+            Goal::Uniform { method, settings } => {
+                return self.resolved(Plan::uniform(self.spec, method, settings));
+            }
+            Goal::Ratio(ratio) if *ratio >= 1.0 && ratio.is_finite() => (self.source_bytes as f64 / ratio) as u64,
+            Goal::Ratio(ratio) => return Err(CompressError::Plan(format!("ratio {ratio}: must be at least 1"))),
+            Goal::Bytes(bytes) => *bytes,
+        };
+        let job = PlanJob {
+            spec: self.spec,
+            source: self.source,
+            backend: self.backend.as_ref(),
+            calibration: self.calibration,
+            budget,
+            candidates: &self.candidates,
+            sensitivity: &self.sensitivity,
+        };
+        self.resolved(job.plan(progress)?)
+    }
+
+    fn resolved(&self, mut plan: Plan) -> Result<Plan, CompressError> {
+        plan.resolve(self.spec, self.source)?;
+        Ok(plan)
+    }
+}
+
+/// Damping of the Hessian for a role. A tied embedding is also read as a table, where every direction of a row counts the same;
+/// more damping stands for that.
+pub(crate) fn damping(role: Role) -> f64 {
+    match role {
+        Role::Embedding => 0.1,
+        Role::LmHead
+        | Role::Attention
+        | Role::Mlp
+        | Role::SharedExpert
+        | Role::RoutedExpert
+        | Role::Router
+        | Role::Norm
+        | Role::Bias => 0.01,
+    }
+}
+
+/// Compresses a model. The output does not depend on the number of threads; a sink that remembers a killed run's tensors is not
+/// asked to write them again.
+///
+/// # Errors
+/// A tensor that cannot be read, compressed or written, by name; a plan that does not fit the model.
+pub fn compress(
+    job: &CompressJob,
+    mut sink: Box<dyn WeightSink + '_>,
+    progress: &mut dyn Progress,
+) -> Result<Report, CompressError> {
+    let mut plan = job.plan(progress)?;
+    let forms = plan.resolve(job.spec, job.source)?;
+    sink.begin(&forms)?;
+    let mut run = Run { job, sink: &mut *sink, plan: &mut plan, coverage: BTreeMap::new() };
+    match &job.backend {
+        Some(backend) if !job.calibration.is_empty() && run.wants_text()? => run.by_block(backend, progress)?,
+        Some(_) | None => run.by_tensor(progress)?,
+    }
+    let coverage = run.coverage;
+    sink.finish()?;
+    let known: Vec<WeightSpec> = job.spec.weights();
+    let dropped = job.source.tensors().iter().map(|t| &t.name).filter(|n| known.iter().all(|w| w.name != **n));
+    Ok(Report {
+        source_bytes: job.source_bytes,
+        output_bytes: plan.bytes(),
+        dropped: dropped.cloned().collect(),
+        coverage,
+        plan,
+    })
+}
+
+struct Run<'a> {
+    job: &'a CompressJob<'a>,
+    sink: &'a mut dyn WeightSink,
+    plan: &'a mut Plan,
+    coverage: BTreeMap<String, u64>,
+}
+
+impl Run<'_> {
+    /// Whether any method of the plan asks for statistics; text that nobody needs is not run. Moments improve round to nearest.
+    fn wants_text(&self) -> Result<bool, CompressError> {
+        for entry in &self.plan.tensors {
+            if entry.method != "keep" && entry.method()?.needs() >= Needs::Nothing {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn by_tensor(&mut self, progress: &mut dyn Progress) -> Result<(), CompressError> {
+        let total = self.plan.bytes();
+        let mut done = 0;
+        for i in 0..self.plan.tensors.len() {
+            progress.update("compress", done, total);
+            let name = self.plan.tensors[i].name.clone();
+            self.one(&name, None)?;
+            done += self.plan.tensors[i].bytes;
+        }
+        progress.update("compress", total, total);
+        Ok(())
+    }
+
+    fn by_block(&mut self, backend: &Arc<dyn Backend>, progress: &mut dyn Progress) -> Result<(), CompressError> {
+        let (spec, source) = (self.job.spec, self.job.source);
+        let weights = spec.weights();
+        let total = spec.blocks.len() as u64 + 1;
+        let mut hidden = Hidden::embed(spec, source, backend, self.job.calibration)?;
+        for index in 0..spec.blocks.len() {
+            progress.update("compress", index as u64, total);
+            let mut overlay = Overlay { base: source, replaced: HashMap::new() };
+            let of_block: Vec<&WeightSpec> = weights.iter().filter(|w| w.block == Some(index)).collect();
+            let mut all_written = true;
+            for weight in &of_block {
+                match self.sink.written(&weight.name)? {
+                    Some(done) => drop(overlay.replaced.insert(weight.name.clone(), done)),
+                    None => all_written = false,
+                }
+            }
+            if !all_written {
+                let mut collector = Collector::new();
+                let block = Block::load(spec, index, source, backend)?;
+                hidden.forward(spec, index, &block, &mut collector, false);
+                drop(block);
+                collector.finish(EXPERT_PRIOR);
+                self.coverage.extend(collector.coverage());
+                for weight in &of_block {
+                    let siblings;
+                    let hessian = match collector.hessian(&weight.name) {
+                        Some(hessian) => Some(hessian),
+                        // An expert that no token reached; without reached siblings it is rounded as if all inputs were equal.
+                        None if weight.role == Role::RoutedExpert => {
+                            siblings = collector
+                                .siblings(&weight.name)
+                                .unwrap_or_else(|| Hessian::identity(*weight.shape.last().unwrap_or(&1)));
+                            Some(&siblings)
+                        }
+                        None => None,
+                    };
+                    let compressed = self.one(&weight.name, hessian)?;
+                    overlay.replaced.insert(weight.name.clone(), compressed);
+                }
+            }
+            let block = Block::load(spec, index, &overlay, backend)?;
+            hidden.forward(spec, index, &block, &mut NoObserver, true);
+        }
+        progress.update("compress", total - 1, total);
+        let head = Head::load(spec, source, backend)?;
+        let hessian = hidden.head_hessian(spec, &head);
+        drop(head);
+        for weight in weights.iter().filter(|w| w.block.is_none()) {
+            let reads_states = weight.role == Role::LmHead || (weight.role == Role::Embedding && spec.tied);
+            self.one(&weight.name, reads_states.then_some(&hessian))?;
+        }
+        progress.update("compress", total, total);
+        Ok(())
+    }
+
+    /// Compresses and writes one tensor, unless an earlier run has.
+    fn one(&mut self, name: &str, hessian: Option<&Hessian>) -> Result<Weight, CompressError> {
+        if let Some(done) = self.sink.written(name)? {
+            return Ok(done);
+        }
+        let source = self.job.source;
+        let entry = self.entry(name)?;
+        let weight = source.load(name)?;
+        let moments = hessian.map(Hessian::diagonal);
+        let out = entry.method()?.compress(&weight, stats(hessian, &moments)).map_err(|e| e.of(name))?;
+        drop(weight);
+        entry.error = (entry.method != "keep").then_some(out.error);
+        self.sink.write(name, &out.weight)?;
+        Ok(out.weight)
+    }
+
+    fn entry(&mut self, name: &str) -> Result<&mut Entry, CompressError> {
+        self.plan
+            .tensors
+            .iter_mut()
+            .find(|t| t.name == name)
+            .ok_or_else(|| CompressError::Plan(format!("no entry for tensor {name}")))
+    }
+}
+
+/// A sink that keeps what it is given: for tests, and for callers that go on in memory.
+#[derive(Default)]
+pub struct MemorySink<'a> {
+    /// What was written, by name.
+    pub weights: Option<&'a mut BTreeMap<String, Weight>>,
+}
+
+impl WeightSink for MemorySink<'_> {
+    fn write(&mut self, name: &str, weight: &Weight) -> Result<(), SourceError> {
+        if let Some(weights) = &mut self.weights {
+            weights.insert(name.to_owned(), weight.clone());
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), SourceError> {
+        Ok(())
+    }
+}

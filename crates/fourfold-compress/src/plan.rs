@@ -1,0 +1,240 @@
+//! A plan says, tensor by tensor, how a model is to be compressed. It is data: a JSON file that a person can read, edit and run
+//! again.
+
+use std::cmp::Ordering;
+
+use fourfold_models::{ModelSpec, Role, WeightSpec};
+use fourfold_tensor::{DType, Form, TensorInfo, WeightSource};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::CompressError;
+use crate::methods::{self, Method};
+
+/// What is to be done with each tensor of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// One entry a tensor, in the order of the stack.
+    pub tensors: Vec<Entry>,
+}
+
+/// What is to be done with one tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The tensor's Hugging Face name.
+    pub name: String,
+    /// The method's name in the registry.
+    pub method: String,
+    /// The method's settings.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub settings: Value,
+    /// Bytes in the file, all parts together. Filled in by the program.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Energy of the output's error relative to the output's: estimated in a plan, measured in a report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<f64>,
+}
+
+impl Entry {
+    /// The method.
+    ///
+    /// # Errors
+    /// An unknown name, or settings the method does not have.
+    pub fn method(&self) -> Result<Box<dyn Method>, CompressError> {
+        methods::method(&self.method, &self.settings).map_err(|e| e.of(&self.name))
+    }
+
+    /// The tensor as it came.
+    pub fn keep(name: &str) -> Self {
+        Self { name: name.to_owned(), method: "keep".to_owned(), settings: Value::Null, bytes: 0, error: None }
+    }
+}
+
+impl Plan {
+    /// The same method for every matrix that is worth it ([`is_compressible`]); all else stays as it is.
+    pub fn uniform(spec: &ModelSpec, method: &str, settings: &Value) -> Self {
+        let weights = spec.weights();
+        let tensors = weights.iter().map(|weight| {
+            if is_compressible(weight) {
+                let method = for_role(method, weight.role, spec.tied);
+                let settings = if method == "rtn" { without_gptq(settings) } else { settings.clone() };
+                Entry { method: method.to_owned(), settings, ..Entry::keep(&weight.name) }
+            } else {
+                Entry::keep(&weight.name)
+            }
+        });
+        Self { tensors: tensors.collect() }
+    }
+
+    /// Reads a plan.
+    ///
+    /// # Errors
+    /// What is wrong with the text, with line and column.
+    pub fn from_json(text: &str) -> Result<Self, CompressError> {
+        serde_json::from_str(text).map_err(|e| CompressError::Plan(e.to_string()))
+    }
+
+    /// The plan as indented JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// Bytes of all tensors, without the file's header.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes).sum()
+    }
+
+    /// Checks the plan against a model: every tensor named once, every method known. Fills in sizes, and returns the forms in
+    /// the plan's order.
+    ///
+    /// # Errors
+    /// The first tensor that does not fit.
+    pub fn resolve(
+        &mut self,
+        spec: &ModelSpec,
+        source: &dyn WeightSource,
+    ) -> Result<Vec<(String, Form)>, CompressError> {
+        let weights = spec.weights();
+        if let Some(missing) = weights.iter().find(|w| self.tensors.iter().all(|t| t.name != w.name)) {
+            return Err(CompressError::Plan(format!("no entry for tensor {}", missing.name)));
+        }
+        let mut forms: Vec<(String, Form)> = Vec::with_capacity(self.tensors.len());
+        for entry in &mut self.tensors {
+            let Some(weight) = weights.iter().find(|w| w.name == entry.name) else {
+                return Err(CompressError::Plan(format!("the model has no tensor {}", entry.name)));
+            };
+            if forms.iter().any(|(name, _)| *name == entry.name) {
+                return Err(CompressError::Plan(format!("two entries for tensor {}", entry.name)));
+            }
+            let method = entry.method()?;
+            let (rows, cols) = matrix(&weight.shape);
+            let form = match method.form(rows, cols).map_err(|e| e.of(&entry.name))? {
+                Some(form) => form,
+                None => kept_form(source, &entry.name)?,
+            };
+            entry.bytes = form.file_bytes();
+            forms.push((entry.name.clone(), form));
+        }
+        Ok(forms)
+    }
+}
+
+/// Rows and columns of a shape's matrix view.
+pub(crate) fn matrix(shape: &[usize]) -> (usize, usize) {
+    if shape.len() < 2 { (1, shape.iter().product()) } else { (shape[0], shape[1..].iter().product()) }
+}
+
+/// The form of a tensor that stays as it is; a storage that its name does not tell is read to see.
+fn kept_form(source: &dyn WeightSource, name: &str) -> Result<Form, CompressError> {
+    let known = source.info(name).and_then(|info: &TensorInfo| {
+        let dtype = [DType::F32, DType::F16, DType::Bf16].into_iter().find(|d| d.name() == info.storage)?;
+        Some(Form::Dense { shape: info.shape.clone(), dtype })
+    });
+    match known {
+        Some(form) => Ok(form),
+        None => Ok(Form::of(&source.load(name)?)),
+    }
+}
+
+/// Whether a tensor is a matrix whose bytes count and whose precision may go: embeddings and linear layers. Norms, biases and
+/// routers stay as they are.
+pub fn is_compressible(weight: &WeightSpec) -> bool {
+    let role = match weight.role {
+        Role::Embedding | Role::LmHead | Role::Attention | Role::Mlp | Role::SharedExpert | Role::RoutedExpert => true,
+        Role::Router | Role::Norm | Role::Bias => false,
+    };
+    role && weight.shape.len() == 2
+}
+
+/// The method for a role: an untied embedding is a table, multiplied with nothing, so there is no Hessian for it.
+fn for_role(method: &str, role: Role, tied: bool) -> &str {
+    if method == "gptq" && role == Role::Embedding && !tied { "rtn" } else { method }
+}
+
+/// Settings of a grid alone.
+fn without_gptq(settings: &Value) -> Value {
+    let mut settings = settings.clone();
+    if let Some(map) = settings.as_object_mut() {
+        for key in ["damping", "order", "polish"] {
+            map.remove(key);
+        }
+    }
+    settings
+}
+
+/// An upper bound for the header of a safetensors file that holds `forms`.
+pub fn header_bound(forms: &[(String, Form)]) -> u64 {
+    let parts = |form: &Form| match form {
+        Form::Dense { .. } => 1,
+        Form::Quantized(q) => {
+            4 + u64::from(q.codebook)
+                + u64::from(q.g_idx)
+                + u64::from(q.offsets != fourfold_tensor::OffsetsForm::Symmetric)
+        }
+    };
+    512 + forms.iter().map(|(name, form)| parts(form) * (name.len() as u64 + 96)).sum::<u64>()
+}
+
+/// One way to store one tensor.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// What it costs, in one unit for all tensors: an estimate of the model's divergence.
+    pub cost: f64,
+    /// The entry of the plan.
+    pub entry: Entry,
+}
+
+/// Picks one choice a tensor so that the bytes are at most `budget` and the summed cost is small: from each tensor's lower convex
+/// hull, always the step that saves most cost a byte, as long as one fits.
+///
+/// # Errors
+/// [`CompressError::Budget`] where even the smallest choices are too large.
+pub fn allocate(tensors: Vec<Vec<Choice>>, budget: u64) -> Result<Plan, CompressError> {
+    let hulls: Vec<Vec<Choice>> = tensors.into_iter().map(hull).collect();
+    let mut picked = vec![0usize; hulls.len()];
+    let mut bytes: u64 = hulls.iter().filter_map(|h| h.first()).map(|c| c.bytes).sum();
+    if bytes > budget {
+        return Err(CompressError::Budget { smallest: bytes, budget });
+    }
+    loop {
+        let best = (0..hulls.len())
+            .filter_map(|t| {
+                let (now, next) = (hulls[t].get(picked[t])?, hulls[t].get(picked[t] + 1)?);
+                let more = next.bytes - now.bytes;
+                (bytes + more <= budget).then(|| (t, more, (now.cost - next.cost) / more as f64))
+            })
+            .max_by(|a, b| a.2.total_cmp(&b.2).then(b.0.cmp(&a.0)));
+        let Some((t, more, _)) = best else { break };
+        picked[t] += 1;
+        bytes += more;
+    }
+    let tensors = hulls.into_iter().zip(picked).filter_map(|(h, i)| h.into_iter().nth(i)).map(|c| c.entry);
+    Ok(Plan { tensors: tensors.collect() })
+}
+
+/// The choices that are best at some price of a byte, by rising bytes and falling cost.
+fn hull(mut choices: Vec<Choice>) -> Vec<Choice> {
+    choices.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.cost.partial_cmp(&b.cost).unwrap_or(Ordering::Equal)));
+    let mut kept: Vec<Choice> = Vec::new();
+    for choice in choices {
+        if kept.last().is_some_and(|last| choice.cost >= last.cost) {
+            continue;
+        }
+        // Drop a middle one that lies above the line from the one before it to this.
+        while let [.., a, b] = kept.as_slice() {
+            let slope = |from: &Choice, to: &Choice| (from.cost - to.cost) / (to.bytes - from.bytes).max(1) as f64;
+            if slope(a, b) < slope(b, &choice) {
+                kept.pop();
+            } else {
+                break;
+            }
+        }
+        kept.push(choice);
+    }
+    kept
+}

@@ -1,0 +1,198 @@
+//! Making a plan for a size: candidates for each tensor, what each would cost, and the best choice under the budget.
+
+use std::sync::Arc;
+
+use fourfold_kernels::Backend;
+use fourfold_models::{Block, Head, ModelSpec, Role, WeightSpec};
+use fourfold_tensor::{Form, Weight, WeightSource};
+use serde_json::{Value, json};
+
+use crate::calibrate::{Collector, Hidden};
+use crate::hessian::Hessian;
+use crate::methods::Stats;
+use crate::methods::quantize::gptq::{self, Gptq};
+use crate::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat};
+use crate::methods::quantize::rtn;
+use crate::plan::{Choice, Entry, Plan, allocate, header_bound, is_compressible, matrix};
+use crate::progress::Progress;
+use crate::sensitivity::Sensitivity;
+use crate::{CompressError, MethodError};
+
+/// Rows of a weight that estimates look at.
+const SAMPLED_ROWS: usize = 128;
+
+/// What a planner works with.
+pub struct PlanJob<'a> {
+    /// The model.
+    pub spec: &'a ModelSpec,
+    /// Its weights.
+    pub source: &'a dyn WeightSource,
+    /// Runs the calibration text; with `None` or without text, plans go by the weights alone and use round to nearest.
+    pub backend: Option<&'a Arc<dyn Backend>>,
+    /// Calibration sequences, token ids.
+    pub calibration: &'a [Vec<u32>],
+    /// Bytes that all weight files together may have.
+    pub budget: u64,
+    /// The grids to choose from; see [`candidates`].
+    pub candidates: &'a [GridSpec],
+    /// How much each tensor's error matters.
+    pub sensitivity: &'a Sensitivity,
+}
+
+/// The grids that are worth choosing between: learned levels up to 4 bits, even ones above, one-byte scales for groups of 32 to
+/// 192 columns or f16 ones for whole rows.
+///
+/// With `interchange`, only those that compressed-tensors can say: even levels, f16 scales.
+pub fn candidates(interchange: bool) -> Vec<GridSpec> {
+    let mut grids = Vec::new();
+    for bits in 2..=8 {
+        let levels = if bits <= 4 && !interchange { Levels::Learned } else { Levels::Uniform };
+        let scales = if interchange { ScaleFormat::F16 } else { ScaleFormat::Double };
+        for size in [32, 64, 96, 128, 192] {
+            grids.push(GridSpec { levels, scales, ..GridSpec::new(bits, Granularity::Group(size)) });
+        }
+        grids.push(GridSpec { levels, ..GridSpec::new(bits, Granularity::Channel) });
+    }
+    grids
+}
+
+impl PlanJob<'_> {
+    /// Makes the plan.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read or used, or a budget below the smallest plan.
+    pub fn plan(&self, progress: &mut dyn Progress) -> Result<Plan, CompressError> {
+        let mut choices: Vec<(String, Vec<Choice>)> = Vec::new();
+        let weights = self.spec.weights();
+        match self.backend {
+            Some(backend) if !self.calibration.is_empty() => self.by_text(backend, &weights, &mut choices, progress)?,
+            Some(_) | None => {
+                for (done, weight) in weights.iter().enumerate() {
+                    progress.update("plan", done as u64, weights.len() as u64);
+                    choices.push((weight.name.clone(), self.choices(weight, None)?));
+                }
+            }
+        }
+        // In the order of the stack, whatever the order of finding.
+        let order = |name: &str| weights.iter().position(|w| w.name == name);
+        choices.sort_by_key(|(name, _)| order(name));
+        let header = self.header(&choices);
+        let budget = self.budget.saturating_sub(header);
+        allocate(choices.into_iter().map(|(_, c)| c).collect(), budget).map_err(|e| match e {
+            CompressError::Budget { smallest, .. } => {
+                CompressError::Budget { smallest: smallest + header, budget: self.budget }
+            }
+            other => other,
+        })
+    }
+
+    /// Block by block through the original model.
+    fn by_text(
+        &self,
+        backend: &Arc<dyn Backend>,
+        weights: &[WeightSpec],
+        choices: &mut Vec<(String, Vec<Choice>)>,
+        progress: &mut dyn Progress,
+    ) -> Result<(), CompressError> {
+        let spec = self.spec;
+        let mut hidden = Hidden::embed(spec, self.source, backend, self.calibration)?;
+        for index in 0..spec.blocks.len() {
+            progress.update("plan", index as u64, spec.blocks.len() as u64 + 1);
+            let block = Block::load(spec, index, self.source, backend)?;
+            let mut collector = Collector::new();
+            hidden.forward(spec, index, &block, &mut collector, true);
+            drop(block);
+            collector.finish(crate::pipeline::EXPERT_PRIOR);
+            for weight in weights.iter().filter(|w| w.block == Some(index)) {
+                let hessian = collector.hessian(&weight.name);
+                choices.push((weight.name.clone(), self.choices(weight, hessian)?));
+            }
+        }
+        progress.update("plan", spec.blocks.len() as u64, spec.blocks.len() as u64 + 1);
+        let head = Head::load(spec, self.source, backend)?;
+        let hessian = hidden.head_hessian(spec, &head);
+        for weight in weights.iter().filter(|w| w.block.is_none()) {
+            let reads_states = weight.role == Role::LmHead || (weight.role == Role::Embedding && spec.tied);
+            choices.push((weight.name.clone(), self.choices(weight, reads_states.then_some(&hessian))?));
+        }
+        Ok(())
+    }
+
+    /// The ways to store one tensor.
+    fn choices(&self, spec: &WeightSpec, hessian: Option<&Hessian>) -> Result<Vec<Choice>, CompressError> {
+        let named = |e: MethodError| e.of(&spec.name);
+        let keep = |bytes| vec![Choice { bytes, cost: 0.0, entry: Entry { bytes, ..Entry::keep(&spec.name) } }];
+        if !is_compressible(spec) {
+            let known = self.source.info(&spec.name).map(|info| info.bytes);
+            return Ok(keep(known.unwrap_or(spec.elements() * 4)));
+        }
+        let weight = self.source.load(&spec.name)?;
+        let (rows, cols) = matrix(&spec.shape);
+        let factor = match hessian {
+            Some(hessian) => Some(gptq::factor_of(hessian, crate::pipeline::damping(spec.role)).map_err(named)?),
+            None => None,
+        };
+        let sensitivity = self.sensitivity.of(spec, self.spec.blocks.len());
+        let mut found = Vec::new();
+        for &grid in self.candidates {
+            // A group as wide as the row is the channel's case.
+            if matches!(grid.granularity, Granularity::Group(size) if size >= cols) {
+                continue;
+            }
+            let error = match &factor {
+                Some(factor) => gptq::estimate(&weight, grid, factor, SAMPLED_ROWS),
+                None => rtn::estimate(&weight, grid, SAMPLED_ROWS),
+            }
+            .map_err(named)?;
+            let (method, settings) = settings(grid, factor.is_some(), spec.role);
+            let bytes = Form::Quantized(grid.form(rows, cols)).file_bytes();
+            let entry =
+                Entry { name: spec.name.clone(), method: method.to_owned(), settings, bytes, error: Some(error) };
+            found.push(Choice { bytes, cost: error * sensitivity, entry });
+        }
+        // An original that is smaller than every candidate stays.
+        let original = Form::of(&weight).file_bytes();
+        if found.iter().all(|c| c.bytes >= original) {
+            return Ok(keep(original));
+        }
+        found.extend(keep(original));
+        Ok(found)
+    }
+
+    /// The header's bound: of all choices the one with most parts.
+    fn header(&self, choices: &[(String, Vec<Choice>)]) -> u64 {
+        let widest = GridSpec {
+            levels: Levels::Learned,
+            scales: ScaleFormat::Double,
+            ..GridSpec::new(4, Granularity::Group(32))
+        };
+        let forms: Vec<(String, Form)> = choices
+            .iter()
+            .map(|(name, choices)| {
+                let kept = choices.len() == 1 && choices[0].entry.method == "keep";
+                let form = if kept {
+                    Form::of(&Weight::from(fourfold_tensor::Dense::from_f32(vec![0], Vec::new())))
+                } else {
+                    Form::Quantized(widest.form(1, 1))
+                };
+                (name.clone(), form)
+            })
+            .collect();
+        header_bound(&forms)
+    }
+}
+
+/// Method and settings of a plan's entry.
+fn settings(grid: GridSpec, hessian: bool, role: Role) -> (&'static str, Value) {
+    if hessian {
+        let method = Gptq { damping: crate::pipeline::damping(role), ..Gptq::new(grid) };
+        ("gptq", serde_json::to_value(method).unwrap_or(Value::Null))
+    } else {
+        ("rtn", json!(grid))
+    }
+}
+
+/// Statistics of a Hessian: itself and its diagonal.
+pub(crate) fn stats<'a>(hessian: Option<&'a Hessian>, moments: &'a Option<Vec<f32>>) -> Stats<'a> {
+    Stats { moments: moments.as_deref(), hessian }
+}
