@@ -382,7 +382,7 @@ def main():
     args.add_argument("out", type=pathlib.Path)
     args.add_argument("--minutes", type=float, default=60)
     args.add_argument("--threads", type=int, default=1)
-    args.add_argument("--batch", type=int, default=8)
+    args.add_argument("--batch", type=int, default=4)
     args.add_argument("--rate", type=float, default=0.02)
     args.add_argument("--adam-rate", type=float, default=0.006)
     args.add_argument("--registry", type=pathlib.Path, default=pathlib.Path.home() / ".cargo/registry/src")
@@ -415,7 +415,7 @@ def main():
         done = (time.time() - start) / (60 * args.minutes)
         if done >= 1:
             break
-        factor = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
+        factor = min(1, (step + 1) / 60) * 0.5 * (1 + math.cos(math.pi * done))
         at = rng.integers(0, len(ids) - CONTEXT - 1, args.batch)
         tokens = torch.from_numpy(np.stack([ids[a : a + CONTEXT + 1] for a in at]).astype(np.int64))
         loads = {}
