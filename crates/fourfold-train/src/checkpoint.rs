@@ -10,8 +10,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use bytemuck::{cast_slice, cast_slice_mut};
-use safetensors::tensor::{Metadata, View};
 use safetensors::Dtype;
+use safetensors::tensor::{Metadata, View};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

@@ -12,6 +12,7 @@ pub mod optim;
 pub mod random;
 pub mod recipe;
 pub mod rounding;
+pub mod run;
 pub mod schedule;
 pub mod store;
 pub mod trainer;
