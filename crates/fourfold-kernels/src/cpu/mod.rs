@@ -1,6 +1,7 @@
 //! The CPU backend: kernels for AVX512, AVX2 and any machine, chosen at run time.
 
 mod attention;
+mod bandwidth;
 mod dense;
 mod elementwise;
 mod isa;
@@ -12,6 +13,7 @@ use std::ops::Range;
 
 use fourfold_tensor::{Dense, Weight};
 
+pub use bandwidth::measure_read_bandwidth;
 pub use isa::Isa;
 
 use self::dense::DenseArg;
@@ -68,6 +70,11 @@ impl Cpu {
     /// The threads in use.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Bytes a second that its threads read from memory: see [`measure_read_bandwidth`].
+    pub fn read_bandwidth(&self) -> f64 {
+        measure_read_bandwidth(&self.pool)
     }
 
     fn context(&self) -> Context<'_> {

@@ -14,6 +14,12 @@
 //! sequence, so who enters sees the job; the leaving workers' release pairs with the caller's last acquire, so the caller sees
 //! their results.
 //!
+//! # How the items are shared
+//! Each thread has a span of consecutive items of its own, takes from its front a grain at a time, and when it has none left
+//! takes the back half of another's. So a thread reads memory in order, claims cost nothing while nobody else touches its
+//! span, and whoever falls behind, or never comes, gets help.
+//!
+//! # Sleep
 //! A worker that goes to sleep sets its flag and then looks at `state` again; a caller opens `state` and then looks at the
 //! flags. All four are sequentially consistent, so at least one sees the other: no wake-up is lost.
 
@@ -21,16 +27,20 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long an idle worker looks for work before it sleeps. Longer than the gaps between a token's regions.
-const SPIN: Duration = Duration::from_micros(150);
+const SPIN: Duration = Duration::from_micros(200);
 
-/// Spins between two looks at the clock; after the first such round a waiting thread also offers its core to others.
-const SPINS_PER_ROUND: u32 = 256;
+/// How long a waiting thread keeps its core to itself; then it offers it to other threads at each look. Where there are more
+/// threads than cores that costs it a time slice of somebody else, so not at once.
+const ALONE: Duration = Duration::from_micros(50);
+
+/// Spins between two looks at the clock.
+const SPINS_PER_ROUND: u32 = 64;
 
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
@@ -44,21 +54,23 @@ struct Line<T>(T);
 #[derive(Clone, Copy)]
 struct Job {
     body: *const (dyn Fn(Range<usize>) + Sync),
-    items: usize,
     grain: usize,
 }
 
-struct Worker {
+/// What belongs to one thread.
+struct Seat {
+    /// The items it has not begun: `end << 32 | start`. Its owner takes from the front, others from the back, both by
+    /// compare-exchange of the whole.
+    span: AtomicU64,
     sleeping: AtomicBool,
 }
 
 struct Shared {
     /// `epoch << 32 | OPEN | workers inside`.
     state: Line<AtomicU64>,
-    /// First item nobody has claimed.
-    next: Line<AtomicUsize>,
     job: UnsafeCell<Job>,
-    workers: Vec<Line<Worker>>,
+    /// One a thread; the caller's first.
+    seats: Vec<Line<Seat>>,
     shutdown: AtomicBool,
     /// The first panic of a region.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -92,16 +104,17 @@ impl Pool {
         let nothing: &(dyn Fn(Range<usize>) + Sync) = &|_| {};
         let shared = Arc::new(Shared {
             state: Line(AtomicU64::new(0)),
-            next: Line(AtomicUsize::new(0)),
-            job: UnsafeCell::new(Job { body: nothing, items: 0, grain: 1 }),
-            workers: (1..threads).map(|_| Line(Worker { sleeping: AtomicBool::new(false) })).collect(),
+            job: UnsafeCell::new(Job { body: nothing, grain: 1 }),
+            seats: (0..threads)
+                .map(|_| Line(Seat { span: AtomicU64::new(0), sleeping: AtomicBool::new(false) }))
+                .collect(),
             shutdown: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
-        let handles = (0..threads - 1)
+        let handles = (1..threads)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
-                thread::Builder::new().name(format!("fourfold-{}", index + 1)).spawn(move || shared.serve(index)).ok()
+                thread::Builder::new().name(format!("fourfold-{index}")).spawn(move || shared.serve(index)).ok()
             })
             .collect();
         Self { shared, handles, turn: Mutex::new(0) }
@@ -112,13 +125,14 @@ impl Pool {
         self.handles.len() + 1
     }
 
-    /// Calls `body` with ranges that together cover `0 .. items` once, in parallel. Ranges have at least `grain` items (but for
-    /// the last) and grow with what is left, so that a thread which falls behind gets less. Returns when all are done.
+    /// Calls `body` with ranges that together cover `0 .. items` once, in parallel. Ranges have `grain` items, or somewhat fewer or
+    /// more where threads' spans end. Returns when all are done.
     ///
     /// A panic of `body` is passed on, after every thread has left the region; items not begun by then are not run.
     pub fn for_ranges(&self, items: usize, grain: usize, body: impl Fn(Range<usize>) + Sync) {
         let grain = grain.max(1);
-        if self.handles.is_empty() || items <= grain {
+        // Spans hold 32-bit numbers; so many items are a mistake, but not one to compute wrong things for.
+        if self.handles.is_empty() || items <= grain || items > u32::MAX as usize {
             if items > 0 {
                 body(0..items);
             }
@@ -133,19 +147,23 @@ impl Pool {
         let body: &(dyn Fn(Range<usize>) + Sync) = &body;
         // SAFETY: only the lifetime changes. The region is closed and empty before this function returns or unwinds.
         let body: *const (dyn Fn(Range<usize>) + Sync) = unsafe { std::mem::transmute(body) };
-        let job = Job { body, items, grain };
+        let job = Job { body, grain };
         let shared = &*self.shared;
         // SAFETY: the turn is ours and the last region was closed and empty, so nobody reads the job.
         unsafe { *shared.job.get() = job };
-        shared.next.0.store(0, Ordering::Relaxed);
+        let threads = self.threads();
+        for (i, seat) in shared.seats.iter().enumerate() {
+            let (start, end) = if i < threads { (items * i / threads, items * (i + 1) / threads) } else { (0, 0) };
+            seat.0.span.store(span(start, end), Ordering::Relaxed);
+        }
         *turn = (*turn + 1) & u64::from(u32::MAX);
         shared.state.0.store((*turn << EPOCH) | OPEN, Ordering::SeqCst);
-        for (worker, handle) in shared.workers.iter().zip(&self.handles) {
-            if worker.0.sleeping.load(Ordering::SeqCst) && worker.0.sleeping.swap(false, Ordering::SeqCst) {
+        for (seat, handle) in shared.seats[1..].iter().zip(&self.handles) {
+            if seat.0.sleeping.load(Ordering::SeqCst) && seat.0.sleeping.swap(false, Ordering::SeqCst) {
                 handle.thread().unpark();
             }
         }
-        shared.work(job, self.threads());
+        shared.work(job, 0);
         shared.state.0.fetch_and(!OPEN, Ordering::AcqRel);
         wait(|| shared.state.0.load(Ordering::Acquire) & INSIDE == 0, None);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -210,8 +228,7 @@ unsafe impl<T: Send> Sync for SendPtr<T> {}
 impl Shared {
     /// What a worker does all its life.
     fn serve(&self, index: usize) {
-        let threads = self.workers.len() + 1;
-        let sleeping = &self.workers[index].0.sleeping;
+        let sleeping = &self.seats[index].0.sleeping;
         let mut seen = 0;
         loop {
             let news = || {
@@ -236,43 +253,76 @@ impl Shared {
                 seen = state >> EPOCH;
                 // SAFETY: we are inside an open region; the caller does not touch the job until we have left.
                 let job = unsafe { *self.job.get() };
-                self.work(job, threads);
+                self.work(job, index);
                 self.state.0.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
 
-    /// Claims and runs items until none is left, or one panics.
-    fn work(&self, job: Job, threads: usize) {
+    /// Claims and runs items until none is left, or one panics. `index` is the thread's seat.
+    fn work(&self, job: Job, index: usize) {
         let result = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(range) = self.claim(job, threads) {
+            while let Some(range) = self.claim(job.grain, index).or_else(|| self.help(job.grain, index)) {
                 // SAFETY: the body lives while the region is open or somebody is inside, and we are.
                 unsafe { (*job.body)(range) };
             }
         }));
         if let Err(panic) = result {
-            self.next.0.store(job.items, Ordering::Relaxed);
+            self.seats.iter().for_each(|seat| seat.0.span.store(0, Ordering::Relaxed));
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
     }
 
-    /// The next items: a share of what is left, so that the first claims are long (few claims, long sequential reads) and the
-    /// last ones short (threads end together).
-    fn claim(&self, job: Job, threads: usize) -> Option<Range<usize>> {
-        let mut start = self.next.0.load(Ordering::Relaxed);
+    /// The front of the thread's own span.
+    fn claim(&self, grain: usize, index: usize) -> Option<Range<usize>> {
+        self.take(index, |start, end| {
+            // No crumbs: what would leave less than half a grain is taken whole.
+            let middle = if end - start <= grain + grain / 2 { end } else { start + grain };
+            (start..middle, middle..end)
+        })
+    }
+
+    /// The back half of somebody else's span, of which all but the first grain becomes the thread's own span.
+    fn help(&self, grain: usize, index: usize) -> Option<Range<usize>> {
+        let threads = self.seats.len();
+        (1..threads).map(|i| (index + i) % threads).find_map(|other| {
+            let taken = self.take(other, |start, end| {
+                let middle = if end - start <= grain + grain / 2 { start } else { start + (end - start) / 2 };
+                (middle..end, start..middle)
+            })?;
+            // The own span is empty, and others do not fill it: there is nothing to lose.
+            self.seats[index].0.span.store(span(taken.start, taken.end), Ordering::Relaxed);
+            self.claim(grain, index)
+        })
+    }
+
+    /// Splits a span, if it is not empty, into what is taken and what stays.
+    fn take(&self, index: usize, split: impl Fn(usize, usize) -> (Range<usize>, Range<usize>)) -> Option<Range<usize>> {
+        let seat = &self.seats[index].0;
+        let mut now = seat.span.load(Ordering::Relaxed);
         loop {
-            let left = job.items.checked_sub(start).filter(|&left| left > 0)?;
-            let take = (left / (2 * threads)).max(job.grain).min(left);
-            match self.next.0.compare_exchange_weak(start, start + take, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(start..start + take),
-                Err(now) => start = now,
+            let (start, end) = ((now & u64::from(u32::MAX)) as usize, (now >> 32) as usize);
+            if start >= end {
+                return None;
+            }
+            let (taken, left) = split(start, end);
+            // Relaxed: items carry no data between threads; the region's state orders what they write.
+            match seat.span.compare_exchange_weak(now, span(left.start, left.end), Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return Some(taken),
+                Err(changed) => now = changed,
             }
         }
     }
 }
 
-/// Spins until `done`, or until `limit` has passed (then false). After a first round it also yields its core, for the thread
-/// it waits for may be waiting for that very core.
+/// Items `start .. end` in one word.
+fn span(start: usize, end: usize) -> u64 {
+    (end as u64) << 32 | start as u64
+}
+
+/// Spins until `done`, or until `limit` has passed (then false). See [`ALONE`] for how it treats others: the thread it waits
+/// for may be waiting for its very core.
 fn wait(done: impl Fn() -> bool, limit: Option<Duration>) -> bool {
     let mut begin = None;
     loop {
@@ -282,16 +332,20 @@ fn wait(done: impl Fn() -> bool, limit: Option<Duration>) -> bool {
             }
             std::hint::spin_loop();
         }
-        let begin = *begin.get_or_insert_with(Instant::now);
-        if limit.is_some_and(|limit| begin.elapsed() > limit) {
+        let waited = begin.get_or_insert_with(Instant::now).elapsed();
+        if limit.is_some_and(|limit| waited > limit) {
             return false;
         }
-        thread::yield_now();
+        if waited > ALONE {
+            thread::yield_now();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]

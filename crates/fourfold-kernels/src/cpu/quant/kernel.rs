@@ -96,9 +96,41 @@ unsafe fn operands<S: Simd, const BITS: u32, const TABLE: bool>(
     }
 }
 
+/// `FORM` of a kernel whose weights' groups are pieces and whose offsets are of any kind.
+const PIECES: u8 = 3;
+
+/// The kind of offsets: a constant where `FORM` says it.
+#[inline(always)]
+fn kind_of<const FORM: u8>(w: &QuantWeight) -> OffsetKind {
+    match (FORM, w.offsets.kind()) {
+        (SHIFT, OffsetKind::Shift(shift)) => OffsetKind::Shift(shift),
+        (SHIFT, _) => OffsetKind::Shift(0),
+        (ZERO, _) => OffsetKind::Zero,
+        (MIN, _) => OffsetKind::Min,
+        (_, kind) => kind,
+    }
+}
+
+/// `FORM` of a kernel for groups of whole blocks and [`OffsetKind::Shift`].
+const SHIFT: u8 = 0;
+/// The same for [`OffsetKind::Zero`].
+const ZERO: u8 = 1;
+/// The same for [`OffsetKind::Min`].
+const MIN: u8 = 2;
+
+/// The `FORM` of a weight's kernel.
+fn form(w: &QuantWeight) -> u8 {
+    match (&w.columns.grouping, w.offsets.kind()) {
+        (Grouping::Pieces { .. }, _) => PIECES,
+        (Grouping::Uniform(_), OffsetKind::Shift(_)) => SHIFT,
+        (Grouping::Uniform(_), OffsetKind::Zero) => ZERO,
+        (Grouping::Uniform(_), OffsetKind::Min) => MIN,
+    }
+}
+
 /// See [`TileKernel`].
 #[inline(always)]
-unsafe fn tile<S: Simd, const BITS: u32, const TABLE: bool, const PIECES: bool, const T: usize>(
+unsafe fn tile<S: Simd, const BITS: u32, const TABLE: bool, const FORM: u8, const T: usize>(
     w: &QuantWeight,
     strip: usize,
     blocks: *const u8,
@@ -110,10 +142,10 @@ unsafe fn tile<S: Simd, const BITS: u32, const TABLE: bool, const PIECES: bool, 
         let blocks = blocks.cast::<ActBlock<T>>();
         let columns = &w.columns;
         let mut lines = w.codes.as_ptr().add(strip * columns.blocks * BITS as usize);
-        let kind = w.offsets.kind();
+        let kind = kind_of::<FORM>(w);
         let mut total = [S::splat(0.0); T];
         match &columns.grouping {
-            Grouping::Uniform(blocks_of_group) if !PIECES => {
+            Grouping::Uniform(blocks_of_group) if FORM != PIECES => {
                 let mut block = 0;
                 for group in 0..columns.groups {
                     let at = (strip * columns.groups + group) * STRIP;
@@ -124,27 +156,29 @@ unsafe fn tile<S: Simd, const BITS: u32, const TABLE: bool, const PIECES: bool, 
                         let codes = operands::<S, BITS, TABLE>(w, lines);
                         lines = lines.add(BITS as usize);
                         let act = &*blocks.add(block);
-                        for t in 0..T {
-                            let mut acc = start::<S>(kind, act.sum[t]);
-                            for (q, codes) in codes.iter().enumerate() {
-                                acc = multiply::<S, BITS, TABLE>(acc, *codes, &act.bytes[t], q);
+                        // Tokens by fours: four chains of products hide the latency of each.
+                        for fours in (0..T).step_by(4) {
+                            let mut acc = [S::splat_int(0); 4];
+                            for i in 0..T.min(4) {
+                                acc[i] = start::<S>(kind, act.sum[fours + i]);
                             }
-                            total[t] = finish::<S>(
-                                acc,
-                                kind,
-                                act.sum[t],
-                                act.scale[t],
-                                act.scaled_sum[t],
-                                scale,
-                                offset,
-                                total[t],
-                            );
+                            for q in 0..QUADS {
+                                for i in 0..T.min(4) {
+                                    acc[i] = multiply::<S, BITS, TABLE>(acc[i], codes[q], &act.bytes[fours + i], q);
+                                }
+                            }
+                            for i in 0..T.min(4) {
+                                let t = fours + i;
+                                let (sum, scaled_sum) = (act.sum[t], act.scaled_sum[t]);
+                                total[t] =
+                                    finish::<S>(acc[i], kind, sum, act.scale[t], scaled_sum, scale, offset, total[t]);
+                            }
                         }
                         block += 1;
                     }
                 }
             }
-            Grouping::Pieces { pieces, first, .. } if PIECES => {
+            Grouping::Pieces { pieces, first, .. } if FORM == PIECES => {
                 for block in 0..columns.blocks {
                     let codes = operands::<S, BITS, TABLE>(w, lines);
                     lines = lines.add(BITS as usize);
@@ -269,7 +303,7 @@ macro_rules! kernels_of {
             use super::*;
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn tile<const BITS: u32, const TABLE: bool, const PIECES: bool, const T: usize>(
+            unsafe fn tile<const BITS: u32, const TABLE: bool, const FORM: u8, const T: usize>(
                 w: &QuantWeight,
                 strip: usize,
                 blocks: *const u8,
@@ -277,7 +311,7 @@ macro_rules! kernels_of {
                 out: *mut [f32; STRIP],
             ) {
                 // SAFETY: `TileKernel`'s promises are the caller's.
-                unsafe { super::tile::<$simd, BITS, TABLE, PIECES, T>(w, strip, blocks, piece_sums, out) }
+                unsafe { super::tile::<$simd, BITS, TABLE, FORM, T>(w, strip, blocks, piece_sums, out) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -292,30 +326,44 @@ macro_rules! kernels_of {
                 unsafe { super::panel::<$simd, BITS, TABLE>(w, strip, first, blocks, out) }
             }
 
-            fn of_width<const BITS: u32, const TABLE: bool>(pieces: bool, width: usize) -> TileKernel {
-                match (pieces, width) {
-                    (false, 1) => tile::<BITS, TABLE, false, 1>,
-                    (false, 4) => tile::<BITS, TABLE, false, 4>,
-                    (false, _) => tile::<BITS, TABLE, false, $widest>,
-                    (true, 1) => tile::<BITS, TABLE, true, 1>,
-                    (true, 4) => tile::<BITS, TABLE, true, 4>,
-                    (true, _) => tile::<BITS, TABLE, true, $widest>,
+            fn of_width<const BITS: u32, const TABLE: bool, const FORM: u8>(width: usize) -> TileKernel {
+                match width {
+                    1 => tile::<BITS, TABLE, FORM, 1>,
+                    4 => tile::<BITS, TABLE, FORM, 4>,
+                    _ => tile::<BITS, TABLE, FORM, $widest>,
                 }
             }
 
-            pub fn tile_kernel(bits: u32, table: bool, pieces: bool, width: usize) -> TileKernel {
+            fn of_form<const BITS: u32>(form: u8, width: usize) -> TileKernel {
+                match form {
+                    SHIFT => of_width::<BITS, false, SHIFT>(width),
+                    ZERO => of_width::<BITS, false, ZERO>(width),
+                    MIN => of_width::<BITS, false, MIN>(width),
+                    _ => of_width::<BITS, false, PIECES>(width),
+                }
+            }
+
+            // A codebook's offset is a shift.
+            fn of_table<const BITS: u32>(form: u8, width: usize) -> TileKernel {
+                match form {
+                    SHIFT => of_width::<BITS, true, SHIFT>(width),
+                    _ => of_width::<BITS, true, PIECES>(width),
+                }
+            }
+
+            pub fn tile_kernel(bits: u32, table: bool, form: u8, width: usize) -> TileKernel {
                 match (bits, table) {
-                    (2, false) => of_width::<2, false>(pieces, width),
-                    (3, false) => of_width::<3, false>(pieces, width),
-                    (4, false) => of_width::<4, false>(pieces, width),
-                    (5, _) => of_width::<5, false>(pieces, width),
-                    (6, _) => of_width::<6, false>(pieces, width),
-                    (7, _) => of_width::<7, false>(pieces, width),
-                    (2, true) => of_width::<2, true>(pieces, width),
-                    (3, true) => of_width::<3, true>(pieces, width),
-                    (4, true) => of_width::<4, true>(pieces, width),
+                    (2, true) => of_table::<2>(form, width),
+                    (3, true) => of_table::<3>(form, width),
+                    (4, true) => of_table::<4>(form, width),
+                    (2, _) => of_form::<2>(form, width),
+                    (3, _) => of_form::<3>(form, width),
+                    (4, _) => of_form::<4>(form, width),
+                    (5, _) => of_form::<5>(form, width),
+                    (6, _) => of_form::<6>(form, width),
+                    (7, _) => of_form::<7>(form, width),
                     // `Quantized::validate` admits 2 to 8.
-                    (_, _) => of_width::<8, false>(pieces, width),
+                    (_, _) => of_form::<8>(form, width),
                 }
             }
 
@@ -353,18 +401,14 @@ pub(super) const fn widest_tile(isa: Isa) -> usize {
 
 /// The kernel for `w` and tiles of `width`.
 pub(super) fn tile_kernel(isa: Isa, w: &QuantWeight, width: usize) -> TileKernel {
-    let pieces = match w.columns.grouping {
-        Grouping::Uniform(_) => false,
-        Grouping::Pieces { .. } => true,
-    };
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::tile_kernel(w.bits, w.has_table, pieces, width),
+        Isa::Avx512 => avx512::tile_kernel(w.bits, w.has_table, form(w), width),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::tile_kernel(w.bits, w.has_table, pieces, width),
+        Isa::Avx2 => avx2::tile_kernel(w.bits, w.has_table, form(w), width),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx512 | Isa::Avx2 => portable::tile_kernel(w.bits, w.has_table, pieces, width),
-        Isa::Portable => portable::tile_kernel(w.bits, w.has_table, pieces, width),
+        Isa::Avx512 | Isa::Avx2 => portable::tile_kernel(w.bits, w.has_table, form(w), width),
+        Isa::Portable => portable::tile_kernel(w.bits, w.has_table, form(w), width),
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) const QUADS: usize = BLOCK / QUAD;
 /// A vector's worth of packed codes.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub [u8; 64]);
+pub(in crate::cpu) struct Line(pub [u8; 64]);
 
 /// Marks padding in [`Columns::order`].
 const PADDING: u32 = u32::MAX;

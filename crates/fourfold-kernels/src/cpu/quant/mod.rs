@@ -6,10 +6,11 @@
 //! neither on the number of threads nor on how many tokens are multiplied together.
 
 mod activations;
+pub(super) mod arena;
 mod exact;
 mod factors;
 mod kernel;
-mod layout;
+pub(super) mod layout;
 mod simd;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use std::ops::Range;
 use fourfold_tensor::{Offsets, Quantized, Scales};
 
 use self::activations::Rounded;
+use self::arena::Lines;
 use self::factors::{OffsetKind, StripOffsets, StripScales};
 use self::kernel::{TileKernel, tile_kernel, widest_tile};
 use self::layout::{BLOCK, Columns, Line, STRIP, code_at, pack_block};
@@ -46,7 +48,7 @@ pub struct QuantWeight {
     bits: u32,
     columns: Columns,
     /// `[strips, blocks, bits]`.
-    codes: Vec<Line>,
+    codes: Lines,
     scales: StripScales,
     offsets: StripOffsets,
     /// The codebook's values plus 128.
@@ -136,10 +138,10 @@ impl QuantWeight {
 }
 
 /// The codes in strips, blocks and planes: see [`layout`].
-fn pack(source: &Quantized, columns: &Columns, pool: &Pool) -> Vec<Line> {
+fn pack(source: &Quantized, columns: &Columns, pool: &Pool) -> Lines {
     let bits = u32::from(source.bits);
     let lines_of_strip = columns.blocks * bits as usize;
-    let mut lines = vec![Line([0; 64]); source.rows.div_ceil(STRIP) * lines_of_strip];
+    let mut lines = Lines::zeros(source.rows.div_ceil(STRIP) * lines_of_strip);
     pool.for_chunks_mut(&mut lines, lines_of_strip, 4, |first, lines| {
         let mut codes = vec![0; source.cols];
         let mut stream = vec![0; columns.blocks * BLOCK];
@@ -218,9 +220,9 @@ fn multiply(context: Context, x: &Tensor, parts: &[(&QuantWeight, Range<usize>)]
     // The strips of all jobs, one after the other.
     let strips = |job: &Job| job.rows.start / STRIP..job.rows.end.div_ceil(STRIP);
     let items = jobs.iter().map(|job| strips(job).len()).sum();
-    // About 4 µs of reading or computing, so that claims cost little.
+    // About 1 µs of reading or computing, so that claims cost little.
     let bytes_of_strip = parts.iter().map(|(w, _)| w.byte_len() / w.strips().max(1)).max().unwrap_or(0);
-    let grain = (48 << 10) / (bytes_of_strip.max(1) * x.rows().max(1)).max(1);
+    let grain = (16 << 10) / (bytes_of_strip.max(1) * x.rows().max(1)).max(1);
     pool.for_ranges(items, grain, |range| {
         let mut first = 0;
         for job in &jobs {

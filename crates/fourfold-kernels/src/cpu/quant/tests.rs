@@ -1,5 +1,7 @@
 //! The kernels against the definition of the storage form, [`Quantized::dequantize_row`], in f64.
 
+use std::sync::OnceLock;
+
 use fourfold_tensor::{DType, FloatBuffer, pack_row, packed_words_per_row};
 use proptest::prelude::*;
 
@@ -133,6 +135,12 @@ fn available() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available())
 }
 
+/// One thread, and two.
+fn pools() -> &'static [Pool] {
+    static POOLS: OnceLock<[Pool; 2]> = OnceLock::new();
+    POOLS.get_or_init(|| [Pool::new(1), Pool::new(2)])
+}
+
 /// All four operations, every instruction set, one and two threads, against f64.
 fn check(case: Case, tokens: usize, seed: u64, pools: &[Pool]) {
     let source = case.build(seed);
@@ -181,7 +189,6 @@ fn check(case: Case, tokens: usize, seed: u64, pools: &[Pool]) {
 
 #[test]
 fn every_form_on_every_instruction_set() {
-    let pools = [Pool::new(1), Pool::new(2)];
     let mut seed = 0;
     for bits in 2..=8 {
         for scales in SCALES {
@@ -193,7 +200,7 @@ fn every_form_on_every_instruction_set() {
                     seed += 1;
                     let act_order = seed % 5 == 0;
                     let case = Case { rows: 37, cols, bits, group, scales, offsets, act_order };
-                    check(case, 1 + seed as usize % 6, seed, &pools);
+                    check(case, 1 + seed as usize % 6, seed, pools());
                 }
             }
         }
@@ -234,7 +241,6 @@ fn one_wrong_bit_is_noticed() {
 
 #[test]
 fn wide_tiles_and_odd_shapes() {
-    let pools = [Pool::new(1), Pool::new(2)];
     for (rows, cols, group, tokens) in [
         (1, 1, 1, 1),
         (3, 5, 2, 3),
@@ -248,7 +254,7 @@ fn wide_tiles_and_odd_shapes() {
         for bits in [3, 4, 8] {
             for offsets in [OffsetForm::Symmetric, OffsetForm::Zeros, OffsetForm::Mins] {
                 let case = Case { rows, cols, bits, group, scales: ScaleForm::F16, offsets, act_order: false };
-                check(case, tokens, 7, &pools);
+                check(case, tokens, 7, pools());
             }
         }
     }
@@ -356,6 +362,6 @@ proptest! {
     ) {
         let offsets = if bits > 4 { offsets.min(3) } else { offsets };
         let case = Case { rows, cols, bits, group, scales: SCALES[scales], offsets: OFFSETS[offsets], act_order };
-        check(case, tokens, u64::from(seed), &[Pool::new(1), Pool::new(2)]);
+        check(case, tokens, u64::from(seed), pools());
     }
 }
