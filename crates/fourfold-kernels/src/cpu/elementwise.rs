@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Isa;
 use super::pool::Pool;
-use super::simd::{Simd, exp, for_isa, map2_in_place};
+use super::simd::{Map2, Simd, exp, for_isa, map2_in_place};
 use crate::{RopeSpec, Tensor};
 
 /// Elements below which threads do not pay, for operations that read and write memory and little else.
@@ -30,8 +30,17 @@ for_isa! {
 fn norm_rows_with<S: Simd>(s: S, rows: &mut [f32], weight: &[f32], eps: f32) {
     for row in rows.chunks_exact_mut(weight.len()) {
         let inverse = 1.0 / (sum_of_squares(s, row) / row.len() as f32 + eps).sqrt();
-        let inverse = s.splat(inverse);
-        map2_in_place(s, row, weight, |v, w| s.mul(s.mul(v, inverse), w));
+        map2_in_place(s, row, weight, Scaled(s.splat(inverse)));
+    }
+}
+
+/// `value · factor · weight`.
+struct Scaled<V>(V);
+
+impl<S: Simd> Map2<S> for Scaled<S::V> {
+    #[inline(always)]
+    fn apply(&self, s: S, value: S::V, weight: S::V) -> S::V {
+        s.mul(s.mul(value, self.0), weight)
     }
 }
 
@@ -99,11 +108,17 @@ for_isa! {
 
 #[inline(always)]
 fn swiglu_slice_with<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
-    let (zero, one) = (s.splat(0.0), s.splat(1.0));
-    map2_in_place(s, gate, up, |g, u| {
-        let silu = s.div(g, s.add(one, exp(s, s.sub(zero, g))));
-        s.mul(silu, u)
-    });
+    map2_in_place(s, gate, up, Swiglu);
+}
+
+struct Swiglu;
+
+impl<S: Simd> Map2<S> for Swiglu {
+    #[inline(always)]
+    fn apply(&self, s: S, gate: S::V, up: S::V) -> S::V {
+        let silu = s.div(gate, s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), gate))));
+        s.mul(silu, up)
+    }
 }
 
 /// `x += y`.

@@ -22,12 +22,12 @@ use crate::Observer;
 
 pub use block::{Block, BlockSaved};
 pub use embedding::Embedding;
-pub use gqa::{Gqa, GqaSpec};
+pub use gqa::{Gqa, GqaSaved, GqaSpec};
 pub use head::Head;
 pub use linear::{Linear, LinearSpec};
-pub use mla::{Mla, MlaSpec};
-pub use mlp::{Mlp, MlpSpec};
-pub use moe::{Moe, MoeSpec};
+pub use mla::{Mla, MlaSaved, MlaSpec};
+pub use mlp::{Mlp, MlpSaved, MlpSpec};
+pub use moe::{Moe, MoeSaved, MoeSpec};
 pub use norm::{Norm, NormSpec};
 pub(crate) use rope::yarn_mscale;
 pub use rope::{Rotary, RotaryScaling, RotarySpec};

@@ -19,21 +19,28 @@ pub fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.mul(p, s.pow2(n))
 }
 
+/// A function of two vectors. (Not a closure: one that is too long to be inlined is compiled without the caller's instructions,
+/// and every operation in it becomes a call.)
+pub trait Map2<S: Simd> {
+    /// Its value; implementations are `#[inline(always)]`.
+    fn apply(&self, s: S, a: S::V, b: S::V) -> S::V;
+}
+
 /// `x = f(x, y)` for each pair of elements.
 #[inline(always)]
-pub fn map2_in_place<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Fn(S::V, S::V) -> S::V) {
+pub fn map2_in_place<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Map2<S>) {
     assert_eq!(x.len(), y.len());
     let whole = x.len() / S::LANES * S::LANES;
     let (p, q) = (x.as_mut_ptr(), y.as_ptr());
     for i in (0..whole).step_by(S::LANES) {
         // SAFETY: i + LANES ≤ whole ≤ both lengths.
-        unsafe { s.store(p.add(i), f(s.load(p.add(i)), s.load(q.add(i)))) }
+        unsafe { s.store(p.add(i), f.apply(s, s.load(p.add(i)), s.load(q.add(i)))) }
     }
     let rest = x.len() - whole;
     if rest > 0 {
         // SAFETY: `rest` elements follow `whole` in both.
         unsafe {
-            let v = f(s.load_first(p.add(whole).cast_const(), rest), s.load_first(q.add(whole), rest));
+            let v = f.apply(s, s.load_first(p.add(whole).cast_const(), rest), s.load_first(q.add(whole), rest));
             s.store_first(p.add(whole), v, rest);
         }
     }
