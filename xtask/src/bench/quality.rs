@@ -104,7 +104,7 @@ fn mine(program: &Path, args: &Args, bytes: u64) -> Result<Row> {
     let mut seconds = 0.0;
     if !out.exists() {
         let mut command = Command::new(program);
-        command.arg("compress").arg(&args.source).arg(&out).args(["--bytes", &bytes.to_string(), "--method", "gptq"]);
+        command.arg("compress").arg(&args.source).arg(&out).args(["--max-bytes", &bytes.to_string(), "--method", "gptq"]);
         command.arg("--calibration").arg(&args.calibration).args(["--threads", &threads]);
         seconds = measure::run(&mut command)?.wall.as_secs_f64();
     }
@@ -113,13 +113,13 @@ fn mine(program: &Path, args: &Args, bytes: u64) -> Result<Row> {
     command.args(["--context", &args.context.to_string(), "--chunks", &args.chunks.to_string()]);
     command.args(["--threads", &threads, "--json"]);
     let value: Value = serde_json::from_str(&measure::run(&mut command)?.stdout)?;
-    let number = |key: &str| value[key].as_f64().with_context(|| format!("`{key}` in {value}"));
+    let number = |path: &str| value.pointer(path).and_then(Value::as_f64).with_context(|| format!("{path} in {value}"));
     Ok(Row {
         name: "fourfold gptq".into(),
         bytes: weight_bytes(&out)?,
-        perplexity: number("perplexity")?,
-        kld: number("kl_divergence")?,
-        top1: 100.0 * number("top1_agreement")?,
+        perplexity: number("/perplexity")?,
+        kld: number("/divergence/mean_kld")?,
+        top1: 100.0 * number("/divergence/top1_agreement")?,
         seconds,
     })
 }

@@ -129,12 +129,12 @@ fn read_llama_bench(value: &Value) -> Option<(f64, f64)> {
     Some((speed("n_prompt", "n_gen")?, speed("n_gen", "n_prompt")?))
 }
 
-/// Our own: `results`, each with `test` (`pp512`, `tg128`) and `tokens_per_second`.
+/// Our own: `tests`, each with `name` (`pp512`, `tg128`) and `median_tokens_per_second`.
 fn read_ours(value: &Value) -> Option<(f64, f64)> {
-    let tests = value["results"].as_array()?;
+    let tests = value["tests"].as_array()?;
     let speed = |prefix: &str| {
-        let test = tests.iter().find(|t| t["test"].as_str().is_some_and(|n| n.starts_with(prefix)))?;
-        test["tokens_per_second"].as_f64()
+        let test = tests.iter().find(|t| t["name"].as_str().is_some_and(|n| n.starts_with(prefix)))?;
+        test["median_tokens_per_second"].as_f64()
     };
     Some((speed("pp")?, speed("tg")?))
 }
