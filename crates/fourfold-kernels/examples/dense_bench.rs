@@ -1,5 +1,7 @@
 //! Speed of the float linear layers and of attention, on the shapes of SmolLM2-135M:
 //! `cargo run --release -p fourfold-kernels --example dense_bench [threads]`.
+//!
+//! With one thread, times are the time it spent on a core (Linux), which other programs disturb little.
 
 use std::time::Instant;
 
@@ -40,35 +42,48 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The best of several runs, in seconds.
-fn best(mut run: impl FnMut()) -> f64 {
-    let mut best = f64::INFINITY;
-    let begin = Instant::now();
+/// Seconds of a run: the best of many; or, for one thread, the mean time on a core.
+fn best(threads: usize, mut run: impl FnMut()) -> f64 {
+    run();
+    let (begin, on_core) = (Instant::now(), seconds_on_core());
+    let (mut best, mut runs) = (f64::INFINITY, 0);
     while begin.elapsed().as_secs_f64() < 1.0 {
         let start = Instant::now();
         run();
         best = best.min(start.elapsed().as_secs_f64());
+        runs += 1;
     }
-    best
+    match (threads, on_core, seconds_on_core()) {
+        (1, Some(before), Some(after)) => (after - before) / f64::from(runs),
+        _ => best,
+    }
 }
 
-/// Bytes a second that all threads together read from memory, by summing 64 MB each.
+/// Time that this thread has spent on a core.
+fn seconds_on_core() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(text.split(' ').next()?.parse::<u64>().ok()? as f64 / 1e9)
+}
+
+/// Bytes a second that all threads together read from memory: sums of buffers of 1 MB, as weights are, 256 MB in all.
 fn read_bandwidth(threads: usize) -> f64 {
-    let data = vec![1u64; threads << 23];
-    let seconds = best(|| {
+    let buffers: Vec<Vec<u64>> = (0..256).map(|i| vec![i; 1 << 17]).collect();
+    let sum = |part: &[Vec<u64>]| {
+        let mut sums = [0u64; 32];
+        for block in part.iter().flat_map(|buffer| buffer.as_chunks::<32>().0) {
+            sums.iter_mut().zip(block).for_each(|(s, v)| *s = s.wrapping_add(*v));
+        }
+        std::hint::black_box(sums);
+    };
+    let seconds = best(threads, || {
         std::thread::scope(|scope| {
-            for part in data.chunks(1 << 23) {
-                scope.spawn(|| {
-                    let mut sums = [0u64; 32];
-                    for block in part.chunks_exact(32) {
-                        sums.iter_mut().zip(block).for_each(|(s, v)| *s = s.wrapping_add(*v));
-                    }
-                    std::hint::black_box(sums)
-                });
-            }
+            let mut parts = buffers.chunks(buffers.len().div_ceil(threads));
+            let own = parts.next();
+            parts.for_each(|part| _ = scope.spawn(move || sum(part)));
+            own.map(sum);
         });
     });
-    (data.len() * 8) as f64 / seconds
+    (buffers.len() << 20) as f64 / seconds
 }
 
 fn tensor(rows: usize, cols: usize) -> Tensor {
@@ -96,7 +111,7 @@ fn linear(cpu: &Cpu, dtype: DType, label: &str, bandwidth: f64) -> Result<(), Bo
     println!("{label}: {BLOCKS} blocks of linear layers, {:.1} MB", bytes as f64 / 1e6);
     for tokens in [1, 2, 4, 8, 16, 64, 512] {
         let inputs = [tensor(tokens, HIDDEN), tensor(tokens, INTERMEDIATE)];
-        let seconds = best(|| {
+        let seconds = best(cpu.threads(), || {
             for (input, weights) in blocks.iter().flatten() {
                 let x = &inputs[usize::from(*input == INTERMEDIATE)];
                 let args: Vec<_> = weights.iter().map(|weight| LinearArg { weight, bias: None }).collect();
@@ -132,7 +147,7 @@ fn attention(cpu: &Cpu, tokens: usize, cached: usize) {
         first_position: cached,
         window: None,
     };
-    let seconds = best(|| {
+    let seconds = best(cpu.threads(), || {
         for _ in 0..BLOCKS {
             std::hint::black_box(cpu.attention(&q, &keys, Values::Cache(&values), &spec));
         }
