@@ -14,6 +14,6 @@ mod tokenizer;
 pub use error::InferError;
 pub use generate::{Generation, GenerationSettings, Stop, generate};
 pub use sampler::{Sampler, SamplerSettings};
-pub use session::Session;
+pub use session::{PROMPT_BATCH, Session};
 pub use template::{ChatTemplate, Message, Role};
 pub use tokenizer::{Detokenizer, Tokenizer};

@@ -1,0 +1,121 @@
+//! The command line. Each command's own options lie beside its code.
+
+use clap::builder::Styles;
+use clap::builder::styling::AnsiColor;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use fourfold_kernels::{Activations, Isa, KvDtype};
+
+use crate::commands::{bench, chat, compress, demo, eval, generate, inspect};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const AFTER: &str = "\
+A MODEL is a Hugging Face directory (safetensors, plain or compressed-tensors), a .gguf file, or a name on the Hugging Face
+hub (org/name or org/name@revision), which is downloaded. Without a command, the demonstration runs.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.";
+
+/// Fits a language model into a quarter of the memory, and shows what that cost.
+#[derive(Parser)]
+#[command(version, styles = STYLES, after_help = AFTER, subcommand_required = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Show what is in a checkpoint, where its bytes are, and what memory running and training it take.
+    Inspect(inspect::InspectArgs),
+    /// Write a smaller checkpoint.
+    Compress(Box<compress::CompressArgs>),
+    /// Measure a model on a text, alone or against the original.
+    Eval(Box<eval::EvalArgs>),
+    /// Continue a prompt.
+    Generate(generate::GenerateArgs),
+    /// Talk with a model.
+    Chat(chat::ChatArgs),
+    /// Measure speed: prompt and answer tokens a second.
+    Bench(bench::BenchArgs),
+    /// Compress the small model that comes with fourfold and show what that cost (the default without a command).
+    Demo(demo::DemoArgs),
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Threads to compute with [default: all cores].
+    #[arg(short, long, global = true, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    pub threads: usize,
+    /// Print one JSON object on stdout instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress bars and no remarks on stderr.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Instruction set of the kernels [default: the best this machine has].
+    #[arg(long, global = true, value_name = "SET")]
+    pub isa: Option<IsaArg>,
+    /// Precision of activations in products: `fast` rounds them to int8 or bf16 where that pays.
+    #[arg(long, global = true, default_value = "fast", value_name = "PRECISION")]
+    pub activations: ActivationsArg,
+    /// How cached keys and values are stored.
+    #[arg(long, global = true, default_value = "f16", value_name = "TYPE")]
+    pub kv_dtype: KvArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum IsaArg {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+impl From<IsaArg> for Isa {
+    fn from(arg: IsaArg) -> Self {
+        match arg {
+            IsaArg::Portable => Self::Portable,
+            IsaArg::Avx2 => Self::Avx2,
+            IsaArg::Avx512 => Self::Avx512,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ActivationsArg {
+    F32,
+    Fast,
+}
+
+impl From<ActivationsArg> for Activations {
+    fn from(arg: ActivationsArg) -> Self {
+        match arg {
+            ActivationsArg::F32 => Self::F32,
+            ActivationsArg::Fast => Self::Fast,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum KvArg {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<KvArg> for KvDtype {
+    fn from(arg: KvArg) -> Self {
+        match arg {
+            KvArg::F32 => Self::F32,
+            KvArg::F16 => Self::F16,
+            KvArg::Bf16 => Self::Bf16,
+        }
+    }
+}

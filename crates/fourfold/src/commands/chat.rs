@@ -1,0 +1,201 @@
+//! `fourfold chat`: a conversation, with the model's own template and the KV cache kept between turns.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use fourfold_infer::{
+    ChatTemplate, GenerationSettings, InferError, Message, Role, Sampler, Session, Stop, Tokenizer, generate,
+};
+use serde::Serialize;
+
+use super::generate::Printer;
+use super::sampling::SamplingArgs;
+use crate::context::Context;
+use crate::model;
+use crate::output::{self, Report};
+use crate::{interrupt, memory};
+
+#[derive(Args)]
+pub struct ChatArgs {
+    /// A directory, a .gguf file, or a name on the hub.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Instructions for the whole conversation.
+    #[arg(long, visible_alias = "system", value_name = "TEXT")]
+    system_prompt: Option<String>,
+    /// Say this first, before reading stdin.
+    #[arg(short, long)]
+    prompt: Option<String>,
+    /// Most tokens of an answer [default: until it ends].
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N")]
+    predict: Option<usize>,
+    /// Positions of context [default: the model's, at most 8192].
+    #[arg(short, long = "ctx-size", visible_alias = "context", value_name = "TOKENS")]
+    context: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// One answer's figures.
+#[derive(Serialize)]
+struct Turn {
+    prompt_tokens: usize,
+    reused_tokens: usize,
+    tokens: usize,
+    stop: Stop,
+    prompt_tokens_per_second: f64,
+    tokens_per_second: f64,
+}
+
+#[derive(Serialize)]
+struct ChatReport<'a> {
+    model: &'a str,
+    messages: &'a [Message],
+    turns: &'a [Turn],
+    peak_memory: Option<u64>,
+}
+
+impl Report for ChatReport<'_> {
+    fn text(&self) -> String {
+        String::new()
+    }
+}
+
+const HELP: &str = "/reset begins anew, /quit leaves; Ctrl-C stops an answer, a second one leaves";
+
+pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
+    let open = model::open(&args.model, context)?;
+    let tokenizer = open.tokenizer()?;
+    let (template, own) = open.chat_template()?;
+    let model = open.load(context.backend.clone(), context)?;
+    let mut chat = Chat {
+        session: Session::new(model, context.kv, args.context.unwrap_or(8192)),
+        sampler: Sampler::new(args.sampling.settings(open.checkpoint.generation_config.as_ref())),
+        settings: GenerationSettings { max_tokens: args.predict, stop_ids: open.stop_ids(&tokenizer) },
+        template,
+        tokenizer: &tokenizer,
+        messages: Vec::new(),
+        turns: Vec::new(),
+        stream: !context.json,
+    };
+    if !own {
+        context
+            .remark("The model ships no chat template: ChatML is used. A base model will not answer as an assistant.");
+        // A model that knows ChatML at all ends its turns so.
+        chat.settings.stop_ids.extend(tokenizer.token_to_id("<|im_end|>"));
+    }
+    let system = args.system_prompt.as_deref();
+    chat.reset(system);
+    let terminal = std::io::stdin().is_terminal();
+    if terminal {
+        context.remark(&format!("{} — {HELP}", args.model));
+    }
+    let mut first = args.prompt.clone();
+    loop {
+        let line = match first.take() {
+            Some(line) => line,
+            None => match read_line(terminal)? {
+                Some(line) => line,
+                None => break,
+            },
+        };
+        match line.trim() {
+            "" => {}
+            "/quit" | "/exit" | "/bye" => break,
+            "/reset" => chat.reset(system),
+            "/help" => context.remark(HELP),
+            said => match chat.answer(said) {
+                Ok(()) => {}
+                Err(error) if is_recoverable(&error) => context.remark(&format!("{error:#}; /reset begins anew")),
+                Err(error) => return Err(error),
+            },
+        }
+    }
+    if context.json {
+        let peak_memory = memory::peak_resident();
+        let report = ChatReport { model: &args.model, messages: &chat.messages, turns: &chat.turns, peak_memory };
+        context.print(&report)?;
+    }
+    Ok(())
+}
+
+/// A line from stdin; `None` at its end.
+fn read_line(terminal: bool) -> Result<Option<String>> {
+    if terminal {
+        let mut err = std::io::stderr().lock();
+        write!(err, "\n> ").and_then(|()| err.flush()).context("the terminal")?;
+    }
+    let mut line = String::new();
+    let read = std::io::stdin().lock().read_line(&mut line).context("stdin")?;
+    Ok((read > 0).then_some(line))
+}
+
+/// Whether the conversation can go on after it: the person said too much.
+fn is_recoverable(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(InferError::ContextFull { .. } | InferError::Template(_)))
+}
+
+struct Chat<'a> {
+    session: Session,
+    sampler: Sampler,
+    settings: GenerationSettings,
+    template: ChatTemplate,
+    tokenizer: &'a Tokenizer,
+    messages: Vec<Message>,
+    turns: Vec<Turn>,
+    stream: bool,
+}
+
+impl Chat<'_> {
+    fn reset(&mut self, system: Option<&str>) {
+        self.messages.clear();
+        self.messages.extend(system.map(|text| Message { role: Role::System, content: text.to_owned() }));
+    }
+
+    /// Takes a turn. On an error the turn is as if it had not been said.
+    fn answer(&mut self, said: &str) -> Result<()> {
+        let before = self.messages.len();
+        self.messages.push(Message { role: Role::User, content: said.to_owned() });
+        let answered = self.turn();
+        if answered.is_err() {
+            self.messages.truncate(before);
+        }
+        answered
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        let ids = self.tokenizer.encode_text(&self.template.render(&self.messages, true)?)?;
+        let mut printer = Printer::new(self.tokenizer.detokenizer(), self.stream);
+        let cooperation = interrupt::cooperate();
+        let answer =
+            generate(&mut self.session, &mut self.sampler, &ids, &self.settings, &interrupt::requested, |id| {
+                printer.push(id)
+            });
+        drop(cooperation);
+        let text = printer.text;
+        if self.stream {
+            output::write("\n")?;
+        }
+        let answer = match answer {
+            // Interrupted while the prompt was read: nothing was answered.
+            Err(error) if interrupt::requested() => {
+                interrupt::clear();
+                self.messages.pop();
+                return if matches!(error.downcast_ref(), Some(InferError::Interrupted)) { Ok(()) } else { Err(error) };
+            }
+            other => other?,
+        };
+        interrupt::clear();
+        self.messages.push(Message { role: Role::Assistant, content: text });
+        self.turns.push(Turn {
+            prompt_tokens: answer.prompt_tokens,
+            reused_tokens: answer.reused_tokens,
+            tokens: answer.ids.len(),
+            stop: answer.stop,
+            prompt_tokens_per_second: answer.prompt_rate(),
+            tokens_per_second: answer.decode_rate(),
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,232 @@
+//! `fourfold eval`: how well a model predicts a text, and how far its predictions are from the original's.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use fourfold_infer::InferError;
+use fourfold_infer::eval::{
+    Base, Evaluation, EvaluationReport, Protocol, ReadSeek, SavedLogits, SavedLogitsWriter, Window, dump_logits,
+    evaluate, windows,
+};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::model::{self, OpenModel};
+use crate::output::Report;
+use crate::{human, interrupt, memory};
+
+#[derive(Args)]
+pub struct EvalArgs {
+    /// A directory, a .gguf file, or a name on the hub.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// The text to predict.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens of a window.
+    #[arg(short, long, default_value_t = 512, value_name = "TOKENS")]
+    context: usize,
+    /// Evaluate the first N windows only.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    chunks: Option<u64>,
+    /// Slide the window by this many tokens and score each token once, as the transformers documentation does
+    /// [default: disjoint windows of which the second half is scored, as llama-perplexity does].
+    #[arg(long, value_name = "TOKENS")]
+    stride: Option<usize>,
+    /// Compare with this MODEL, the original.
+    #[arg(long, value_name = "MODEL", conflicts_with = "load_logits")]
+    against: Option<String>,
+    /// Keep the model's predictions in a file, for --load-logits.
+    #[arg(long, value_name = "FILE")]
+    save_logits: Option<PathBuf>,
+    /// Compare with the predictions in a file that --save-logits wrote.
+    #[arg(long, value_name = "FILE")]
+    load_logits: Option<PathBuf>,
+    /// Write `input_ids` and the `logits` of every position as safetensors, and measure nothing.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "save_logits", "load_logits"])]
+    dump_logits: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct EvalReport {
+    model: String,
+    text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<String>,
+    context: usize,
+    protocol: Protocol,
+    complete: bool,
+    weight_bytes: u64,
+    #[serde(flatten)]
+    figures: EvaluationReport,
+    seconds: f64,
+    tokens_per_second: f64,
+    peak_memory: Option<u64>,
+}
+
+pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
+    let open = model::open(&args.model, context)?;
+    let windows = cut(args, &open)?;
+    if let Some(file) = &args.dump_logits {
+        return dump(file, &open, &windows, context);
+    }
+    let model = open.load(context.backend.clone(), context)?;
+    let original = match &args.against {
+        Some(name) => Some(model::open(name, context)?.load(context.backend.clone(), context)?),
+        None => None,
+    };
+    let mut saved = match &args.load_logits {
+        Some(file) => Some(open_saved(file)?),
+        None => None,
+    };
+    let base = match (&original, &mut saved) {
+        (Some(model), _) => Base::Model(model),
+        (None, Some(saved)) => Base::Saved(saved),
+        (None, None) => Base::None,
+    };
+    let mut save = match &args.save_logits {
+        Some(file) => Some(SavedFile::create(file, &windows, open.spec.vocab_size)?),
+        None => None,
+    };
+    let _cooperation = interrupt::cooperate();
+    let tokens: usize = windows.iter().map(|w| w.ids.len()).sum();
+    let bar = context.progress.bar("evaluating", tokens as u64, "tokens");
+    let start = Instant::now();
+    let evaluation = Evaluation { model: &model, base, save: save.as_mut().map(|s| &mut s.writer), kv: context.kv };
+    let figures = evaluate(evaluation, &windows, &mut |so_far| {
+        bar.set_position(windows[..so_far.windows].iter().map(|w| w.ids.len() as u64).sum());
+        bar.set_message(format!("perplexity {:.3}", so_far.perplexity.perplexity));
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    bar.finish_and_clear();
+    let seconds = start.elapsed().as_secs_f64();
+    let complete = figures.windows == windows.len();
+    if complete && let Some(save) = save {
+        save.finish()?;
+    }
+    let done: usize = windows[..figures.windows].iter().map(|w| w.ids.len()).sum();
+    context.print(&EvalReport {
+        model: args.model.clone(),
+        text: args.text.display().to_string(),
+        against: args.against.clone().or(args.load_logits.as_ref().map(|f| f.display().to_string())),
+        context: args.context,
+        protocol: protocol(args),
+        complete,
+        weight_bytes: open.checkpoint.weight_bytes,
+        figures,
+        seconds,
+        tokens_per_second: done as f64 / seconds,
+        peak_memory: memory::peak_resident(),
+    })?;
+    if !complete {
+        bail!("interrupted: the figures are of the windows done so far");
+    }
+    Ok(())
+}
+
+fn protocol(args: &EvalArgs) -> Protocol {
+    args.stride.map_or(Protocol::Chunks, |stride| Protocol::Sliding { stride })
+}
+
+/// The text's windows. Of a long text only what they need is tokenized.
+fn cut(args: &EvalArgs, open: &OpenModel) -> Result<Vec<Window>> {
+    let text = std::fs::read(&args.text).with_context(|| args.text.display().to_string())?;
+    let text = String::from_utf8(text).with_context(|| args.text.display().to_string())?;
+    if args.context > open.spec.max_positions {
+        bail!("--context {}: the model has {} positions", args.context, open.spec.max_positions);
+    }
+    let tokenizer = open.tokenizer()?;
+    let limit = args.chunks.map(|n| n as usize);
+    let step = args.stride.unwrap_or(args.context);
+    let needed =
+        limit.map_or(usize::MAX / 16, |n| step.saturating_mul(n.saturating_sub(1)).saturating_add(args.context));
+    let ids = tokenizer.encode_prefix(&text, needed)?;
+    windows(&ids, tokenizer.bos(), args.context, protocol(args), limit).with_context(|| args.text.display().to_string())
+}
+
+fn dump(file: &Path, open: &OpenModel, windows: &[Window], context: &Context) -> Result<()> {
+    let model = open.load(context.backend.clone(), context)?;
+    let named = || file.display().to_string();
+    let mut out = BufWriter::new(File::create(file).with_context(named)?);
+    dump_logits(&model, context.kv, windows, &mut out).with_context(named)?;
+    context.remark(&format!("logits of {} windows written to {}", windows.len(), file.display()));
+    Ok(())
+}
+
+fn open_saved(file: &Path) -> Result<SavedLogits<Box<dyn ReadSeek>>> {
+    let named = || file.display().to_string();
+    let reader: Box<dyn ReadSeek> = Box::new(BufReader::with_capacity(1 << 20, File::open(file).with_context(named)?));
+    SavedLogits::open(reader).with_context(named)
+}
+
+/// Predictions on their way to a file, under a temporary name until they are complete.
+struct SavedFile {
+    writer: SavedLogitsWriter,
+    temporary: tempfile::TempPath,
+    file: PathBuf,
+}
+
+impl SavedFile {
+    fn create(file: &Path, windows: &[Window], vocab: usize) -> Result<Self> {
+        let named = || file.display().to_string();
+        let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (out, temporary) = tempfile::NamedTempFile::new_in(folder).with_context(named)?.into_parts();
+        let out: Box<dyn Write> = Box::new(BufWriter::with_capacity(1 << 20, out));
+        let writer = SavedLogitsWriter::new(out, windows, vocab).map_err(|e| describe(e, file))?;
+        Ok(Self { writer, temporary, file: file.to_owned() })
+    }
+
+    fn finish(self) -> Result<()> {
+        self.writer.finish().map_err(|e| describe(e, &self.file))?;
+        self.temporary.persist(&self.file).with_context(|| self.file.display().to_string())
+    }
+}
+
+fn describe(error: InferError, file: &Path) -> anyhow::Error {
+    anyhow::Error::new(error).context(file.display().to_string())
+}
+
+impl Report for EvalReport {
+    fn text(&self) -> String {
+        let p = &self.figures.perplexity;
+        let how = match self.protocol {
+            Protocol::Chunks => "the second half of each window scored".to_owned(),
+            Protocol::Sliding { stride } => format!("sliding by {stride}"),
+        };
+        let mut rows = vec![
+            vec!["model".into(), format!("{} ({})", self.model, human::bytes(self.weight_bytes))],
+            vec!["text".into(), format!("{}: {} windows of {}, {how}", self.text, self.figures.windows, self.context)],
+            vec!["perplexity".into(), format!("{:.4} ± {:.4}", p.perplexity, p.standard_error)],
+            vec!["top-1 accuracy".into(), format!("{} of {} tokens", human::percent(p.top1_accuracy), p.tokens)],
+        ];
+        if let (Some(o), Some(d)) = (&self.figures.original, &self.figures.divergence) {
+            let against = self.against.as_deref().unwrap_or_default();
+            rows.push(vec![
+                "original".into(),
+                format!("{against}: perplexity {:.4} ± {:.4}", o.perplexity, o.standard_error),
+            ]);
+            rows.push(vec!["mean KL divergence".into(), format!("{:.5} ± {:.5} nats", d.mean_kld, d.standard_error)]);
+            rows.push(vec![
+                "  median, 99 %, max".into(),
+                format!("{:.5}, {:.4}, {:.4}", d.median_kld, d.p99_kld, d.max_kld),
+            ]);
+            rows.push(vec!["top-1 agreement".into(), human::percent(d.top1_agreement)]);
+            rows.push(vec![
+                "mean Δp".into(),
+                format!("{:+.3} % (root mean square {:.3} %)", d.mean_delta_p * 100.0, d.rms_delta_p * 100.0),
+            ]);
+        }
+        let time = human::duration(Duration::from_secs_f64(self.seconds));
+        let speed = format!("{:.0} tokens a second, {time}", self.tokens_per_second);
+        rows.push(vec!["speed".into(), speed]);
+        rows.extend(self.peak_memory.map(|m| vec!["peak memory".into(), human::bytes(m)]));
+        let width = rows.iter().map(|r| r[0].chars().count()).max().unwrap_or(0);
+        let line = |r: &Vec<String>| format!("{}{}  {}\n", r[0], " ".repeat(width - r[0].chars().count()), r[1]);
+        rows.iter().map(line).collect()
+    }
+}

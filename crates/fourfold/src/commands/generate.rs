@@ -1,0 +1,160 @@
+//! `fourfold generate`: continues a prompt.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use fourfold_infer::{Detokenizer, GenerationSettings, Sampler, SamplerSettings, Session, Stop, generate};
+use serde::Serialize;
+
+use super::sampling::SamplingArgs;
+use crate::context::Context;
+use crate::model;
+use crate::output::{self, Report};
+use crate::{human, interrupt, memory};
+
+#[derive(Args)]
+pub struct GenerateArgs {
+    /// A directory, a .gguf file, or a name on the hub.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// The text to continue [default: read from stdin].
+    #[arg(short, long, conflicts_with = "file")]
+    prompt: Option<String>,
+    /// A file with the text to continue.
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Most tokens to produce [default: until the text ends or the context is full].
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N")]
+    predict: Option<usize>,
+    /// Positions of context [default: the model's, at most 4096].
+    #[arg(short, long = "ctx-size", visible_alias = "context", value_name = "TOKENS")]
+    context: Option<usize>,
+    /// Go on where the model would end its text.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print the continuation alone.
+    #[arg(long)]
+    no_display_prompt: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+#[derive(Serialize)]
+struct GenerateReport {
+    model: String,
+    prompt: String,
+    text: String,
+    stop: Stop,
+    prompt_tokens: usize,
+    tokens: usize,
+    prompt_tokens_per_second: f64,
+    tokens_per_second: f64,
+    weight_bytes: u64,
+    kv_bytes: u64,
+    peak_memory: Option<u64>,
+    sampling: SamplerSettings,
+}
+
+impl Report for GenerateReport {
+    fn text(&self) -> String {
+        self.text.clone()
+    }
+}
+
+pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
+    let prompt = prompt(args)?;
+    let open = model::open(&args.model, context)?;
+    let tokenizer = open.tokenizer()?;
+    let ids = tokenizer.encode_text(&prompt)?;
+    let model = open.load(context.backend.clone(), context)?;
+    let stop_ids = if args.ignore_eos { Vec::new() } else { open.stop_ids(&tokenizer) };
+    let settings = GenerationSettings { max_tokens: args.predict, stop_ids };
+    let sampling = args.sampling.settings(open.checkpoint.generation_config.as_ref());
+    let weight_bytes = model.weight_bytes() as u64;
+    let mut session = Session::new(model, context.kv, args.context.unwrap_or(4096));
+    let mut sampler = Sampler::new(sampling.clone());
+
+    let streaming = !context.json;
+    if streaming && !args.no_display_prompt {
+        output::write(&prompt)?;
+    }
+    let _cooperation = interrupt::cooperate();
+    let mut printer = Printer::new(tokenizer.detokenizer(), streaming);
+    let answer = generate(&mut session, &mut sampler, &ids, &settings, &interrupt::requested, |id| printer.push(id))?;
+    let report = GenerateReport {
+        model: args.model.clone(),
+        prompt,
+        text: printer.text,
+        stop: answer.stop,
+        prompt_tokens: answer.prompt_tokens,
+        tokens: answer.ids.len(),
+        prompt_tokens_per_second: answer.prompt_rate(),
+        tokens_per_second: answer.decode_rate(),
+        weight_bytes,
+        kv_bytes: session.cache_bytes() as u64,
+        peak_memory: memory::peak_resident(),
+        sampling,
+    };
+    if streaming {
+        output::write("\n")?;
+        context.remark(&summary(&report));
+    } else {
+        context.print(&report)?;
+    }
+    if answer.stop == Stop::Interrupted {
+        anyhow::bail!("interrupted");
+    }
+    Ok(())
+}
+
+fn prompt(args: &GenerateArgs) -> Result<String> {
+    match (&args.prompt, &args.file) {
+        (Some(prompt), _) => Ok(prompt.clone()),
+        (None, Some(file)) => std::fs::read_to_string(file).with_context(|| file.display().to_string()),
+        (None, None) => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("the prompt on stdin")?;
+            Ok(text)
+        }
+    }
+}
+
+fn summary(report: &GenerateReport) -> String {
+    let memory = report.peak_memory.map(|m| format!("; peak memory {}", human::bytes(m))).unwrap_or_default();
+    format!(
+        "[prompt {} tokens, {:.1} a second; answer {} tokens, {:.1} a second{memory} = weights {} + KV cache {} + the rest]",
+        report.prompt_tokens,
+        report.prompt_tokens_per_second,
+        report.tokens,
+        report.tokens_per_second,
+        human::bytes(report.weight_bytes),
+        human::bytes(report.kv_bytes),
+    )
+}
+
+/// Prints text as tokens arrive, and keeps it.
+pub(super) struct Printer<'a> {
+    stream: Detokenizer<'a>,
+    print: bool,
+    /// All of it.
+    pub text: String,
+}
+
+impl<'a> Printer<'a> {
+    /// With `print` unset, only keeps the text.
+    pub fn new(stream: Detokenizer<'a>, print: bool) -> Self {
+        Self { stream, print, text: String::new() }
+    }
+
+    /// One more token.
+    pub fn push(&mut self, id: u32) -> Result<()> {
+        let piece = self.stream.push(id)?;
+        if self.print && !piece.is_empty() {
+            output::write(&piece)?;
+        }
+        self.text += &piece;
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! One file a command: its options, its run, its report.
+
+pub mod bench;
+pub mod chat;
+pub mod compress;
+pub mod demo;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+mod sampling;
+
+use anyhow::Result;
+
+use crate::args::{Cli, Command};
+use crate::context::Context;
+
+/// Runs what the command line asks for.
+pub fn run(cli: Cli) -> Result<()> {
+    let context = Context::new(cli.global)?;
+    match cli.command.unwrap_or(Command::Demo(demo::DemoArgs::default())) {
+        Command::Inspect(args) => inspect::run(&args, &context),
+        Command::Compress(args) => compress::run(&args, &context),
+        Command::Eval(args) => eval::run(&args, &context),
+        Command::Generate(args) => generate::run(&args, &context),
+        Command::Chat(args) => chat::run(&args, &context),
+        Command::Bench(args) => bench::run(&args, &context),
+        Command::Demo(args) => demo::run(&args, &context),
+    }
+}

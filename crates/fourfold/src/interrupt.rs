@@ -1,0 +1,46 @@
+//! Ctrl-C. A command that has something to wind up asks [`requested`] between steps; any other is ended at once. A second
+//! Ctrl-C always ends the program.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// The shell's convention: 128 + SIGINT.
+pub const EXIT_CODE: u8 = 130;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static COOPERATIVE: AtomicBool = AtomicBool::new(false);
+
+/// Sets the handler. Where that fails, Ctrl-C keeps its usual effect.
+pub fn install() {
+    let _ = ctrlc::set_handler(|| {
+        let earlier = COUNT.fetch_add(1, Ordering::SeqCst);
+        if earlier > 0 || !COOPERATIVE.load(Ordering::SeqCst) {
+            std::process::exit(i32::from(EXIT_CODE));
+        }
+    });
+}
+
+/// From now on the command asks [`requested`] itself.
+pub fn cooperate() -> Cooperation {
+    COOPERATIVE.store(true, Ordering::SeqCst);
+    Cooperation
+}
+
+/// While this lives, one Ctrl-C does not end the program.
+#[must_use]
+pub struct Cooperation;
+
+impl Drop for Cooperation {
+    fn drop(&mut self) {
+        COOPERATIVE.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Whether Ctrl-C was pressed.
+pub fn requested() -> bool {
+    COUNT.load(Ordering::SeqCst) > 0
+}
+
+/// Forgets a Ctrl-C that has been answered.
+pub fn clear() {
+    COUNT.store(0, Ordering::SeqCst);
+}

@@ -1,0 +1,45 @@
+//! `fourfold`: the commands. This crate opens files and prints; everything it knows about models is in the libraries.
+
+mod args;
+mod commands;
+mod context;
+mod hub;
+mod human;
+mod interrupt;
+mod memory;
+mod model;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(report_bug));
+    let args = args::Cli::parse();
+    interrupt::install();
+    match commands::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has seen enough (`| head`) is no failure.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if interrupt::requested() => {
+            eprintln!("{error:#}");
+            ExitCode::from(interrupt::EXIT_CODE)
+        }
+        Err(error) => {
+            eprintln!("error: {}", output::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a user sees of a mistake of ours. The exit code is 101.
+fn report_bug(info: &std::panic::PanicHookInfo) {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+    let what = text.unwrap_or("no message");
+    let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
+    eprintln!("error: a bug in fourfold: {what}{place}");
+    eprintln!("Please report it with the command that led here.");
+}
