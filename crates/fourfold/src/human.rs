@@ -7,6 +7,27 @@ pub fn bytes(n: u64) -> String {
     scaled(n as f64, &["B", "kB", "MB", "GB", "TB"])
 }
 
+/// Reads a size: `5000`, `500MB`, `1.5 GiB`.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err("a size such as 500MB, 5GB or 2GiB is expected".to_owned()),
+    };
+    match text[..digits].parse::<f64>() {
+        Ok(number) if number * unit >= 1.0 && number * unit < 1e18 => Ok((number * unit) as u64),
+        _ => Err("a size such as 500MB, 5GB or 2GiB is expected".to_owned()),
+    }
+}
+
 /// A count: `134.5 M`.
 pub fn count(n: u64) -> String {
     scaled(n as f64, &["", "k", "M", "G", "T"]).trim_end().to_owned()
@@ -73,6 +94,17 @@ mod tests {
         assert_eq!(bytes(999_960), "1.0 MB");
         assert_eq!(count(134_515_008), "134.5 M");
         assert_eq!(count(12), "12");
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, size) in [("5000", 5000), ("500MB", 500_000_000), ("1.5 GiB", 1_610_612_736), ("2g", 2_000_000_000)]
+        {
+            assert_eq!(parse_bytes(text), Ok(size));
+        }
+        for text in ["", "MB", "5XB", "-1", "0", "1e40", "1.2.3", "999999999TB"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -41,3 +41,36 @@ impl Progress {
         bar
     }
 }
+
+/// A bar for each stage of a long job.
+pub struct Stages {
+    progress: Progress,
+    now: Option<(String, ProgressBar)>,
+}
+
+impl Stages {
+    /// No stage has begun.
+    pub fn new(progress: Progress) -> Self {
+        Self { progress, now: None }
+    }
+
+    /// Takes the last bar away.
+    pub fn finish(&mut self) {
+        if let Some((_, bar)) = self.now.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl fourfold_compress::Progress for Stages {
+    fn update(&mut self, stage: &str, done: u64, total: u64) {
+        if self.now.as_ref().is_none_or(|(name, _)| name != stage) {
+            self.finish();
+            self.now = Some((stage.to_owned(), self.progress.bar(stage, total, "")));
+        }
+        if let Some((_, bar)) = &self.now {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+}

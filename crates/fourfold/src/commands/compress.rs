@@ -1,37 +1,328 @@
 //! `fourfold compress`: writes a smaller checkpoint.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
+use fourfold_compress::methods::quantize::gptq::Gptq;
+use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
+use fourfold_compress::planner::candidates;
+use fourfold_compress::{CompressJob, Goal, Plan, compress};
+use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
+use serde::Serialize;
+use serde_json::{Value, json};
 
+use super::calibration::CalibrationArgs;
 use crate::context::Context;
+use crate::model::{self, OpenModel};
+use crate::output::Report;
+use crate::progress::Stages;
+use crate::{human, memory};
 
 #[derive(Args)]
 pub struct CompressArgs {
     /// A directory, a .gguf file, or a name on the hub.
     #[arg(value_name = "MODEL")]
     model: String,
-    /// The directory to write. It must not exist.
-    #[arg(value_name = "OUT")]
-    out: PathBuf,
-    /// How many times smaller all weights together become; settings are chosen tensor by tensor.
-    #[arg(long, value_name = "R", conflicts_with_all = ["bits", "plan"])]
+    /// The directory to write. An interrupted run with the same settings is taken up where it stopped.
+    #[arg(value_name = "OUT", required_unless_present = "write_plan")]
+    out: Option<PathBuf>,
+    /// How many times smaller all weight files together become; settings are chosen tensor by tensor [default: 4].
+    #[arg(long, value_name = "R", conflicts_with_all = ["max_bytes", "bits", "plan"], value_parser = ratio)]
     ratio: Option<f64>,
-    /// The same number of bits for every matrix.
+    /// The size of all weight files together: 500MB, 4GB, 2GiB.
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["bits", "plan"], value_parser = human::parse_bytes)]
+    max_bytes: Option<u64>,
+    /// The same grid of N bits for every matrix.
     #[arg(long, value_name = "N", conflicts_with = "plan", value_parser = clap::value_parser!(u8).range(2..=8))]
     bits: Option<u8>,
-    /// How codes are found.
-    #[arg(long, default_value = "gptq")]
-    method: MethodArg,
+    /// Follow this plan, a JSON file as --write-plan writes it.
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+    /// Write the plan to a file ("-" for stdout) and compress nothing.
+    #[arg(long, value_name = "FILE", conflicts_with = "out")]
+    write_plan: Option<PathBuf>,
+    /// How codes are found: round to nearest, or GPTQ, which needs calibration text [default: gptq with text, else rtn].
+    #[arg(long, value_name = "METHOD")]
+    method: Option<MethodArg>,
+    #[command(flatten)]
+    grid: GridArgs,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// The grid of --bits.
+#[derive(Args)]
+#[command(next_help_heading = "Grid (with --bits)")]
+struct GridArgs {
+    /// Columns that share a scale, or `channel` or `tensor`.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = granularity, requires = "bits")]
+    group_size: Granularity,
+    /// Zero in the middle of the grid (the default).
+    #[arg(long, requires = "bits", conflicts_with = "asymmetric")]
+    symmetric: bool,
+    /// A zero point for each group.
+    #[arg(long, requires = "bits")]
+    asymmetric: bool,
+    /// Levels where they suit each tensor best instead of evenly spaced; up to 4 bits.
+    #[arg(long, requires = "bits", conflicts_with = "asymmetric")]
+    learned_levels: bool,
+    /// How scales are stored; `double` takes a byte a group.
+    #[arg(long, value_name = "TYPE", default_value = "f16", requires = "bits")]
+    scales: ScalesArg,
+    /// How scales are chosen: `absmax` is the textbook's, `search` minimises the error.
+    #[arg(long, value_name = "RULE", default_value = "search", requires = "bits")]
+    scale_rule: RuleArg,
+}
+
+/// Where and how the output is written.
+#[derive(Args)]
+#[command(next_help_heading = "Output")]
+struct OutputArgs {
+    /// `compressed-tensors` keeps to what Python's compressed-tensors and transformers load.
+    #[arg(long, value_name = "FORMAT", default_value = "fourfold")]
+    format: FormatArg,
+    /// Most bytes of a weight file.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = human::parse_bytes)]
+    max_shard_size: u64,
+    /// Replace OUT if it exists, and what an interrupted run of other settings left.
+    #[arg(long)]
+    overwrite: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MethodArg {
+enum MethodArg {
     Rtn,
     Gptq,
 }
 
-pub fn run(_: &CompressArgs, _: &Context) -> Result<()> {
-    bail!("not yet")
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FormatArg {
+    Fourfold,
+    CompressedTensors,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ScalesArg {
+    F16,
+    Bf16,
+    F32,
+    Double,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RuleArg {
+    Absmax,
+    Search,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(r) if r >= 1.0 && r.is_finite() => Ok(r),
+        _ => Err("a number of at least 1 is expected".to_owned()),
+    }
+}
+
+fn granularity(text: &str) -> Result<Granularity, String> {
+    match (text, text.parse::<usize>()) {
+        ("tensor", _) => Ok(Granularity::Tensor),
+        ("channel", _) => Ok(Granularity::Channel),
+        (_, Ok(n)) if n > 0 => Ok(Granularity::Group(n)),
+        _ => Err("a number of columns, `channel` or `tensor` is expected".to_owned()),
+    }
+}
+
+impl GridArgs {
+    fn spec(&self, bits: u8) -> GridSpec {
+        GridSpec {
+            bits,
+            granularity: self.group_size,
+            scales: match self.scales {
+                ScalesArg::F16 => ScaleFormat::F16,
+                ScalesArg::Bf16 => ScaleFormat::Bf16,
+                ScalesArg::F32 => ScaleFormat::F32,
+                ScalesArg::Double => ScaleFormat::Double,
+            },
+            zero: if self.asymmetric { ZeroKind::ZeroPoint } else { ZeroKind::Symmetric },
+            levels: if self.learned_levels { Levels::Learned } else { Levels::Uniform },
+            rule: match self.scale_rule {
+                RuleArg::Absmax => ScaleRule::Absmax,
+                RuleArg::Search => ScaleRule::Search,
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct CompressReport {
+    model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    out: Option<String>,
+    source_bytes: u64,
+    output_bytes: u64,
+    ratio: f64,
+    bits_per_parameter: f64,
+    calibration_tokens: usize,
+    seconds: f64,
+    peak_memory: Option<u64>,
+    /// How many tensors and bytes each kind of storage has.
+    storage: Vec<Storage>,
+    /// Tensors of the source that the architecture does not read.
+    dropped: Vec<String>,
+    /// Experts that the calibration text reached least: weight, tokens.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    least_covered_experts: Vec<(String, u64)>,
+}
+
+#[derive(Default, Serialize)]
+struct Storage {
+    name: String,
+    tensors: usize,
+    bytes: u64,
+    /// Mean of the tensors' relative output errors.
+    mean_error: f64,
+}
+
+pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
+    let start = Instant::now();
+    let open = model::open(&args.model, context)?;
+    let method = args.method.unwrap_or(if args.calibration.is_given() { MethodArg::Gptq } else { MethodArg::Rtn });
+    let goal = goal(args, method)?;
+    if method == MethodArg::Gptq && !args.calibration.is_given() {
+        bail!("--method gptq needs --calibration FILE: text like that which the model will see");
+    }
+    let calibration = args.calibration.sequences(&open)?;
+    let checkpoint = &open.checkpoint;
+    let mut job = CompressJob::new(&open.spec, &*checkpoint.weights, checkpoint.weight_bytes, goal);
+    job.candidates = candidates(args.output.format == FormatArg::CompressedTensors);
+    // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
+    if method == MethodArg::Gptq {
+        job.backend = Some(context.backend.clone());
+        job.calibration = &calibration;
+    }
+    let mut stages = Stages::new(context.progress);
+    if let Some(file) = &args.write_plan {
+        let plan = job.plan(&mut stages)?;
+        stages.finish();
+        return write_plan(file, &plan);
+    }
+    let Some(out) = &args.out else { bail!("OUT is missing") };
+    let options = WriteOptions {
+        max_shard_bytes: args.output.max_shard_size,
+        overwrite: args.output.overwrite,
+        identity: identity(args, &open, &calibration),
+    };
+    let sink = SafetensorsWriter::create(out, ModelFiles::of(checkpoint), options)?;
+    let done = compress(&job, Box::new(sink), &mut stages)?;
+    stages.finish();
+    let output_bytes = fourfold_formats::open(out)?.weight_bytes;
+    let mut least: Vec<(String, u64)> = done.coverage.into_iter().collect();
+    least.sort_by(|a, b| a.1.cmp(&b.1).then(a.0.cmp(&b.0)));
+    least.truncate(5);
+    context.print(&CompressReport {
+        model: args.model.clone(),
+        out: Some(out.display().to_string()),
+        source_bytes: checkpoint.weight_bytes,
+        output_bytes,
+        ratio: checkpoint.weight_bytes as f64 / output_bytes as f64,
+        bits_per_parameter: output_bytes as f64 * 8.0 / open.spec.parameters() as f64,
+        calibration_tokens: calibration.iter().map(Vec::len).sum(),
+        seconds: start.elapsed().as_secs_f64(),
+        peak_memory: memory::peak_resident(),
+        storage: storage(&done.plan),
+        dropped: done.dropped,
+        least_covered_experts: least,
+    })
+}
+
+fn goal(args: &CompressArgs, method: MethodArg) -> Result<Goal> {
+    if let Some(file) = &args.plan {
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        return Ok(Goal::Plan(Plan::from_json(&text).with_context(|| file.display().to_string())?));
+    }
+    if let Some(bits) = args.bits {
+        let grid = args.grid.spec(bits);
+        grid.validate()?;
+        let (method, settings): (&str, Value) = match method {
+            MethodArg::Rtn => ("rtn", json!(grid)),
+            MethodArg::Gptq => ("gptq", serde_json::to_value(Gptq::new(grid))?),
+        };
+        return Ok(Goal::Uniform { method: method.to_owned(), settings });
+    }
+    Ok(match args.max_bytes {
+        Some(bytes) => Goal::Bytes(bytes),
+        None => Goal::Ratio(args.ratio.unwrap_or(4.0)),
+    })
+}
+
+/// What the output depends on beside its declared forms: another run of the same is taken up, of another is not.
+fn identity(args: &CompressArgs, open: &OpenModel, calibration: &[Vec<u32>]) -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hash = DefaultHasher::new();
+    calibration.hash(&mut hash);
+    let source = std::fs::canonicalize(&open.checkpoint.path).unwrap_or_else(|_| open.checkpoint.path.clone());
+    let calibration = hash.finish();
+    let weights = open.checkpoint.weight_bytes;
+    format!("{} {weights} {:?} {calibration:016x}", source.display(), args.method)
+}
+
+fn write_plan(file: &std::path::Path, plan: &Plan) -> Result<()> {
+    let text = plan.to_json() + "\n";
+    if file.as_os_str() == "-" {
+        return crate::output::write(&text);
+    }
+    std::fs::write(file, text).with_context(|| file.display().to_string())
+}
+
+/// The plan's tensors by the words of their method and grid.
+fn storage(plan: &Plan) -> Vec<Storage> {
+    let mut found: Vec<Storage> = Vec::new();
+    for entry in &plan.tensors {
+        let grid = serde_json::from_value::<Gptq>(entry.settings.clone()).map(|g| g.grid.describe());
+        let name = grid.map_or_else(|_| entry.method.clone(), |grid| format!("{} {grid}", entry.method));
+        let at = found.iter().position(|s| s.name == name).unwrap_or_else(|| {
+            found.push(Storage { name, ..Storage::default() });
+            found.len() - 1
+        });
+        found[at].tensors += 1;
+        found[at].bytes += entry.bytes;
+        found[at].mean_error += entry.error.unwrap_or(0.0);
+    }
+    for storage in &mut found {
+        storage.mean_error /= storage.tensors as f64;
+    }
+    found.sort_by_key(|s| std::cmp::Reverse(s.bytes));
+    found
+}
+
+impl Report for CompressReport {
+    fn text(&self) -> String {
+        let mut rows = vec![["stored as", "tensors", "bytes", "mean error"].map(String::from).to_vec()];
+        rows.extend(self.storage.iter().map(|s| {
+            vec![s.name.clone(), s.tensors.to_string(), human::bytes(s.bytes), format!("{:.2e}", s.mean_error)]
+        }));
+        let mut text = human::table(&rows);
+        text += &format!(
+            "\n{} -> {}: {} -> {}, {:.3} : 1, {:.3} bits a parameter\n",
+            self.model,
+            self.out.as_deref().unwrap_or("-"),
+            human::bytes(self.source_bytes),
+            human::bytes(self.output_bytes),
+            self.ratio,
+            self.bits_per_parameter
+        );
+        let peak = self.peak_memory.map(|m| format!(", peak memory {}", human::bytes(m))).unwrap_or_default();
+        text += &format!("{}{peak}\n", human::duration(Duration::from_secs_f64(self.seconds)));
+        if !self.dropped.is_empty() {
+            let names = self.dropped[..self.dropped.len().min(5)].join(", ");
+            text += &format!("left out, as the architecture does not read them: {} ({names})\n", self.dropped.len());
+        }
+        if let Some((name, tokens)) = self.least_covered_experts.first() {
+            text += &format!("the calibration text's least used expert: {name}, {tokens} tokens\n");
+        }
+        text
+    }
 }

@@ -1,6 +1,7 @@
 //! One file a command: its options, its run, its report.
 
 pub mod bench;
+pub mod calibration;
 pub mod chat;
 pub mod compress;
 pub mod demo;

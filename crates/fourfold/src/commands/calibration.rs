@@ -1,0 +1,83 @@
+//! Calibration text: which tokens a compression looks at.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::model::OpenModel;
+
+#[derive(Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct CalibrationArgs {
+    /// Text files like what the model will see (never the text it is evaluated on).
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    calibration: Vec<PathBuf>,
+    /// Most sequences taken from the text.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_samples: u32,
+    /// Tokens of a sequence [default: 512, or fewer where the model has fewer positions].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    calibration_length: Option<u32>,
+    /// Seed of the choice of sequences.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl CalibrationArgs {
+    /// Whether there is any text.
+    pub fn is_given(&self) -> bool {
+        !self.calibration.is_empty()
+    }
+
+    /// Sequences of equal length from all files, as many from each: a file is cut into pieces, and pieces are picked at random.
+    pub fn sequences(&self, open: &OpenModel) -> Result<Vec<Vec<u32>>> {
+        if !self.is_given() {
+            return Ok(Vec::new());
+        }
+        let tokenizer = open.tokenizer()?;
+        let positions = open.spec.max_positions;
+        let length = self.calibration_length.map_or(positions.min(512), |n| n as usize);
+        if length > positions {
+            bail!("--calibration-length {length}: the model has {positions} positions");
+        }
+        let mut random = self.seed;
+        let share = (self.calibration_samples as usize).div_ceil(self.calibration.len());
+        let mut sequences = Vec::new();
+        for file in &self.calibration {
+            let named = || file.display().to_string();
+            let text = std::fs::read(file).with_context(named)?;
+            let text = String::from_utf8(text).with_context(named)?;
+            let body = usize::from(tokenizer.bos().is_some());
+            // Some times more than needed, so that there is a choice; not a whole corpus.
+            let wanted = share.saturating_mul(length).saturating_mul(8);
+            let ids = tokenizer.encode_prefix(&text, wanted)?;
+            let mut pieces: Vec<&[u32]> = ids[body.min(ids.len())..].chunks_exact(length - body).collect();
+            if pieces.is_empty() {
+                bail!("{}: {} tokens are fewer than one sequence of {length}", file.display(), ids.len());
+            }
+            // Fisher and Yates's shuffle, as far as it is needed.
+            for i in 0..pieces.len().min(share) {
+                random = splitmix(random);
+                let other = i + (random % (pieces.len() - i) as u64) as usize;
+                pieces.swap(i, other);
+            }
+            sequences.extend(
+                pieces
+                    .iter()
+                    .take(share)
+                    .map(|piece| tokenizer.bos().into_iter().chain(piece.iter().copied()).collect()),
+            );
+        }
+        sequences.truncate(self.calibration_samples as usize);
+        Ok(sequences)
+    }
+}
+
+/// A step of splitmix64: enough to pick pieces, and the same everywhere and always.
+fn splitmix(state: u64) -> u64 {
+    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
