@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use fourfold_kernels::cpu::measure_read_bandwidth;
 use fourfold_kernels::cpu::pool::Pool;
-use fourfold_kernels::cpu::quant::{Context, QuantWeight, linear};
+use fourfold_kernels::cpu::quant::{Context, QuantWeight, linear, linear_transposed};
 use fourfold_kernels::{Activations, Isa, Tensor};
 use fourfold_tensor::{DType, FloatBuffer, Offsets, Quantized, Scales, packed_words_per_row};
 
@@ -60,6 +60,32 @@ fn seconds<T>(rounds: usize, copies: &[T], mut call: impl FnMut(&T)) -> f64 {
     }
     times.sort_by(f64::total_cmp);
     times[times.len() / 10]
+}
+
+/// What is not decoding or prefilling: loading, evaluation with exact activations, MLA's absorbed product, embedding.
+fn others(bits: u8, context: Context) {
+    let (rows, cols) = (8192, 2048);
+    let source = weight(rows, cols, bits, 1);
+    let begin = Instant::now();
+    let w = QuantWeight::prepare(source, context.pool).expect("a well-formed weight");
+    let prepare = begin.elapsed().as_secs_f64();
+    let exact = Context { activations: Activations::F32, ..context };
+    let copies = [&w];
+    let x = input(128, cols);
+    let f32s = seconds(3, &copies, |w| _ = std::hint::black_box(linear(exact, &x, &[w])));
+    let xt = input(1, rows);
+    let transposed = seconds(10, &copies, |w| _ = std::hint::black_box(linear_transposed(context, &xt, w, 0..rows)));
+    let mut row = vec![0.0; cols];
+    let read = seconds(1000, &copies, |w| w.read_row(77, std::hint::black_box(&mut row)));
+    println!(
+        "{bits} bits 8192x2048 {} threads: prepare {:.2} G codes/s, 128 tokens in f32 {:.0} GFLOP/s, one token transposed \
+         {:.0} µs, a row {:.2} µs",
+        context.pool.threads(),
+        (rows * cols) as f64 / prepare / 1e9,
+        (2 * 128 * rows * cols) as f64 / f32s / 1e9,
+        transposed * 1e6,
+        read * 1e6
+    );
 }
 
 fn main() {
@@ -124,6 +150,9 @@ fn main() {
                 }
                 println!("{line}");
             }
+        }
+        for pool in &pools {
+            others(bits as u8, Context { pool, isa, activations: Activations::Fast });
         }
         for ((pool, token), batch) in pools.iter().zip(&token).zip(&batch) {
             let (decode, prefill) = (1.0 / token, 512.0 / batch);

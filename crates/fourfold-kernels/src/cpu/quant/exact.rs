@@ -1,5 +1,5 @@
 //! Products in f32, from weights written out a panel at a time: for measuring the weights' quantization alone, and for the
-//! transposed product.
+//! transposed product of many tokens.
 
 use std::ops::Range;
 
@@ -12,10 +12,10 @@ use crate::cpu::Isa;
 use crate::cpu::pool::SendPtr;
 
 /// Blocks of a panel: 16 rows x 256 columns of f32 are 16 KiB, half of a first-level cache.
-const PANEL: usize = 8;
+pub(super) const PANEL: usize = 8;
 
 /// Tokens multiplied at a time.
-const TOKENS: usize = 8;
+pub(super) const TOKENS: usize = 8;
 
 /// `y = x · W[rows, :]ᵀ` without rounding the input.
 pub(super) fn linear_rows(context: Context, x: &Tensor, w: &QuantWeight, rows: Range<usize>) -> Tensor {
@@ -61,63 +61,11 @@ pub(super) fn linear_rows(context: Context, x: &Tensor, w: &QuantWeight, rows: R
     y
 }
 
-/// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, cols]`.
-pub(super) fn linear_transposed(context: Context, x: &Tensor, w: &QuantWeight, rows: Range<usize>) -> Tensor {
-    let (tokens, cols) = (x.rows(), w.cols());
-    let mut y = Tensor::zeros(tokens, cols);
-    if tokens == 0 || rows.is_empty() {
-        return y;
-    }
-    let strips = rows.start / STRIP..rows.end.div_ceil(STRIP);
-    // x in strips, zeros for rows outside the range: [strips][tokens][16].
-    let mut streamed = vec![[0.0; STRIP]; strips.len() * tokens];
-    for t in 0..tokens {
-        for (row, &value) in rows.clone().zip(x.row(t)) {
-            streamed[(row / STRIP - strips.start) * tokens + t][row % STRIP] = value;
-        }
-    }
-    let (panel_of, add_of) = (panel_kernel(context.isa, w), column_kernel(context.isa));
-    let to = SendPtr::new(y.host_mut());
-    let panels = w.columns.blocks.div_ceil(PANEL / 4);
-    context.pool.for_ranges(panels, 1, |range| {
-        let mut panel = vec![[0.0; STRIP]; PANEL / 4 * BLOCK];
-        let mut sums = vec![[0.0; STRIP]; PANEL / 4 * BLOCK * TOKENS];
-        let mut columns = vec![0.0; PANEL / 4 * BLOCK];
-        for p in range {
-            let first = p * (PANEL / 4);
-            let blocks = (PANEL / 4).min(w.columns.blocks - first);
-            let width = blocks * BLOCK;
-            for t in (0..tokens).step_by(TOKENS) {
-                let of_tile = TOKENS.min(tokens - t);
-                sums.fill([0.0; STRIP]);
-                for strip in strips.clone() {
-                    let from = (strip - strips.start) * tokens + t;
-                    // SAFETY: strip and blocks exist, the panel has room, and the instruction set is available.
-                    unsafe {
-                        panel_of(w, strip, first, blocks, panel.as_mut_ptr());
-                        add_of(&panel[..width], &streamed[from..from + of_tile], &mut sums);
-                    }
-                }
-                for i in 0..of_tile {
-                    for (column, sums) in columns.iter_mut().zip(&sums[i * width..(i + 1) * width]) {
-                        *column = sums.iter().sum();
-                    }
-                    // SAFETY: within y; each column is one thread's.
-                    w.columns.scatter(first..first + blocks, &columns, |c, value| unsafe {
-                        *to.get().add((t + i) * cols + c) = value;
-                    });
-                }
-            }
-        }
-    });
-    y
-}
-
 /// `sums[t] += Σ_c panel[c] · x[t · stride + c]`.
 type RowKernel = unsafe fn(&[[f32; STRIP]], *const f32, usize, &mut [[f32; STRIP]]);
 
 /// `sums[t · panel.len() + c] += panel[c] ⊙ x[t]`.
-type ColumnKernel = unsafe fn(&[[f32; STRIP]], &[[f32; STRIP]], &mut [[f32; STRIP]]);
+pub(super) type ColumnKernel = unsafe fn(&[[f32; STRIP]], &[[f32; STRIP]], &mut [[f32; STRIP]]);
 
 #[inline(always)]
 unsafe fn rows<S: Simd>(panel: &[[f32; STRIP]], x: *const f32, stride: usize, sums: &mut [[f32; STRIP]]) {
@@ -210,7 +158,7 @@ fn row_kernel(isa: Isa) -> RowKernel {
     }
 }
 
-fn column_kernel(isa: Isa) -> ColumnKernel {
+pub(super) fn column_kernel(isa: Isa) -> ColumnKernel {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::columns,

@@ -8,11 +8,14 @@
 // Several arrays share each index here.
 #![allow(clippy::needless_range_loop)]
 
+use std::ops::Range;
+
 use super::QuantWeight;
 use super::activations::ActBlock;
 use super::factors::OffsetKind;
 use super::layout::{BLOCK, Grouping, Line, QUAD, QUADS, STRIP};
 use super::simd::Simd;
+use super::transposed;
 use crate::cpu::Isa;
 
 /// A kernel: multiplies a strip with a tile. Arguments: weight, strip, the tile's blocks, its piece sums, and the result,
@@ -22,6 +25,11 @@ pub(super) type TileKernel = unsafe fn(&QuantWeight, usize, *const u8, *const i3
 /// Writes 16 rows x some columns of weights as f32: weight, strip, first block, blocks, and the result
 /// `[blocks · 32][16]` in stream order.
 pub(super) type PanelKernel = unsafe fn(&QuantWeight, usize, usize, usize, *mut [f32; STRIP]);
+
+/// The transposed product of one token with a block's columns: weight, strips, block, the token's input for the first strip,
+/// the distance to that for the next, and the result in stream order.
+pub(super) type BlockKernel =
+    unsafe fn(&QuantWeight, Range<usize>, usize, *const [f32; STRIP], usize, &mut [f32; BLOCK]);
 
 /// Unpacks a block's codes: vector q is quad q.
 ///
@@ -79,7 +87,7 @@ unsafe fn plane<S: Simd, const WIDTH: u32>(
 
 /// Unpacks a block and, where there is a codebook, looks its values up.
 #[inline(always)]
-unsafe fn operands<S: Simd, const BITS: u32, const TABLE: bool>(
+pub(super) unsafe fn operands<S: Simd, const BITS: u32, const TABLE: bool>(
     w: &QuantWeight,
     lines: *const Line,
 ) -> [S::Int; QUADS] {
@@ -326,6 +334,19 @@ macro_rules! kernels_of {
                 unsafe { super::panel::<$simd, BITS, TABLE>(w, strip, first, blocks, out) }
             }
 
+            $(#[target_feature(enable = $features)])?
+            unsafe fn block<const BITS: u32, const TABLE: bool>(
+                w: &QuantWeight,
+                strips: Range<usize>,
+                block: usize,
+                x: *const [f32; STRIP],
+                stride: usize,
+                out: &mut [f32; BLOCK],
+            ) {
+                // SAFETY: `BlockKernel`'s promises are the caller's.
+                unsafe { transposed::block::<$simd, BITS, TABLE>(w, strips, block, x, stride, out) }
+            }
+
             fn of_width<const BITS: u32, const TABLE: bool, const FORM: u8>(width: usize) -> TileKernel {
                 match width {
                     1 => tile::<BITS, TABLE, FORM, 1>,
@@ -381,6 +402,21 @@ macro_rules! kernels_of {
                     (_, _) => panel::<8, false>,
                 }
             }
+
+            pub fn block_kernel(bits: u32, table: bool) -> BlockKernel {
+                match (bits, table) {
+                    (2, false) => block::<2, false>,
+                    (3, false) => block::<3, false>,
+                    (4, false) => block::<4, false>,
+                    (5, _) => block::<5, false>,
+                    (6, _) => block::<6, false>,
+                    (7, _) => block::<7, false>,
+                    (2, true) => block::<2, true>,
+                    (3, true) => block::<3, true>,
+                    (4, true) => block::<4, true>,
+                    (_, _) => block::<8, false>,
+                }
+            }
         }
     };
 }
@@ -422,5 +458,18 @@ pub(super) fn panel_kernel(isa: Isa, w: &QuantWeight) -> PanelKernel {
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx512 | Isa::Avx2 => portable::panel_kernel(w.bits, w.has_table),
         Isa::Portable => portable::panel_kernel(w.bits, w.has_table),
+    }
+}
+
+/// The kernel of the transposed product.
+pub(super) fn block_kernel(isa: Isa, w: &QuantWeight) -> BlockKernel {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::block_kernel(w.bits, w.has_table),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::block_kernel(w.bits, w.has_table),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx512 | Isa::Avx2 => portable::block_kernel(w.bits, w.has_table),
+        Isa::Portable => portable::block_kernel(w.bits, w.has_table),
     }
 }

@@ -190,10 +190,15 @@ pub(super) fn pack_block(codes: &[[u8; BLOCK]; STRIP], bits: u32, lines: &mut [L
     }
 }
 
-/// The code at row `r` of the strip and column `c` of the block.
-pub(super) fn code_at(lines: &[Line], bits: u32, r: usize, c: usize) -> u8 {
-    let byte = r * QUAD + c % QUAD;
-    places(bits, c / QUAD).map(|p| ((lines[p.line].0[byte] >> p.shift) & p.mask()) << p.low).sum()
+/// The codes at row `r` of the strip and quad `quad` of the block.
+pub(super) fn quad_at(lines: &[Line], bits: u32, r: usize, quad: usize) -> [u8; QUAD] {
+    let mut codes = 0;
+    for place in places(bits, quad) {
+        let mask = u32::from(place.mask()) * 0x0101_0101;
+        let packed = u32::from_le_bytes(lines[place.line].0.as_chunks::<QUAD>().0[r]);
+        codes |= ((packed >> place.shift) & mask) << place.low;
+    }
+    codes.to_le_bytes()
 }
 
 /// Where a bit plane of a quad's codes lies.

@@ -1,9 +1,9 @@
 //! Linear layers whose weights are packed codes.
 //!
 //! A weight stays packed: [`QuantWeight::prepare`] only reorders it ([`layout`]). A product rounds its input to int8
-//! ([`activations`]) and multiplies integers ([`kernel`]), or writes a few rows at a time out as f32 ([`exact`]). Work is shared
-//! between threads by strips of sixteen rows, each computed by one thread alone and always in the same order: results depend
-//! neither on the number of threads nor on how many tokens are multiplied together.
+//! ([`activations`]) and multiplies integers ([`kernel`]), or writes a few rows at a time out as f32 ([`exact`], [`transposed`]). Work is shared
+//! between threads by strips of sixteen rows, each computed by one thread alone and always in the same order: results do not depend
+//! on the number of threads, nor (but for the transposed product) on how many tokens are multiplied together.
 
 mod activations;
 pub(super) mod arena;
@@ -14,6 +14,7 @@ pub(super) mod layout;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod transposed;
 
 use std::ops::Range;
 
@@ -23,7 +24,7 @@ use self::activations::Rounded;
 use self::arena::Lines;
 use self::factors::{OffsetKind, StripOffsets, StripScales};
 use self::kernel::{TileKernel, tile_kernel, widest_tile};
-use self::layout::{BLOCK, Columns, Line, STRIP, code_at, pack_block};
+use self::layout::{BLOCK, Columns, Line, STRIP, pack_block, quad_at};
 use super::pool::{Pool, SendPtr};
 use super::{Activations, Isa};
 use crate::{KernelError, Tensor};
@@ -123,8 +124,8 @@ impl QuantWeight {
             for (quad, values) in values.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                 let at = (strip * columns.groups + columns.quad_group(block, quad)) * STRIP;
                 let (scale, offset) = (self.scales.get(row, at), self.offsets.get(row, at));
-                for (i, value) in values.iter_mut().enumerate() {
-                    let mut code = code_at(lines, self.bits, row % STRIP, quad * 4 + i);
+                let codes = quad_at(lines, self.bits, row % STRIP, quad);
+                for (value, mut code) in values.iter_mut().zip(codes) {
                     if self.has_table {
                         code = self.table[usize::from(code)];
                     }
@@ -191,7 +192,7 @@ pub fn linear_rows(context: Context, x: &Tensor, weight: &QuantWeight, rows: Ran
 /// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, in]`.
 pub fn linear_transposed(context: Context, x: &Tensor, weight: &QuantWeight, rows: Range<usize>) -> Tensor {
     assert!(rows.end <= weight.rows && x.cols() == rows.len(), "{} columns for rows {rows:?}", x.cols());
-    exact::linear_transposed(context, x, weight, rows)
+    transposed::linear_transposed(context, x, weight, rows)
 }
 
 fn multiply(context: Context, x: &Tensor, parts: &[(&QuantWeight, Range<usize>)]) -> Vec<Tensor> {

@@ -95,6 +95,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(to, a) }
     }
     #[inline(always)]
+    unsafe fn sum(a: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+    #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mul_ps(a, b) }
     }

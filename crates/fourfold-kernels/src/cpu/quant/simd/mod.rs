@@ -76,4 +76,6 @@ pub(super) trait Simd: Copy {
     unsafe fn sub(a: Self::Float, b: Self::Float) -> Self::Float;
     /// `a · b + c`, rounded once where the machine can.
     unsafe fn fma(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
+    /// The sum of the lanes.
+    unsafe fn sum(a: Self::Float) -> f32;
 }

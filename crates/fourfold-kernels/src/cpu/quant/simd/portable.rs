@@ -118,6 +118,10 @@ impl Simd for Portable {
         unsafe { to.cast::<Self::Float>().write_unaligned(a) }
     }
     #[inline(always)]
+    unsafe fn sum(a: Self::Float) -> f32 {
+        a.iter().sum()
+    }
+    #[inline(always)]
     unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float {
         both(a, b, |a, b| a * b)
     }
