@@ -84,6 +84,13 @@ pub trait Backward: Backend {
         spec: &SelfAttention,
     ) -> AttentionGradient;
 
+    /// `a[i] · b[i]` for each row i of two tensors of equal shapes: the gradient of a factor that scaled a row.
+    fn row_dots(&self, a: &Tensor, b: &Tensor) -> Vec<f32> {
+        assert_eq!((a.rows(), a.cols()), (b.rows(), b.cols()), "row dots: shapes");
+        let dot = |r| a.row(r).iter().zip(b.row(r)).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>() as f32;
+        (0..a.rows()).map(dot).collect()
+    }
+
     /// Cross-entropy of each row of `logits` `[tokens, vocabulary]` against its target, in nats; 0 for [`IGNORE`]. Replaces
     /// the logits by the gradient of `factor · Σ losses`: `factor · (softmax − onehot)`.
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[u32], factor: f32) -> Vec<f32>;

@@ -1,11 +1,15 @@
 //! The whole backward pass against PyTorch: loss, and norm of each tensor's gradient and its product with the tensor, as
 //! transformers' models give them for the golden checkpoints.
 
+mod support;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fourfold_kernels::backward::{Backward, IGNORE};
-use fourfold_kernels::{Backend, Reference};
+use fourfold_kernels::{Backend, Reference, Tensor};
 use fourfold_models::layers::{Gradients, TrainPass, Trained};
 use fourfold_models::{Block, Embedding, Head, spec_from_config};
 use fourfold_tensor::{Dense, SourceError, TensorInfo, Weight, WeightSource};
@@ -134,5 +138,68 @@ fn gradients_are_those_of_pytorch() {
         for tensor in found.keys() {
             assert!(expected.contains_key(tensor), "{name}: PyTorch has no gradient of {tensor}");
         }
+    }
+}
+
+/// Mean loss and gradients of packed documents.
+fn step(model: &Parts, ids: &[u32], targets: &[u32], documents: &[Range<usize>]) -> (f64, BTreeMap<String, Tensor>) {
+    let positions: Vec<usize> = documents.iter().flat_map(|document| 0..document.len()).collect();
+    let pass = TrainPass { backend: &Reference, documents, positions: &positions };
+    let mut gradients = Gradients::new(Trained::All);
+    let mut x = model.embedding.forward(ids);
+    let mut saved = Vec::new();
+    for block in &model.blocks {
+        let (y, s) = block.train_forward(x, &pass);
+        saved.push(s);
+        x = y;
+    }
+    let scored = targets.iter().filter(|&&t| t != IGNORE).count() as f32;
+    let (losses, mut dx) = model.head.loss_backward(&x, targets, 1.0 / scored, 5, &pass, &mut gradients);
+    for (block, saved) in model.blocks.iter().zip(saved).rev() {
+        dx = block.backward(saved, dx, &pass, &mut gradients);
+    }
+    model.embedding.backward(ids, &dx, &pass, &mut gradients);
+    (losses.iter().map(|&l| f64::from(l)).sum::<f64>() / f64::from(scored), gradients.take_all())
+}
+
+struct Parts {
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    head: Head,
+}
+
+fn next_tokens(ids: &[u32]) -> Vec<u32> {
+    ids[1..].iter().copied().chain([IGNORE]).collect()
+}
+
+/// Documents packed behind one another learn as if each were alone.
+#[test]
+fn packed_documents_do_not_see_one_another() {
+    for case in support::cases() {
+        let (spec, backend): (_, Arc<dyn Backend>) = (case.spec(), Arc::new(Reference));
+        let embedding = Embedding::load(&spec, &case.weights, &backend).unwrap();
+        let head = Head::load_sharing(&spec, &case.weights, &backend, &embedding).unwrap();
+        let blocks = (0..spec.blocks.len()).map(|i| Block::load(&spec, i, &case.weights, &backend).unwrap()).collect();
+        let model = Parts { embedding, blocks, head };
+        let (first, second) = case.ids.split_at(9);
+        let alone = |ids: &[u32]| step(&model, ids, &next_tokens(ids), &[Range { start: 0, end: ids.len() }]);
+        let ((loss_1, found_1), (loss_2, found_2)) = (alone(first), alone(second));
+        let targets: Vec<u32> = next_tokens(first).into_iter().chain(next_tokens(second)).collect();
+        let (loss, found) = step(&model, &case.ids, &targets, &[0..9, 9..case.ids.len()]);
+        let (scored_1, scored_2) = (first.len() as f64 - 1.0, second.len() as f64 - 1.0);
+        let mean = |a: f64, b: f64| (a * scored_1 + b * scored_2) / (scored_1 + scored_2);
+        assert!((loss - mean(loss_1, loss_2)).abs() <= 1e-4, "{}: {loss}, {loss_1}, {loss_2}", case.name);
+        for (name, gradient) in &found {
+            let part = |found: &BTreeMap<String, Tensor>, i: usize| {
+                found.get(name).map_or(0.0, |gradient| f64::from(gradient.host()[i]))
+            };
+            for (i, &value) in gradient.host().iter().enumerate() {
+                let expected = mean(part(&found_1, i), part(&found_2, i));
+                assert!((f64::from(value) - expected).abs() <= 1e-4, "{}: {name}[{i}]: {value}, {expected}", case.name);
+            }
+        }
+        // Negative control: as one document they give another loss.
+        let (joined, _) = step(&model, &case.ids, &targets, &[Range { start: 0, end: case.ids.len() }]);
+        assert!((joined - loss).abs() > 1e-4, "{}: {joined}, {loss}", case.name);
     }
 }

@@ -99,16 +99,16 @@ impl Head {
         gradients: &mut Gradients,
     ) -> (Vec<f32>, Tensor) {
         let normed = self.norm(x);
-        let mut d_normed = Vec::with_capacity(normed.host().len());
+        let mut d_normed = Tensor::zeros(x.rows(), x.cols());
         let mut losses = Vec::with_capacity(targets.len());
         for first in (0..x.rows()).step_by(chunk.max(1)) {
             let rows: Vec<usize> = (first..x.rows().min(first + chunk.max(1))).collect();
             let part = pass.backend.gather_rows(&normed, &rows);
             let [mut logits] = Linear::train_forward_shared([&self.lm_head], &part, pass);
             losses.extend(pass.backend.cross_entropy(&mut logits, &targets[first..first + rows.len()], factor));
-            d_normed.extend(self.lm_head.backward(&part, &logits, pass, gradients).into_host());
+            let d_part = self.lm_head.backward(&part, &logits, pass, gradients);
+            pass.backend.scatter_add_rows(&mut d_normed, &d_part, &rows, &vec![1.0; rows.len()]);
         }
-        let d_normed = Tensor::new(x.rows(), x.cols(), d_normed);
         let dx = self.norm.backward(x, &d_normed, pass, gradients);
         (losses, dx)
     }

@@ -142,13 +142,13 @@ impl Moe {
         for (e, expert) in experts.into_iter().enumerate() {
             let Some((output, saved)) = expert else { continue };
             let load = &loads[e];
-            let mut d_output = pass.backend.gather_rows(dy, &load.rows);
-            d_factors[e] = (0..output.rows()).map(|i| dot(d_output.row(i), output.row(i))).collect();
+            let unweighted = pass.backend.gather_rows(dy, &load.rows);
+            d_factors[e] = pass.backend.row_dots(&unweighted, &output);
             drop(output);
-            let cols = d_output.cols();
-            for (row, &factor) in d_output.host_mut().chunks_exact_mut(cols).zip(&load.factors) {
-                row.iter_mut().for_each(|d| *d *= factor);
-            }
+            let mut d_output = Tensor::zeros(unweighted.rows(), unweighted.cols());
+            let in_order: Vec<usize> = (0..unweighted.rows()).collect();
+            pass.backend.scatter_add_rows(&mut d_output, &unweighted, &in_order, &load.factors);
+            drop(unweighted);
             let input = pass.backend.gather_rows(x, &load.rows);
             let d_input = self.experts[e].backward(&input, saved, &d_output, pass, gradients);
             pass.backend.scatter_add_rows(&mut dx, &d_input, &load.rows, &vec![1.0; load.rows.len()]);
@@ -157,10 +157,6 @@ impl Moe {
         pass.backend.add(&mut dx, &d_router);
         dx
     }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// What [`Moe::backward`] needs of the forward.
