@@ -7,6 +7,7 @@ use fourfold_tensor::{DType, QuantizedError, SourceError};
 use thiserror::Error;
 
 use crate::gguf::GgufError;
+use crate::hub::HubError;
 use crate::quantization::ConfigError;
 use crate::safetensors::{HeaderError, IndexError};
 
@@ -84,6 +85,14 @@ pub enum FormatError {
         file: PathBuf,
         /// What is wrong.
         problem: GgufError,
+    },
+    /// A model that could not be fetched.
+    #[error("{repo}: {problem}")]
+    Hub {
+        /// The repository.
+        repo: String,
+        /// What went wrong.
+        problem: HubError,
     },
     /// One tensor cannot be used.
     #[error("{}: tensor {tensor}: {problem}", file.display())]
@@ -294,6 +303,7 @@ impl From<FormatError> for SourceError {
             FormatError::DiskFull { file, needed } => {
                 Self::File { file, reason: format!("no room on the disk: {needed} bytes were to be written").into() }
             }
+            FormatError::Hub { repo, problem } => Self::File { file: repo.into(), reason: Box::new(problem) },
             FormatError::Output { path, problem } => Self::File { file: path, reason: Box::new(problem) },
             FormatError::Gguf { file, problem } => Self::File { file, reason: Box::new(problem) },
         }

@@ -8,6 +8,7 @@ mod checkpoint;
 mod error;
 pub mod gguf;
 pub mod hf;
+pub mod hub;
 mod json;
 pub mod mmap;
 pub mod quantization;
