@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Isa;
 use super::pool::Pool;
-use super::simd::{Map2, Simd, exp, for_isa, map2_in_place};
+use super::simd::{Map2, Simd, dot, exp, for_isa, map2_in_place};
 use crate::{RopeSpec, Tensor};
 
 /// Elements below which threads do not pay, for operations that read and write memory and little else.
@@ -29,7 +29,7 @@ for_isa! {
 #[inline(always)]
 fn norm_rows_with<S: Simd>(s: S, rows: &mut [f32], weight: &[f32], eps: f32) {
     for row in rows.chunks_exact_mut(weight.len()) {
-        let inverse = 1.0 / (sum_of_squares(s, row) / row.len() as f32 + eps).sqrt();
+        let inverse = 1.0 / (dot(s, row, row) / row.len() as f32 + eps).sqrt();
         map2_in_place(s, row, weight, Scaled(s.splat(inverse)));
     }
 }
@@ -44,26 +44,8 @@ impl<S: Simd> Map2<S> for Scaled<S::V> {
     }
 }
 
-#[inline(always)]
-fn sum_of_squares<S: Simd>(s: S, row: &[f32]) -> f32 {
-    let mut sums = [s.splat(0.0); 4];
-    let (blocks, rest) = row.as_chunks::<{ 4 * super::simd::MAX_LANES }>();
-    for block in blocks {
-        for part in 0..block.len() / S::LANES {
-            // SAFETY: the part lies in the block.
-            let v = unsafe { s.load(block.as_ptr().add(part * S::LANES)) };
-            sums[part % 4] = s.mul_add(v, v, sums[part % 4]);
-        }
-    }
-    let mut sum = s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));
-    for &v in rest {
-        sum += v * v;
-    }
-    sum
-}
-
-/// Rotates parts of each head in place.
-pub fn rope(pool: &Pool, x: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec) {
+/// Rotates parts of each head in place; by the negative angles with `direction` −1.
+pub fn rope(pool: &Pool, x: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec, direction: f32) {
     let token = spec.heads * spec.head_dim;
     assert!(
         token > 0 && (x.rows() * x.cols()).is_multiple_of(token),
@@ -79,11 +61,13 @@ pub fn rope(pool: &Pool, x: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &Rope
                 let rotated = &mut head[spec.start..spec.start + 2 * half];
                 if spec.interleaved {
                     for (pair, (&c, &s)) in rotated.chunks_exact_mut(2).zip(cos.iter().zip(sin)) {
+                        let s = s * direction;
                         (pair[0], pair[1]) = (pair[0] * c - pair[1] * s, pair[0] * s + pair[1] * c);
                     }
                 } else {
                     let (firsts, seconds) = rotated.split_at_mut(half);
                     for ((a, b), (&c, &s)) in firsts.iter_mut().zip(seconds).zip(cos.iter().zip(sin)) {
+                        let s = s * direction;
                         (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
                     }
                 }

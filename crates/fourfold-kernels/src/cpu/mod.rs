@@ -1,6 +1,7 @@
 //! The CPU backend: kernels for AVX512, AVX2 and any machine, chosen at run time.
 
 mod attention;
+mod backward;
 mod bandwidth;
 mod dense;
 mod elementwise;
@@ -160,7 +161,7 @@ impl Backend for Cpu {
     }
 
     fn rope(&self, x: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec) {
-        elementwise::rope(&self.pool, x, cos, sin, spec);
+        elementwise::rope(&self.pool, x, cos, sin, spec, 1.0);
     }
 
     fn attention(&self, q: &Tensor, keys: &KvCache, values: Values, spec: &AttentionSpec) -> Tensor {

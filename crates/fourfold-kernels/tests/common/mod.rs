@@ -136,3 +136,24 @@ pub fn candidates() -> Vec<Candidate> {
     }
     all
 }
+
+/// Holds each element to its bound.
+pub fn check(what: &str, found: &Tensor, expected: &Tensor, bound: impl Fn(usize) -> f32) {
+    assert_eq!((found.rows(), found.cols()), (expected.rows(), expected.cols()), "{what}: shape");
+    for (i, (&f, &e)) in found.host().iter().zip(expected.host()).enumerate() {
+        let error = (f - e).abs();
+        assert!(error <= bound(i), "{what}: element {i} of [{}, {}] is {f}, not {e}", found.rows(), found.cols());
+    }
+}
+
+/// Runs `op` on every candidate; those that differ in threads alone must give the same bits.
+pub fn each(op: impl Fn(&Candidate) -> Vec<Tensor>) {
+    let mut last: Option<(String, Vec<Tensor>)> = None;
+    for candidate in candidates() {
+        let outputs = op(&candidate);
+        if let Some((label, before)) = last.filter(|_| candidate.threads > 1) {
+            assert!(before == outputs, "{} and {label} give different bits", candidate.label);
+        }
+        last = Some((candidate.label, outputs));
+    }
+}

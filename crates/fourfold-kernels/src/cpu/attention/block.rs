@@ -9,7 +9,7 @@ use crate::cpu::simd::{Element, MAX_LANES, Simd, exp, for_isa};
 use crate::{AttentionSpec, Tensor};
 
 /// Positions of a key block.
-const KEYS: usize = 64;
+pub const KEYS: usize = 64;
 
 /// Up to this many query rows, scores are dot products of rows as they lie; above, keys are broadcast to lanes that are
 /// queries.
@@ -41,6 +41,9 @@ pub struct Block<'a> {
 pub enum Scores {
     /// The weighted mean of the values.
     Final,
+    /// The weighted mean; and the logarithm of the sum of exponentials, at this place of the first row: heads are neighbours,
+    /// tokens `spec.heads` apart.
+    Logged(*mut f32),
     /// The weighted sum of the values, then the largest score and the sum of the exponentials relative to it.
     Partial,
 }
@@ -120,7 +123,8 @@ struct State<'a> {
     factors: &'a mut [f32],
 }
 
-fn padded(n: usize) -> usize {
+/// Rounded up to whole vectors of any instruction set.
+pub fn padded(n: usize) -> usize {
     n.next_multiple_of(MAX_LANES)
 }
 
@@ -171,7 +175,7 @@ impl Block<'_> {
 
     /// Sets the scores that a query must not see to −∞. Rows are ordered by token, so these are a row's beginning (tokens before
     /// the position) and end (tokens that have the position behind their window).
-    fn mask(&self, positions: &Range<usize>, scores_t: &mut [f32]) {
+    pub fn mask(&self, positions: &Range<usize>, scores_t: &mut [f32]) {
         let first = self.spec.first_position + self.tokens.start;
         let last = self.spec.first_position + self.tokens.end - 1;
         let window = self.spec.window.unwrap_or(usize::MAX);
@@ -198,6 +202,10 @@ impl Block<'_> {
                     let to = to.first.add(t * to.token + h * to.head);
                     let factor = match scores {
                         Scores::Final => 1.0 / state.totals[r],
+                        Scores::Logged(lse) => {
+                            *lse.add(t * self.spec.heads + h) = state.largest[r] + state.totals[r].ln();
+                            1.0 / state.totals[r]
+                        }
                         Scores::Partial => {
                             *to.add(value_dim) = state.largest[r];
                             *to.add(value_dim + 1) = state.totals[r];
@@ -322,7 +330,7 @@ fn add_values<S: Simd, E: Element>(s: S, block: &Block, values: &[E], positions:
 
 /// Copies `count` rows of `len` elements as f32.
 #[inline(always)]
-fn widen<S: Simd, E: Element>(
+pub fn widen<S: Simd, E: Element>(
     s: S,
     from: &[E],
     from_row: usize,

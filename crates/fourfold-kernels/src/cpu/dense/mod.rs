@@ -2,8 +2,10 @@
 //! are widened, or brought into panels of some 50 KB, as they are multiplied.
 
 mod dots;
+mod gradient;
 mod panel;
 mod product;
+mod steps;
 mod tile;
 mod transposed;
 
@@ -13,6 +15,7 @@ use std::ops::Range;
 use fourfold_tensor::{Dense, FloatBuffer};
 use half::bf16;
 
+pub use gradient::weight_gradient;
 pub use transposed::linear_transposed;
 
 pub(super) use self::dots::{Dots, dots};

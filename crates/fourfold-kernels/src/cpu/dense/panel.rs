@@ -86,6 +86,13 @@ unsafe fn pack<S: Simd, P: Product<S>>(
 ) {
     let mut square = [s.splat(0.0); MAX_LANES];
     for block in (0..PANEL_ROWS).step_by(S::LANES) {
+        // Many rows at once are read slowly from memory; asked for one after the other they come at its full speed.
+        let bytes = steps * P::PER_LANE * size_of::<P::W>();
+        for row in block..rows.min(block + S::LANES) {
+            for byte in (0..bytes).step_by(64) {
+                s.prefetch(weights.wrapping_add(row * stride).wrapping_byte_add(byte));
+            }
+        }
         let mut step = 0;
         while step < steps {
             let left = cols - step * P::PER_LANE;

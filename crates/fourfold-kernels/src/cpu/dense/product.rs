@@ -27,6 +27,9 @@ pub trait Product<S: Simd>: Copy {
     /// `n` elements are readable; `n ≤ LANES · PER_LANE`.
     unsafe fn load_first(s: S, from: *const Self::W, n: usize) -> S::V;
 
+    /// The lanes of one step from the values of its `PER_LANE` rows, of which a second one may be unused.
+    fn join(s: S, first: S::V, second: S::V) -> S::V;
+
     /// `acc + a · b` in each lane.
     fn step(s: S, acc: S::V, a: S::V, b: S::V) -> S::V;
 }
@@ -50,6 +53,11 @@ impl<S: Simd, E: Element> Product<S> for Fma<E> {
     unsafe fn load_first(s: S, from: *const E, n: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load_first(from, n) }
+    }
+
+    #[inline(always)]
+    fn join(_s: S, first: S::V, _second: S::V) -> S::V {
+        first
     }
 
     #[inline(always)]
@@ -81,6 +89,11 @@ impl<S: PairDot> Product<S> for Pairs {
             std::ptr::copy_nonoverlapping(from, pairs.as_mut_ptr(), n);
             s.load(pairs.as_ptr().cast())
         }
+    }
+
+    #[inline(always)]
+    fn join(s: S, first: S::V, second: S::V) -> S::V {
+        s.round_pairs(first, second)
     }
 
     #[inline(always)]

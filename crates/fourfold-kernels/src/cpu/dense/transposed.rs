@@ -4,19 +4,28 @@ use std::ops::Range;
 
 use fourfold_tensor::{Dense, FloatBuffer};
 
+#[cfg(target_arch = "x86_64")]
+use super::product::Pairs;
 use super::product::{Fma, Product};
-use super::shares;
+use super::steps::pack_steps;
 use super::tile::{Operands, product, tile};
+use super::{Lanes, PANEL, PANEL_ROWS, PANEL_TOKENS, shares, uses_pairs};
 use crate::Tensor;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::simd::{Element, MAX_LANES, Simd, for_isa};
 
-/// Columns of a work item.
+/// Columns of a work item where tokens are few.
 const COLUMNS: usize = 8 * MAX_LANES;
 
+/// Columns of a panel.
+const STRIP: usize = PANEL_ROWS;
+
+/// Rows of the weight that are brought into a panel at a time.
+const ROWS: usize = 2048;
+
 /// Tokens of a work item.
-const TOKENS: usize = 14 * 10;
+const TOKENS: usize = 14 * 20;
 
 /// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, weight.cols()]`.
 pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Range<usize>) -> Tensor {
@@ -28,85 +37,135 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
         return y;
     }
     let to = SendPtr::new(y.host_mut());
-    let strips = cols.div_ceil(COLUMNS);
-    let chunks = x.rows().div_ceil(TOKENS);
-    context.pool.for_ranges(strips * chunks, 1, |items| {
-        for item in items {
-            let strip = item / chunks * COLUMNS;
-            let columns = strip..(strip + COLUMNS).min(cols);
-            let tokens = shares(x.rows(), chunks, item % chunks);
-            let part = Part { x, cols, columns, tokens, y: &to };
-            match weight.data() {
-                FloatBuffer::F32(w) => strip_product(context.isa, &part, &w[rows.start * cols..rows.end * cols]),
-                FloatBuffer::F16(w) => strip_product(context.isa, &part, &w[rows.start * cols..rows.end * cols]),
-                FloatBuffer::Bf16(w) => strip_product(context.isa, &part, &w[rows.start * cols..rows.end * cols]),
+    let many = x.rows() >= PANEL_TOKENS;
+    let pairs = many && uses_pairs(context) && matches!(weight.data(), FloatBuffer::Bf16(_));
+    let lanes = if pairs { Lanes::pairs(context, x) } else { Lanes::floats(x) };
+    let unit = if many { STRIP } else { COLUMNS };
+    let chunks = if many { x.rows().div_ceil(TOKENS) } else { 1 };
+    context.pool.for_ranges(cols.div_ceil(unit) * chunks, 1, |items| {
+        PANEL.with_borrow_mut(|panel| {
+            let steps = if many { rows.len().min(ROWS) } else { rows.len() };
+            panel.resize(panel.len().max(steps * STRIP), 0.0);
+            for item in items {
+                let start = item / chunks * unit;
+                let columns = start..(start + unit).min(cols);
+                let tokens = shares(x.rows(), chunks, item % chunks);
+                let part = Part { lanes: &lanes, many, rows: rows.clone(), cols, columns, tokens, y: &to };
+                match weight.data() {
+                    FloatBuffer::F32(w) => run_floats(context.isa, &part, w, panel),
+                    FloatBuffer::F16(w) => run_floats(context.isa, &part, w, panel),
+                    #[cfg(target_arch = "x86_64")]
+                    FloatBuffer::Bf16(w) if pairs => {
+                        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+                        fn run_pairs(part: &Part, w: &[half::bf16], panel: &mut [f32]) {
+                            // SAFETY: this function is only called where its instructions are there.
+                            by_panels::<_, Pairs, _>(unsafe { crate::cpu::simd::Avx512::assume() }, part, w, panel);
+                        }
+                        // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
+                        unsafe { run_pairs(&part, w, panel) }
+                    }
+                    FloatBuffer::Bf16(w) => run_floats(context.isa, &part, w, panel),
+                }
             }
-        }
+        });
     });
     y
 }
 
 /// Some columns for some tokens.
 struct Part<'a> {
-    x: &'a Tensor,
+    lanes: &'a Lanes,
+    many: bool,
+    rows: Range<usize>,
     cols: usize,
     columns: Range<usize>,
     tokens: Range<usize>,
     y: &'a SendPtr<f32>,
 }
 
+impl Part<'_> {
+    /// The lanes of the part's tokens.
+    fn x(&self) -> &[f32] {
+        &self.lanes.data[self.tokens.start * self.lanes.row..self.tokens.end * self.lanes.row]
+    }
+
+    /// Where the result of the first token goes, from `column` on.
+    fn y(&self, column: usize) -> *mut f32 {
+        self.y.get().wrapping_add(self.tokens.start * self.cols + column)
+    }
+}
+
 for_isa! {
-    /// One work item.
-    fn strip_product<E: Element>(part: &Part, w: &[E]) = strip_product_with
+    /// One work item with f32 activations.
+    fn run_floats<E: Element>(part: &Part, w: &[E], panel: &mut [f32]) = run_floats_with
 }
 
 #[inline(always)]
-fn strip_product_with<S: Simd, E: Element>(s: S, part: &Part, w: &[E]) {
-    let Part { x, cols, ref columns, ref tokens, y } = *part;
-    let steps = x.cols();
-    // Whole vectors straight from the weight; the rest by a padded copy, for a load may not pass the last row's end.
-    let whole = columns.len() / S::LANES * S::LANES;
-    let at = |column: usize| Operands {
-        a: x.host()[tokens.start * steps..].as_ptr(),
-        a_row: steps,
-        a_step: 1,
-        b: w[column..].as_ptr(),
-        b_step: cols,
-        c: y.get().wrapping_add(tokens.start * cols + column),
-        c_row: cols,
-        steps,
-        accumulate: false,
-    };
-    // SAFETY: x and w are as long as their shapes say; items write disjoint parts of y; `padded` has whole vectors.
-    unsafe {
-        if tokens.len() == 1 && whole == 8 * S::LANES {
-            // One token is bound by memory: wide reads.
-            tile::<S, Fma<E>, 1, 8>(s, at(columns.start), whole);
-        } else {
-            product::<S, Fma<E>>(s, at(columns.start), tokens.len(), whole);
-        }
-        let rest = columns.len() - whole;
-        if rest > 0 {
-            let first = columns.start + whole;
-            let mut padded = vec![0.0f32; steps * S::LANES];
-            for (padded, row) in padded.chunks_exact_mut(S::LANES).zip(w.chunks_exact(cols)) {
-                let lanes = s.load_first(row[first..].as_ptr(), rest);
-                s.store(padded.as_mut_ptr(), lanes);
-            }
-            let operands = at(first);
-            let padded = Operands {
-                a: operands.a,
-                a_row: operands.a_row,
-                a_step: operands.a_step,
-                b: padded.as_ptr(),
-                b_step: S::LANES,
-                c: operands.c,
-                c_row: operands.c_row,
-                steps,
-                accumulate: false,
+fn run_floats_with<S: Simd, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) {
+    if part.many {
+        by_panels::<S, Fma<f32>, E>(s, part, w, panel);
+    } else {
+        in_place(s, part, w, panel);
+    }
+}
+
+/// Many tokens: a strip of the weight's columns is brought into a panel.
+#[inline(always)]
+fn by_panels<S: Simd, P: Product<S>, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) {
+    let columns = part.columns.len();
+    for first in (0..part.rows.len()).step_by(ROWS) {
+        let rows = ROWS.min(part.rows.len() - first);
+        let start = (part.rows.start + first) * part.cols;
+        let weights = &w[start + part.columns.start..start + (rows - 1) * part.cols + part.columns.end];
+        assert!(columns <= STRIP && panel.len() >= rows.div_ceil(P::PER_LANE) * STRIP);
+        // SAFETY: the weights end with the last row's last column; the panel was measured; x has its shape's lanes; items
+        // write disjoint parts of y. ROWS is even, so that blocks begin at a lane.
+        unsafe {
+            pack_steps::<S, P, E>(s, weights.as_ptr(), part.cols, rows, columns, panel.as_mut_ptr(), STRIP);
+            let operands = Operands {
+                a: part.x()[first / P::PER_LANE..].as_ptr(),
+                a_row: part.lanes.row,
+                a_step: 1,
+                b: panel.as_ptr().cast(),
+                b_step: STRIP * P::PER_LANE,
+                c: part.y(part.columns.start),
+                c_row: part.cols,
+                steps: rows.div_ceil(P::PER_LANE),
+                accumulate: first > 0,
             };
-            product::<S, Fma<f32>>(s, padded, tokens.len(), rest);
+            product::<S, P>(s, operands, part.tokens.len(), columns);
         }
     }
-    debug_assert_eq!(<Fma<E> as Product<S>>::PER_LANE, 1);
+}
+
+/// Few tokens: the weight is read where it lies. Only columns that are no whole vector go through a panel, for a load may not
+/// pass the last row's end.
+#[inline(always)]
+fn in_place<S: Simd, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) {
+    let whole = part.columns.len() / S::LANES * S::LANES;
+    let tokens = part.tokens.len();
+    let (a, a_row, a_step) = (part.x().as_ptr(), part.lanes.row, 1);
+    let (c_row, steps, accumulate) = (part.cols, part.rows.len(), false);
+    let w = &w[part.rows.start * part.cols..part.rows.end * part.cols];
+    // SAFETY: x and w are as long as their shapes say; items write disjoint parts of y; the panel has whole vectors.
+    unsafe {
+        let b = w[part.columns.start..].as_ptr();
+        let c = part.y(part.columns.start);
+        let operands = Operands { a, a_row, a_step, b, b_step: part.cols, c, c_row, steps, accumulate };
+        if tokens == 1 && whole == 8 * S::LANES {
+            // One token is bound by memory: wide reads.
+            tile::<S, Fma<E>, 1, 8>(s, operands, whole);
+        } else {
+            product::<S, Fma<E>>(s, operands, tokens, whole);
+        }
+        let rest = part.columns.len() - whole;
+        if rest > 0 {
+            let first = part.columns.start + whole;
+            assert!(panel.len() >= steps * S::LANES);
+            pack_steps::<S, Fma<f32>, E>(s, w[first..].as_ptr(), part.cols, steps, rest, panel.as_mut_ptr(), S::LANES);
+            let (b, c) = (panel.as_ptr(), part.y(first));
+            let operands = Operands { a, a_row, a_step, b, b_step: S::LANES, c, c_row, steps, accumulate };
+            product::<S, Fma<f32>>(s, operands, tokens, rest);
+        }
+    }
 }

@@ -38,6 +38,10 @@ impl Simd for Avx2 {
         unsafe { compiled(self, kernel) }
     }
     #[inline(always)]
+    fn prefetch<T>(self, line: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+    #[inline(always)]
     fn splat(self, v: f32) -> Self::V {
         unsafe { _mm256_set1_ps(v) }
     }

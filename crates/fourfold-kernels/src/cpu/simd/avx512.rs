@@ -37,6 +37,10 @@ impl Simd for Avx512 {
         unsafe { compiled(self, kernel) }
     }
     #[inline(always)]
+    fn prefetch<T>(self, line: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+    #[inline(always)]
     fn splat(self, v: f32) -> Self::V {
         unsafe { _mm512_set1_ps(v) }
     }
@@ -140,6 +144,16 @@ impl PairDot for Avx512 {
                 std::mem::transmute::<__m512, __m512bh>(a),
                 std::mem::transmute::<__m512, __m512bh>(b),
             )
+        }
+    }
+
+    #[inline(always)]
+    fn round_pairs(self, first: Self::V, second: Self::V) -> Self::V {
+        unsafe {
+            let first = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
+            let second = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
+            let (low, high) = (_mm512_cvtepu16_epi32(first), _mm512_cvtepu16_epi32(second));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
         }
     }
 }

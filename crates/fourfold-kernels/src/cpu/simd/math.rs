@@ -45,3 +45,26 @@ pub fn map2_in_place<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Map2<S>) {
         }
     }
 }
+
+/// `Σ x · y`, in four sums of lanes.
+#[inline(always)]
+pub fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
+    assert_eq!(x.len(), y.len());
+    let mut sums = [s.splat(0.0); 4];
+    let width = 4 * S::LANES;
+    let whole = x.len() / width * width;
+    for i in (0..whole).step_by(width) {
+        for (j, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: i + width ≤ both lengths.
+            unsafe {
+                let at = i + j * S::LANES;
+                *sum = s.mul_add(s.load(x.as_ptr().add(at)), s.load(y.as_ptr().add(at)), *sum);
+            }
+        }
+    }
+    let mut total = s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));
+    for (&x, &y) in x[whole..].iter().zip(&y[whole..]) {
+        total += x * y;
+    }
+    total
+}

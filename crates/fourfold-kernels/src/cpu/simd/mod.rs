@@ -18,7 +18,7 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 
-pub use math::{Map2, exp, map2_in_place};
+pub use math::{Map2, dot, exp, map2_in_place};
 pub use portable::Portable;
 
 /// The most lanes any instruction set has.
@@ -35,6 +35,8 @@ pub trait Simd: Copy {
 
     /// Runs a kernel in a function of its own, compiled for this instruction set: for code too large to inline everywhere.
     fn call<K: Kernel<Self>>(self, kernel: K);
+    /// Asks for a cache line that will be read soon; any address will do.
+    fn prefetch<T>(self, _line: *const T) {}
     /// `v` in every lane.
     fn splat(self, v: f32) -> Self::V;
     /// Lanes from memory.
@@ -86,6 +88,10 @@ pub trait Simd: Copy {
     /// `n` elements are readable; `n ≤ LANES`.
     #[inline(always)]
     unsafe fn load_first<E: Element>(self, from: *const E, n: usize) -> Self::V {
+        if n == Self::LANES {
+            // SAFETY: the caller promises n elements.
+            return unsafe { E::load(self, from) };
+        }
         let mut lanes = [E::default(); MAX_LANES];
         // SAFETY: the caller promises n elements; the array has more.
         unsafe {
@@ -100,6 +106,10 @@ pub trait Simd: Copy {
     /// `n` elements are writable; `n ≤ LANES`.
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, v: Self::V, n: usize) {
+        if n == Self::LANES {
+            // SAFETY: the caller promises n elements.
+            return unsafe { self.store(to, v) };
+        }
         let mut lanes = [0.0; MAX_LANES];
         // SAFETY: the array has LANES elements or more; the caller promises n.
         unsafe {
@@ -119,6 +129,8 @@ pub trait Kernel<S: Simd> {
 pub trait PairDot: Simd {
     /// Each 32-bit lane of `a` and `b` holds two bf16: adds both products to the f32 lane of `acc`.
     fn dot_pairs(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// Rounds to bf16: lane i becomes the pair (`first[i]`, `second[i]`).
+    fn round_pairs(self, first: Self::V, second: Self::V) -> Self::V;
 }
 
 /// A float type that vectors are loaded from.

@@ -1,0 +1,53 @@
+//! The way back, on the CPU.
+
+mod rowwise;
+
+use super::{Cpu, attention, dense, elementwise};
+use crate::backward::{AttentionGradient, AttentionOutput, Backward, SelfAttention};
+use crate::{RopeSpec, Tensor};
+
+impl Backward for Cpu {
+    fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
+        dense::weight_gradient(self.context(), x, dy, dw);
+    }
+
+    fn bias_gradient(&self, dy: &Tensor, db: &mut Tensor) {
+        rowwise::bias_gradient(dy, db);
+    }
+
+    fn embedding_gradient(&self, ids: &[u32], dy: &Tensor, dw: &mut Tensor) {
+        rowwise::embedding_gradient(ids, dy, dw);
+    }
+
+    fn rms_norm_backward(&self, x: &Tensor, weight: &Tensor, eps: f32, dy: &Tensor, dweight: &mut Tensor) -> Tensor {
+        rowwise::rms_norm_backward(&self.pool, self.isa, x, weight, eps, dy, dweight)
+    }
+
+    fn rope_backward(&self, dx: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec) {
+        elementwise::rope(&self.pool, dx, cos, sin, spec, -1.0);
+    }
+
+    fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> (Tensor, Tensor) {
+        rowwise::swiglu_backward(&self.pool, self.isa, gate, up, dy)
+    }
+
+    fn attention_forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, spec: &SelfAttention) -> AttentionOutput {
+        attention::attention_forward(&self.pool, self.isa, q, k, v, spec)
+    }
+
+    fn attention_backward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        output: &AttentionOutput,
+        dy: &Tensor,
+        spec: &SelfAttention,
+    ) -> AttentionGradient {
+        attention::attention_backward(&self.pool, self.isa, [q, k, v], output, dy, spec)
+    }
+
+    fn cross_entropy(&self, logits: &mut Tensor, targets: &[u32], factor: f32) -> Vec<f32> {
+        rowwise::cross_entropy(&self.pool, self.isa, logits, targets, factor)
+    }
+}

@@ -1,0 +1,171 @@
+//! `dw += dyᵀ · x`: a sum over tokens.
+
+use super::product::{Fma, Pairs, Product};
+use super::steps::pack_steps;
+use super::tile::{Operands, product};
+use super::{PANEL, PANEL_ROWS, shares, uses_pairs};
+use crate::Tensor;
+use crate::cpu::pool::SendPtr;
+use crate::cpu::quant::Context;
+use crate::cpu::simd::{MAX_LANES, Simd, for_isa};
+
+/// Columns of a strip of `x`.
+const STRIP: usize = PANEL_ROWS;
+
+/// Tokens that are brought into lanes at a time.
+const TOKENS: usize = 2048;
+
+/// Rows of `dw` of a work item: enough to pay for the strip.
+const ROWS: usize = 14 * 20;
+
+/// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`. With fast activations both are rounded to bf16, as
+/// mixed-precision training does (Micikevicius et al. 2018); sums are f32.
+pub fn weight_gradient(context: Context, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
+    assert_eq!((x.rows(), dw.rows(), dw.cols()), (dy.rows(), dy.cols(), x.cols()), "weight gradient: shapes");
+    let (outputs, inputs) = (dw.rows(), dw.cols());
+    if outputs == 0 || inputs == 0 {
+        return;
+    }
+    let pairs = uses_pairs(context);
+    let to = SendPtr::new(dw.host_mut());
+    let width = outputs.next_multiple_of(MAX_LANES);
+    let (strips, chunks) = (inputs.div_ceil(STRIP), outputs.div_ceil(ROWS));
+    let mut lanes = vec![0.0f32; TOKENS.min(x.rows()).div_ceil(per_lane(pairs)) * width];
+    for first in (0..x.rows()).step_by(TOKENS) {
+        let tokens = TOKENS.min(x.rows() - first);
+        let steps = tokens.div_ceil(per_lane(pairs));
+        context.pool.for_chunks_mut(&mut lanes[..steps * width], width, 16, |step, lanes| {
+            let start = (first + step * per_lane(pairs)) * outputs;
+            let end = (start + lanes.len() / width * per_lane(pairs) * outputs).min((first + tokens) * outputs);
+            let rows = Rows { data: &dy.host()[start..end], stride: outputs, cols: outputs };
+            fill(context, pairs, &rows, lanes, width);
+        });
+        context.pool.for_ranges(strips * chunks, 1, |items| {
+            PANEL.with_borrow_mut(|panel| {
+                panel.resize(panel.len().max(steps * STRIP), 0.0);
+                let mut packed = usize::MAX;
+                for item in items {
+                    let strip = item / chunks;
+                    let col = strip * STRIP;
+                    let cols = STRIP.min(inputs - col);
+                    if packed != strip {
+                        let data = &x.host()[first * inputs + col..(first + tokens) * inputs];
+                        fill(context, pairs, &Rows { data, stride: inputs, cols }, panel, STRIP);
+                        packed = strip;
+                    }
+                    let rows = shares(outputs, chunks, item % chunks);
+                    let part = Part {
+                        lanes: &lanes[rows.start..],
+                        width,
+                        panel,
+                        steps,
+                        to: to.get().wrapping_add(rows.start * inputs + col),
+                        to_row: inputs,
+                        rows: rows.len(),
+                        cols,
+                    };
+                    run(context, pairs, &part);
+                }
+            });
+        });
+    }
+}
+
+fn per_lane(pairs: bool) -> usize {
+    if pairs { 2 } else { 1 }
+}
+
+/// Rows to bring into lanes; the last one may end after `cols`.
+pub(super) struct Rows<'a, E> {
+    pub data: &'a [E],
+    pub stride: usize,
+    pub cols: usize,
+}
+
+/// Brings rows into lanes.
+fn fill(context: Context, pairs: bool, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if pairs {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        fn fill_pairs(rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
+            // SAFETY: this function is only called where its instructions are there.
+            fill_with::<_, Pairs>(unsafe { crate::cpu::simd::Avx512::assume() }, rows, to, to_row);
+        }
+        // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
+        return unsafe { fill_pairs(rows, to, to_row) };
+    }
+    fill_floats(context.isa, rows, to, to_row);
+}
+
+for_isa! {
+    fn fill_floats(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_floats_with
+}
+
+#[inline(always)]
+fn fill_floats_with<S: Simd>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
+    fill_with::<S, Fma<f32>>(s, rows, to, to_row);
+}
+
+#[inline(always)]
+fn fill_with<S: Simd, P: Product<S>>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
+    let count = rows.data.len().div_ceil(rows.stride);
+    assert!(rows.data.len() >= (count - 1) * rows.stride + rows.cols);
+    assert!(rows.cols.next_multiple_of(S::LANES) <= to_row && count.div_ceil(P::PER_LANE) * to_row <= to.len());
+    // SAFETY: as asserted.
+    unsafe { pack_steps::<S, P, f32>(s, rows.data.as_ptr(), rows.stride, count, rows.cols, to.as_mut_ptr(), to_row) }
+}
+
+/// Some rows and columns of `dw`.
+struct Part<'a> {
+    /// `dy`'s lanes, from the first row on.
+    lanes: &'a [f32],
+    width: usize,
+    /// `x`'s lanes, `[steps][STRIP]`.
+    panel: &'a [f32],
+    steps: usize,
+    to: *mut f32,
+    to_row: usize,
+    rows: usize,
+    cols: usize,
+}
+
+/// One work item.
+fn run(context: Context, pairs: bool, part: &Part) {
+    #[cfg(target_arch = "x86_64")]
+    if pairs {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        fn run_pairs(part: &Part) {
+            // SAFETY: this function is only called where its instructions are there.
+            run_with::<_, Pairs>(unsafe { crate::cpu::simd::Avx512::assume() }, part);
+        }
+        // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
+        return unsafe { run_pairs(part) };
+    }
+    run_floats(context.isa, part);
+}
+
+for_isa! {
+    fn run_floats(part: &Part) = run_floats_with
+}
+
+#[inline(always)]
+fn run_floats_with<S: Simd>(s: S, part: &Part) {
+    run_with::<S, Fma<f32>>(s, part);
+}
+
+#[inline(always)]
+fn run_with<S: Simd, P: Product<S>>(s: S, part: &Part) {
+    let operands = Operands {
+        a: part.lanes.as_ptr(),
+        a_row: 1,
+        a_step: part.width,
+        b: part.panel.as_ptr().cast(),
+        b_step: STRIP * P::PER_LANE,
+        c: part.to,
+        c_row: part.to_row,
+        steps: part.steps,
+        accumulate: true,
+    };
+    // SAFETY: the lanes hold `rows` columns in each step, the panel whole vectors of `cols`; items write disjoint parts of dw.
+    unsafe { product::<S, P>(s, operands, part.rows, part.cols) }
+}
