@@ -158,11 +158,11 @@ fn parts_mut(entry: &mut Entry) -> (&mut [u8], Vec<(&'static str, &mut [u8])>) {
         ],
     };
     let weights = match &mut entry.parameter {
-        Parameter::F32(w) => cast_slice_mut(w),
-        Parameter::Bf16(w) | Parameter::Bf16Nearest(w) => cast_slice_mut(w),
+        Parameter::F32(w) => cast_slice_mut(w.make_mut()),
+        Parameter::Bf16(w) | Parameter::Bf16Nearest(w) => cast_slice_mut(w.make_mut()),
         Parameter::Bf16Residual { high, low } => {
             parts.push(("low", low));
-            cast_slice_mut(high)
+            cast_slice_mut(high.make_mut())
         }
     };
     (weights, parts)

@@ -98,14 +98,14 @@ impl ParameterStore {
         let is_small = matches!(weight.role, Role::Norm | Role::Bias | Role::Router);
         let storage = if is_small { Storage::F32 } else { recipe.storage };
         let precision = if is_small { MomentPrecision::F32 } else { recipe.moments };
-        let rounded = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect();
+        let rounded = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>().into();
         let parameter = match storage {
-            Storage::F32 => Parameter::F32(values),
+            Storage::F32 => Parameter::F32(values.into()),
             Storage::Bf16 => Parameter::Bf16(rounded(values)),
             Storage::Bf16Nearest => Parameter::Bf16Nearest(rounded(values)),
             Storage::Bf16Residual => {
-                let (high, low) = values.into_iter().map(split_bf16_residual).unzip();
-                Parameter::Bf16Residual { high, low }
+                let (high, low): (Vec<_>, _) = values.into_iter().map(split_bf16_residual).unzip();
+                Parameter::Bf16Residual { high: high.into(), low }
             }
         };
         let moments = match precision {
@@ -174,11 +174,11 @@ impl WeightSource for ParameterStore {
         let i = *self.index.get(name).ok_or_else(missing)?;
         let data = match &self.entries[i].parameter {
             Parameter::F32(w) if self.compute == DType::Bf16 && self.entries[i].decays => {
-                FloatBuffer::from_f32(w.clone(), DType::Bf16)
+                FloatBuffer::from_f32(w.to_vec(), DType::Bf16)
             }
-            Parameter::F32(w) => FloatBuffer::F32(w.clone().into()),
-            Parameter::Bf16(w) | Parameter::Bf16Nearest(w) => FloatBuffer::Bf16(w.clone().into()),
-            Parameter::Bf16Residual { high, .. } => FloatBuffer::Bf16(high.clone().into()),
+            Parameter::F32(w) => FloatBuffer::F32(w.share()),
+            Parameter::Bf16(w) | Parameter::Bf16Nearest(w) => FloatBuffer::Bf16(w.share()),
+            Parameter::Bf16Residual { high, .. } => FloatBuffer::Bf16(high.share()),
         };
         Ok(Dense::new(self.infos[i].shape.clone(), data).into())
     }

@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn first_step_is_the_rate_times_the_sign() {
-        let mut parameter = Parameter::F32(vec![1.0, 1.0, 1.0]);
+        let mut parameter = Parameter::F32(vec![1.0, 1.0, 1.0].into());
         let adam = AdamW { weight_decay: 0.5, ..AdamW::default() };
         adam.update("w", &mut parameter, &mut Moments::f32(3), &[2.0, -0.01, 0.0], &step(1, 0.1)).unwrap();
         let Parameter::F32(w) = parameter else { unreachable!() };
@@ -295,13 +295,13 @@ mod tests {
     #[test]
     fn low_precision_states_reach_the_minimum_and_nearest_rounding_is_worse() {
         let n = 3 * CHUNK / 2 + 5;
-        let exact = descend(Parameter::F32(vec![0.0; n]), Moments::f32(n));
-        let bits8 = descend(Parameter::F32(vec![0.0; n]), Moments::bits8(n));
-        let bits4 = descend(Parameter::F32(vec![0.0; n]), Moments::bits4(n));
-        let stochastic = descend(Parameter::Bf16(vec![bf16::ZERO; n]), Moments::bits8(n));
+        let exact = descend(Parameter::F32(vec![0.0; n].into()), Moments::f32(n));
+        let bits8 = descend(Parameter::F32(vec![0.0; n].into()), Moments::bits8(n));
+        let bits4 = descend(Parameter::F32(vec![0.0; n].into()), Moments::bits4(n));
+        let stochastic = descend(Parameter::Bf16(vec![bf16::ZERO; n].into()), Moments::bits8(n));
         let residual =
-            descend(Parameter::Bf16Residual { high: vec![bf16::ZERO; n], low: vec![0; n] }, Moments::bits8(n));
-        let nearest = descend(Parameter::Bf16Nearest(vec![bf16::ZERO; n]), Moments::bits8(n));
+            descend(Parameter::Bf16Residual { high: vec![bf16::ZERO; n].into(), low: vec![0; n] }, Moments::bits8(n));
+        let nearest = descend(Parameter::Bf16Nearest(vec![bf16::ZERO; n].into()), Moments::bits8(n));
         assert!(exact < 1e-3, "{exact}");
         assert!(bits8 < 1.1 * exact, "8 bits {bits8}, f32 {exact}");
         assert!(bits4 < 1.5 * exact, "4 bits {bits4}, f32 {exact}");
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_bad_gradient_changes_nothing() {
-        let mut parameter = Parameter::F32(vec![1.0; 8]);
+        let mut parameter = Parameter::F32(vec![1.0; 8].into());
         let mut moments = Moments::bits8(8);
         let before = (parameter.clone(), moments.clone());
         let adam = AdamW::default();
@@ -336,7 +336,7 @@ mod tests {
     fn update_clipping_holds_back_a_burst() {
         let moved = |clip_update: bool| {
             let adam = AdamW { clip_update, ..AdamW::default() };
-            let (mut parameter, mut moments) = (Parameter::F32(vec![0.0; 64]), Moments::f32(64));
+            let (mut parameter, mut moments) = (Parameter::F32(vec![0.0; 64].into()), Moments::f32(64));
             (1..=50).for_each(|t| adam.update("w", &mut parameter, &mut moments, &[1e-3; 64], &step(t, 0.0)).unwrap());
             adam.update("w", &mut parameter, &mut moments, &[1.0; 64], &step(51, 1.0)).unwrap();
             let Parameter::F32(w) = parameter else { unreachable!() };
@@ -351,7 +351,8 @@ mod tests {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut parameter = Parameter::Bf16((0..n).map(|i| bf16::from_f32((i as f32).cos())).collect());
+                let mut parameter =
+                    Parameter::Bf16((0..n).map(|i| bf16::from_f32((i as f32).cos())).collect::<Vec<_>>().into());
                 let mut moments = Moments::bits8(n);
                 let adam = AdamW { clip_update: true, ..AdamW::default() };
                 let gradient: Vec<f32> = (0..n).map(|i| (i as f32 * 0.1).sin()).collect();

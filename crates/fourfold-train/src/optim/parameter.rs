@@ -1,23 +1,70 @@
 //! How a trained weight is stored between steps.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use fourfold_tensor::{Buffer, SharedBytes};
 use half::bf16;
 
 use crate::random::Stream;
 use crate::rounding::{join_bf16_residual, split_bf16_residual, stochastic_bf16};
 
+/// Elements that layers read where they lie. Changing them while a layer still holds them copies them first; the trainer drops
+/// its layers before it updates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Elements<T>(Arc<Held<T>>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Held<T>(Vec<T>);
+
+impl<T: Pod> AsRef<[u8]> for Held<T> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl<T: Pod + Send + Sync> Elements<T> {
+    /// The elements as a weight's buffer, not copied.
+    pub fn share(&self) -> Buffer<T> {
+        let bytes: SharedBytes = self.0.clone();
+        let len = size_of_val(&self.0.0[..]);
+        Buffer::from_shared(&bytes, 0, len).unwrap_or_else(|| self.0.0.clone().into())
+    }
+
+    /// The elements, to change.
+    pub fn make_mut(&mut self) -> &mut [T] {
+        &mut Arc::make_mut(&mut self.0).0
+    }
+}
+
+impl<T> From<Vec<T>> for Elements<T> {
+    fn from(elements: Vec<T>) -> Self {
+        Self(Arc::new(Held(elements)))
+    }
+}
+
+impl<T> Deref for Elements<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0.0
+    }
+}
+
 /// The elements of a trained tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parameter {
     /// 4 bytes, exact.
-    F32(Vec<f32>),
+    F32(Elements<f32>),
     /// 2 bytes; updates are rounded stochastically.
-    Bf16(Vec<bf16>),
+    Bf16(Elements<bf16>),
     /// 2 bytes; updates are rounded to nearest. Loses small updates: it is here as the control of the one above.
-    Bf16Nearest(Vec<bf16>),
+    Bf16Nearest(Elements<bf16>),
     /// 3 bytes: bf16 for the kernels, and the 8 bits below it for the update alone.
     Bf16Residual {
         /// What the kernels read.
-        high: Vec<bf16>,
+        high: Elements<bf16>,
         /// The next 8 bits of each element.
         low: Vec<u8>,
     },
@@ -62,12 +109,15 @@ impl Parameter {
     /// The elements in blocks of `size`, in order.
     pub fn blocks(&mut self, size: usize) -> Vec<Block<'_>> {
         match self {
-            Self::F32(w) => w.chunks_mut(size).map(Block::F32).collect(),
-            Self::Bf16(w) => w.chunks_mut(size).map(Block::Bf16).collect(),
-            Self::Bf16Nearest(w) => w.chunks_mut(size).map(Block::Bf16Nearest).collect(),
-            Self::Bf16Residual { high, low } => {
-                high.chunks_mut(size).zip(low.chunks_mut(size)).map(|(h, l)| Block::Bf16Residual(h, l)).collect()
-            }
+            Self::F32(w) => w.make_mut().chunks_mut(size).map(Block::F32).collect(),
+            Self::Bf16(w) => w.make_mut().chunks_mut(size).map(Block::Bf16).collect(),
+            Self::Bf16Nearest(w) => w.make_mut().chunks_mut(size).map(Block::Bf16Nearest).collect(),
+            Self::Bf16Residual { high, low } => high
+                .make_mut()
+                .chunks_mut(size)
+                .zip(low.chunks_mut(size))
+                .map(|(h, l)| Block::Bf16Residual(h, l))
+                .collect(),
         }
     }
 }

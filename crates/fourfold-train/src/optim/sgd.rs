@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn three_steps_by_hand() {
         let sgd = Sgd { momentum: 0.5, weight_decay: 0.1, nesterov: false };
-        let (mut parameter, mut buffer) = (Parameter::F32(vec![1.0]), vec![0.0]);
+        let (mut parameter, mut buffer) = (Parameter::F32(vec![1.0].into()), vec![0.0]);
         let step = Step { number: 1, lr: 0.1, gradient_factor: 1.0, stream: Stream::new(0, 0, 0) };
         // g = 1.1, b = 1.1, w = 0.89; g = 1.089, b = 1.639, w = 0.7261.
         for expected in [0.89f32, 0.7261] {
@@ -67,8 +67,8 @@ mod tests {
             assert!((w[0] - expected).abs() < 1e-6, "{w:?}, {expected} expected");
         }
         let nesterov = Sgd { nesterov: true, ..sgd };
-        let (mut parameter, mut buffer) = (Parameter::F32(vec![1.0]), vec![0.0]);
+        let (mut parameter, mut buffer) = (Parameter::F32(vec![1.0].into()), vec![0.0]);
         nesterov.update("w", &mut parameter, &mut buffer, &[1.0], &step).unwrap();
-        assert_eq!(parameter, Parameter::F32(vec![1.0 - 0.1 * (1.1 + 0.55)]));
+        assert_eq!(parameter, Parameter::F32(vec![1.0 - 0.1 * (1.1 + 0.55)].into()));
     }
 }
