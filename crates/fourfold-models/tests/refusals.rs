@@ -86,6 +86,11 @@ fn absent_keys_are_named() {
         ("llama_gqa_tied", "hidden_size"),
         ("deepseek_v3_moe", "kv_lora_rank"),
         ("deepseek_v3_moe", "moe_intermediate_size"),
+        ("deepseek_v3_moe", "first_k_dense_replace"),
+        ("deepseek_v3_moe", "n_group"),
+        ("deepseek_v3_moe", "topk_group"),
+        ("deepseek_v3_moe", "routed_scaling_factor"),
+        ("deepseek_v2_moe", "topk_group"),
         ("llama_rope_llama3", "rope_scaling.factor"),
     ] {
         match spec_from_config(&config(case, &[(key, Value::Null)])) {

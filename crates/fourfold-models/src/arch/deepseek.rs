@@ -48,7 +48,8 @@ fn read(
         Some(experts) => Some(mixture(config, &common, experts, scores, selection, &mlp)?),
         None => None,
     };
-    let dense_first = config.size_or("first_k_dense_replace", 0, 0..=*COUNTS.end())?;
+    // A guess at what a published model left out would be another model, silently.
+    let dense_first = if moe.is_some() { config.size("first_k_dense_replace", 0..=*COUNTS.end())? } else { 0 };
     let frequency = config.size_or("moe_layer_freq", 1, COUNTS)?;
     let blocks = (0..common.layers)
         .map(|index| BlockSpec {
@@ -139,7 +140,10 @@ fn mixture(
             scores,
             selection,
             normalize,
-            scale: config.positive_or("routed_scaling_factor", 1.0)? as f32,
+            scale: match scores {
+                RouterScores::Softmax => config.positive_or("routed_scaling_factor", 1.0)?,
+                RouterScores::Sigmoid => config.positive("routed_scaling_factor")?,
+            } as f32,
         },
         expert: mlp(intermediate, Role::RoutedExpert),
         shared: (shared > 0).then(|| mlp(shared_width, Role::SharedExpert)),
@@ -148,9 +152,9 @@ fn mixture(
 
 /// `n_group` and `topk_group`; groups of equal size.
 fn groups(config: &Config, experts: usize) -> Result<(usize, usize), ModelError> {
-    let groups = config.size_or("n_group", 1, 1..=experts)?;
+    let groups = config.size("n_group", 1..=experts)?;
     if !experts.is_multiple_of(groups) {
         return Err(config.bad("n_group", format!("a divisor of n_routed_experts ({experts}) is expected")));
     }
-    Ok((groups, config.size_or("topk_group", groups, 1..=groups)?))
+    Ok((groups, config.size("topk_group", 1..=groups)?))
 }

@@ -192,9 +192,8 @@ fn role_name(role: Role) -> &'static str {
 
 fn run_memory(model: &OpenModel, context: &Context, tokens: u64, batch: u64) -> RunReport {
     let m = model.spec.run_memory(model.checkpoint.weight_bytes, tokens, PROMPT_BATCH as u64, context.kv);
-    let (kv_cache, logits) = (m.kv_cache * batch, m.logits * batch);
-    let total = m.weights + kv_cache + m.activations + logits;
-    RunReport { weights: m.weights, kv_cache, activations: m.activations, logits, total }
+    let (kv_cache, logits, activations) = (m.kv_cache * batch, m.logits * batch, m.activations + m.rotary_tables);
+    RunReport { weights: m.weights, kv_cache, activations, logits, total: m.weights + kv_cache + activations + logits }
 }
 
 fn train_memory(model: &OpenModel, name: &'static str, recipe: TrainRecipe, batch: u64, tokens: u64) -> TrainReport {
