@@ -111,16 +111,22 @@ pub const fn packed_words_per_row(cols: usize, bits: u8) -> usize {
 
 /// Packs one row of codes (each below `2^bits`) into `words`, which it overwrites.
 pub fn pack_row(codes: &[u8], bits: u8, words: &mut [u32]) {
-    words.fill(0);
-    let bits = bits as usize;
-    for (i, &code) in codes.iter().enumerate() {
-        let bit = i * bits;
-        let wide = u64::from(code) << (bit % 32);
-        words[bit / 32] |= wide as u32;
-        if bit % 32 + bits > 32 {
-            words[bit / 32 + 1] |= (wide >> 32) as u32;
+    let (mut wide, mut filled, mut full) = (0u64, 0u32, 0);
+    for &code in codes {
+        wide |= u64::from(code) << filled;
+        filled += u32::from(bits);
+        if filled >= 32 {
+            words[full] = wide as u32;
+            full += 1;
+            wide >>= 32;
+            filled -= 32;
         }
     }
+    if filled > 0 {
+        words[full] = wide as u32;
+        full += 1;
+    }
+    words[full..].fill(0);
 }
 
 /// Unpacks the first `codes.len()` codes of a row.
