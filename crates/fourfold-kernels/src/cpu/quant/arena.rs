@@ -16,7 +16,7 @@ use super::layout::Line;
 const PAGE: usize = 2 << 20;
 
 /// Lines of a chunk that several weights share.
-const CHUNK: usize = (64 << 20) / size_of::<Line>();
+const CHUNK: usize = (16 << 20) / size_of::<Line>();
 
 /// Anonymous memory of many lines, given out from start to end.
 struct Chunk {
@@ -78,6 +78,10 @@ impl Lines {
             };
         }
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        // A chunk of which no weight is left goes, so that models loaded a block at a time do not pile up.
+        if current.as_ref().is_some_and(|(chunk, _)| Arc::strong_count(chunk) == 1) {
+            *current = None;
+        }
         if let Some((chunk, used)) = current.as_mut().filter(|(chunk, used)| chunk.lines - *used >= len) {
             let lines = part(chunk, *used);
             *used += len;

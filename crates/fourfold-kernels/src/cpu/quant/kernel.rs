@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::QuantWeight;
 use super::activations::ActBlock;
 use super::factors::OffsetKind;
-use super::layout::{BLOCK, Grouping, Line, QUAD, QUADS, STRIP};
+use super::layout::{BLOCK, Columns, Grouping, Line, QUAD, QUADS, STRIP};
 use super::simd::Simd;
 use super::transposed;
 use crate::cpu::Isa;
@@ -104,35 +104,30 @@ pub(super) unsafe fn operands<S: Simd, const BITS: u32, const TABLE: bool>(
     }
 }
 
-/// `FORM` of a kernel whose weights' groups are pieces and whose offsets are of any kind.
-const PIECES: u8 = 3;
-
-/// The kind of offsets: a constant where `FORM` says it.
-#[inline(always)]
-fn kind_of<const FORM: u8>(w: &QuantWeight) -> OffsetKind {
-    match (FORM, w.offsets.kind()) {
-        (SHIFT, OffsetKind::Shift(shift)) => OffsetKind::Shift(shift),
-        (SHIFT, _) => OffsetKind::Shift(0),
-        (ZERO, _) => OffsetKind::Zero,
-        (MIN, _) => OffsetKind::Min,
-        (_, kind) => kind,
-    }
-}
-
-/// `FORM` of a kernel for groups of whole blocks and [`OffsetKind::Shift`].
+/// `FORM` of a kernel for groups of whole blocks and offsets that are a shift: symmetric grids and codebooks.
 const SHIFT: u8 = 0;
-/// The same for [`OffsetKind::Zero`].
-const ZERO: u8 = 1;
-/// The same for [`OffsetKind::Min`].
-const MIN: u8 = 2;
+/// `FORM` of a kernel for groups of whole blocks and any offsets.
+const ANY: u8 = 1;
+/// `FORM` of a kernel for groups of pieces and any offsets.
+const PIECES: u8 = 2;
 
 /// The `FORM` of a weight's kernel.
 fn form(w: &QuantWeight) -> u8 {
     match (&w.columns.grouping, w.offsets.kind()) {
         (Grouping::Pieces { .. }, _) => PIECES,
         (Grouping::Uniform(_), OffsetKind::Shift(_)) => SHIFT,
-        (Grouping::Uniform(_), OffsetKind::Zero) => ZERO,
-        (Grouping::Uniform(_), OffsetKind::Min) => MIN,
+        (Grouping::Uniform(_), OffsetKind::Zero | OffsetKind::Min) => ANY,
+    }
+}
+
+/// The kind of offsets, as far as `FORM` says it a constant.
+#[inline(always)]
+fn kind_of<const FORM: u8>(w: &QuantWeight) -> OffsetKind {
+    match w.offsets.kind() {
+        OffsetKind::Shift(shift) => OffsetKind::Shift(shift),
+        // Not reached, but the compiler shall know no other kind.
+        OffsetKind::Zero | OffsetKind::Min if FORM == SHIFT => OffsetKind::Shift(0),
+        kind @ (OffsetKind::Zero | OffsetKind::Min) => kind,
     }
 }
 
@@ -304,9 +299,10 @@ unsafe fn panel<S: Simd, const BITS: u32, const TABLE: bool>(
     }
 }
 
-/// Compiles the kernels for an instruction set, and picks one.
+/// Compiles the kernels for an instruction set, and picks one. `$widest` is its widest tile; `$shift` is `SHIFT` where kernels
+/// of that form of their own are worth the time to compile them, else `ANY`.
 macro_rules! kernels_of {
-    ($module:ident, $simd:ty, $widest:literal $(, $features:literal)?) => {
+    ($module:ident, $simd:ty, $widest:literal, $shift:ident $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
@@ -355,36 +351,28 @@ macro_rules! kernels_of {
                 }
             }
 
-            fn of_form<const BITS: u32>(form: u8, width: usize) -> TileKernel {
-                match form {
-                    SHIFT => of_width::<BITS, false, SHIFT>(width),
-                    ZERO => of_width::<BITS, false, ZERO>(width),
-                    MIN => of_width::<BITS, false, MIN>(width),
-                    _ => of_width::<BITS, false, PIECES>(width),
-                }
-            }
-
-            // A codebook's offset is a shift.
-            fn of_table<const BITS: u32>(form: u8, width: usize) -> TileKernel {
-                match form {
-                    SHIFT => of_width::<BITS, true, SHIFT>(width),
-                    _ => of_width::<BITS, true, PIECES>(width),
+            fn of_form<const BITS: u32, const TABLE: bool>(form: u8, width: usize) -> TileKernel {
+                match (form, width) {
+                    (SHIFT, _) => of_width::<BITS, TABLE, { $shift }>(width),
+                    (ANY, _) => of_width::<BITS, TABLE, ANY>(width),
+                    (_, 1) => tile::<BITS, TABLE, PIECES, 1>,
+                    (_, _) => tile::<BITS, TABLE, PIECES, 4>,
                 }
             }
 
             pub fn tile_kernel(bits: u32, table: bool, form: u8, width: usize) -> TileKernel {
                 match (bits, table) {
-                    (2, true) => of_table::<2>(form, width),
-                    (3, true) => of_table::<3>(form, width),
-                    (4, true) => of_table::<4>(form, width),
-                    (2, _) => of_form::<2>(form, width),
-                    (3, _) => of_form::<3>(form, width),
-                    (4, _) => of_form::<4>(form, width),
-                    (5, _) => of_form::<5>(form, width),
-                    (6, _) => of_form::<6>(form, width),
-                    (7, _) => of_form::<7>(form, width),
+                    (2, true) => of_form::<2, true>(form, width),
+                    (3, true) => of_form::<3, true>(form, width),
+                    (4, true) => of_form::<4, true>(form, width),
+                    (2, _) => of_form::<2, false>(form, width),
+                    (3, _) => of_form::<3, false>(form, width),
+                    (4, _) => of_form::<4, false>(form, width),
+                    (5, _) => of_form::<5, false>(form, width),
+                    (6, _) => of_form::<6, false>(form, width),
+                    (7, _) => of_form::<7, false>(form, width),
                     // `Quantized::validate` admits 2 to 8.
-                    (_, _) => of_form::<8>(form, width),
+                    (_, _) => of_form::<8, false>(form, width),
                 }
             }
 
@@ -421,17 +409,17 @@ macro_rules! kernels_of {
     };
 }
 
-kernels_of!(portable, super::super::simd::Portable, 4);
+kernels_of!(portable, super::super::simd::Portable, 4, ANY);
 #[cfg(target_arch = "x86_64")]
-kernels_of!(avx2, super::super::simd::Avx2, 4, "avx2,fma,f16c");
+kernels_of!(avx2, super::super::simd::Avx2, 4, ANY, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-kernels_of!(avx512, super::super::simd::Avx512, 16, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
+kernels_of!(avx512, super::super::simd::Avx512, 16, SHIFT, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
 
-/// Tokens of the widest tile.
-pub(super) const fn widest_tile(isa: Isa) -> usize {
-    match isa {
-        Isa::Portable | Isa::Avx2 => 4,
-        Isa::Avx512 => 16,
+/// Tokens of the widest tile for weights that lie so.
+pub(super) const fn widest_tile(isa: Isa, columns: &Columns) -> usize {
+    match (isa, &columns.grouping) {
+        (Isa::Avx512, Grouping::Uniform(_)) => 16,
+        (Isa::Avx512, Grouping::Pieces { .. }) | (Isa::Portable | Isa::Avx2, _) => 4,
     }
 }
 

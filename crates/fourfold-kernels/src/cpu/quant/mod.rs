@@ -173,7 +173,7 @@ struct Job<'a> {
     weight: &'a QuantWeight,
     rows: Range<usize>,
     input: usize,
-    /// The kernels for tiles of 1, 4 and the widest.
+    /// The kernels for tiles of 1, 4 and 16, as far as there are any.
     kernels: [TileKernel; 3],
     output: SendPtr<f32>,
 }
@@ -205,17 +205,16 @@ fn multiply(context: Context, x: &Tensor, parts: &[(&QuantWeight, Range<usize>)]
     if activations == Activations::F32 {
         return parts.iter().map(|(w, rows)| exact::linear_rows(context, x, w, rows.clone())).collect();
     }
-    let widest = widest_tile(isa);
     let mut outputs: Vec<_> = parts.iter().map(|(_, rows)| Tensor::zeros(x.rows(), rows.len())).collect();
     let mut inputs: Vec<(&Columns, Rounded)> = Vec::new();
     let mut jobs = Vec::with_capacity(parts.len());
     for ((weight, rows), output) in parts.iter().zip(&mut outputs) {
         let known = inputs.iter().position(|(columns, _)| columns.same_stream(&weight.columns));
         let input = known.unwrap_or_else(|| {
-            inputs.push((&weight.columns, Rounded::new(pool, x, &weight.columns, widest)));
+            inputs.push((&weight.columns, Rounded::new(pool, x, &weight.columns, widest_tile(isa, &weight.columns))));
             inputs.len() - 1
         });
-        let kernels = [1, 4, widest].map(|width| tile_kernel(isa, weight, width));
+        let kernels = [1, 4, 16].map(|width| tile_kernel(isa, weight, width));
         jobs.push(Job { weight, rows: rows.clone(), input, kernels, output: SendPtr::new(output.host_mut()) });
     }
     // The strips of all jobs, one after the other.
