@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use fourfold_kernels::backward::{Backward, SelfAttention};
 use fourfold_kernels::{
     Activations, AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, KvCache, KvDtype, LinearArg, Tensor, Values,
 };
@@ -25,7 +26,7 @@ const LAYERS: &[(usize, &[usize])] = &[
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).map_or(Ok(0), |n| n.parse())?;
     let cpu = Cpu::new(CpuOptions { threads, ..CpuOptions::default() })?;
-    let bandwidth = read_bandwidth(cpu.threads());
+    let bandwidth = cpu.read_bandwidth();
     println!("{}, {} threads, {:.1} GB/s read from memory", cpu.name(), cpu.threads(), bandwidth / 1e9);
     for (dtype, activations) in [
         (DType::Bf16, Activations::Fast),
@@ -38,6 +39,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     for (tokens, cached) in [(512, 0), (1, 128), (1, 512), (1, 2048)] {
         attention(&cpu, tokens, cached);
+    }
+    for activations in [Activations::Fast, Activations::F32] {
+        training(&Cpu::new(CpuOptions { threads, activations, ..CpuOptions::default() })?, activations)?;
     }
     Ok(())
 }
@@ -65,27 +69,6 @@ fn seconds_on_core() -> Option<f64> {
     Some(text.split(' ').next()?.parse::<u64>().ok()? as f64 / 1e9)
 }
 
-/// Bytes a second that all threads together read from memory: sums of buffers of 1 MB, as weights are, 256 MB in all.
-fn read_bandwidth(threads: usize) -> f64 {
-    let buffers: Vec<Vec<u64>> = (0..256).map(|i| vec![i; 1 << 17]).collect();
-    let sum = |part: &[Vec<u64>]| {
-        let mut sums = [0u64; 32];
-        for block in part.iter().flat_map(|buffer| buffer.as_chunks::<32>().0) {
-            sums.iter_mut().zip(block).for_each(|(s, v)| *s = s.wrapping_add(*v));
-        }
-        std::hint::black_box(sums);
-    };
-    let seconds = best(threads, || {
-        std::thread::scope(|scope| {
-            let mut parts = buffers.chunks(buffers.len().div_ceil(threads));
-            let own = parts.next();
-            parts.for_each(|part| _ = scope.spawn(move || sum(part)));
-            own.map(sum);
-        });
-    });
-    (buffers.len() << 20) as f64 / seconds
-}
-
 fn tensor(rows: usize, cols: usize) -> Tensor {
     Tensor::new(rows, cols, (0..rows * cols).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect())
 }
@@ -109,7 +92,7 @@ fn linear(cpu: &Cpu, dtype: DType, label: &str, bandwidth: f64) -> Result<(), Bo
         blocks.push(block);
     }
     println!("{label}: {BLOCKS} blocks of linear layers, {:.1} MB", bytes as f64 / 1e6);
-    for tokens in [1, 2, 4, 8, 16, 64, 512] {
+    for tokens in [1, 2, 4, 7, 8, 12, 16, 32, 64, 512] {
         let inputs = [tensor(tokens, HIDDEN), tensor(tokens, INTERMEDIATE)];
         let seconds = best(cpu.threads(), || {
             for (input, weights) in blocks.iter().flatten() {
@@ -153,4 +136,41 @@ fn attention(cpu: &Cpu, tokens: usize, cached: usize) {
         }
     });
     println!("attention of {tokens} tokens after {cached}, {BLOCKS} blocks: {:.3} ms", seconds * 1e3);
+}
+
+/// The gradients of one wide layer and of attention, for 2048 tokens in documents of 256.
+fn training(cpu: &Cpu, activations: Activations) -> Result<(), Box<dyn std::error::Error>> {
+    const TOKENS: usize = 2048;
+    let (x, dy) = (tensor(TOKENS, HIDDEN), tensor(TOKENS, INTERMEDIATE));
+    let data = FloatBuffer::from_f32(tensor(INTERMEDIATE, HIDDEN).into_host(), DType::Bf16);
+    let weight = cpu.upload(Dense::new(vec![INTERMEDIATE, HIDDEN], data).into())?;
+    let mut dw = Tensor::zeros(INTERMEDIATE, HIDDEN);
+    let flops = 2.0 * (TOKENS * HIDDEN * INTERMEDIATE) as f64;
+    let input = best(cpu.threads(), || {
+        std::hint::black_box(cpu.linear_transposed(&dy, &weight, 0..INTERMEDIATE));
+    });
+    let weights = best(cpu.threads(), || cpu.linear_weight_gradient(&x, &dy, &mut dw));
+    println!(
+        "{activations:?} activations, {TOKENS} tokens: input gradient {:.1} GFLOP/s, weight gradient {:.1} GFLOP/s",
+        flops / input / 1e9,
+        flops / weights / 1e9,
+    );
+    let (heads, kv_heads, dim) = (9, 3, 64);
+    let documents: Vec<_> = (0..TOKENS).step_by(256).map(|start| start..start + 256).collect();
+    let spec = SelfAttention {
+        heads,
+        kv_heads,
+        key_dim: dim,
+        value_dim: dim,
+        scale: 0.125,
+        window: None,
+        documents: &documents,
+    };
+    let (q, k, v) = (tensor(TOKENS, heads * dim), tensor(TOKENS, kv_heads * dim), tensor(TOKENS, kv_heads * dim));
+    let output = cpu.attention_forward(&q, &k, &v, &spec);
+    let forward = best(cpu.threads(), || _ = std::hint::black_box(cpu.attention_forward(&q, &k, &v, &spec)));
+    let backward =
+        best(cpu.threads(), || _ = std::hint::black_box(cpu.attention_backward(&q, &k, &v, &output, &q, &spec)));
+    println!("attention of one block: forward {:.2} ms, backward {:.2} ms", forward * 1e3, backward * 1e3);
+    Ok(())
 }

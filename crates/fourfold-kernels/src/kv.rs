@@ -1,5 +1,6 @@
 //! Rows kept from earlier tokens.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::Tensor;
@@ -88,8 +89,16 @@ impl KvCache {
         assert_eq!(rows.cols(), self.width, "a row of {} in a cache of width {}", rows.cols(), self.width);
         match &mut self.data {
             KvData::F32(d) => d.extend_from_slice(rows.host()),
-            KvData::F16(d) => d.extend(rows.host().iter().map(|&v| f16::from_f32(v))),
-            KvData::Bf16(d) => d.extend(rows.host().iter().map(|&v| bf16::from_f32(v))),
+            KvData::F16(d) => {
+                let held = d.len();
+                d.resize(held + rows.host().len(), f16::ZERO);
+                d[held..].convert_from_f32_slice(rows.host());
+            }
+            KvData::Bf16(d) => {
+                let held = d.len();
+                d.resize(held + rows.host().len(), bf16::ZERO);
+                d[held..].convert_from_f32_slice(rows.host());
+            }
         }
     }
 

@@ -40,7 +40,7 @@ pub unsafe fn dots<S: Simd, P: Product<S>>(s: S, d: Dots<P::W>) {
     for row in 0..d.rows {
         let mut token = 0;
         while token < d.tokens {
-            let tokens = (d.tokens - token).min(4);
+            let tokens = (d.tokens - token).min(8);
             // SAFETY: a part of what the caller promises.
             unsafe {
                 let part = Dots {
@@ -53,7 +53,11 @@ pub unsafe fn dots<S: Simd, P: Product<S>>(s: S, d: Dots<P::W>) {
                     1 => one_row::<S, P, 1>(s, part),
                     2 => one_row::<S, P, 2>(s, part),
                     3 => one_row::<S, P, 3>(s, part),
-                    _ => one_row::<S, P, 4>(s, part),
+                    4 => one_row::<S, P, 4>(s, part),
+                    5 => one_row::<S, P, 5>(s, part),
+                    6 => one_row::<S, P, 6>(s, part),
+                    7 => one_row::<S, P, 7>(s, part),
+                    _ => one_row::<S, P, 8>(s, part),
                 }
             }
             token += tokens;

@@ -13,7 +13,7 @@ use crate::cpu::simd::{MAX_LANES, Simd, for_isa};
 const STRIP: usize = PANEL_ROWS;
 
 /// Tokens that are brought into lanes at a time.
-const TOKENS: usize = 2048;
+const TOKENS: usize = 1024;
 
 /// Rows of `dw` of a work item: enough to pay for the strip.
 const ROWS: usize = 14 * 20;
@@ -28,18 +28,24 @@ pub fn weight_gradient(context: Context, x: &Tensor, dy: &Tensor, dw: &mut Tenso
     }
     let pairs = uses_pairs(context);
     let to = SendPtr::new(dw.host_mut());
-    let width = outputs.next_multiple_of(MAX_LANES);
+    // As f32, `dy` is lanes as it lies.
+    let width = if pairs { outputs.next_multiple_of(MAX_LANES) } else { outputs };
     let (strips, chunks) = (inputs.div_ceil(STRIP), outputs.div_ceil(ROWS));
-    let mut lanes = vec![0.0f32; TOKENS.min(x.rows()).div_ceil(per_lane(pairs)) * width];
+    let mut rounded = vec![0.0f32; if pairs { TOKENS.min(x.rows()).div_ceil(2) * width } else { 0 }];
     for first in (0..x.rows()).step_by(TOKENS) {
         let tokens = TOKENS.min(x.rows() - first);
         let steps = tokens.div_ceil(per_lane(pairs));
-        context.pool.for_chunks_mut(&mut lanes[..steps * width], width, 16, |step, lanes| {
-            let start = (first + step * per_lane(pairs)) * outputs;
-            let end = (start + lanes.len() / width * per_lane(pairs) * outputs).min((first + tokens) * outputs);
-            let rows = Rows { data: &dy.host()[start..end], stride: outputs, cols: outputs };
-            fill(context, pairs, &rows, lanes, width);
-        });
+        let dy = &dy.host()[first * outputs..(first + tokens) * outputs];
+        let lanes = if pairs {
+            context.pool.for_chunks_mut(&mut rounded[..steps * width], width, 16, |step, lanes| {
+                let end = ((step + lanes.len() / width) * 2).min(tokens);
+                let data = &dy[step * 2 * outputs..end * outputs];
+                fill(context, pairs, &Rows { data, stride: outputs, cols: outputs }, lanes, width);
+            });
+            &rounded
+        } else {
+            dy
+        };
         context.pool.for_ranges(strips * chunks, 1, |items| {
             PANEL.with_borrow_mut(|panel| {
                 panel.resize(panel.len().max(steps * STRIP), 0.0);

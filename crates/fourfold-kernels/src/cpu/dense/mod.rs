@@ -32,7 +32,7 @@ use super::{Activations, Isa};
 use crate::Tensor;
 
 /// From this many tokens on, weights are brought into panels.
-const PANEL_TOKENS: usize = 8;
+const PANEL_TOKENS: usize = 16;
 
 /// Tokens that a panel is multiplied with in one work item: enough to pay for the panel, few enough to share out.
 const TOKENS_PER_ITEM: usize = 14 * 20;
@@ -62,7 +62,7 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
         return outputs;
     }
     let is_pairs = |arg: &DenseArg| matches!(arg.weight.data(), FloatBuffer::Bf16(_)) && uses_pairs(context);
-    let floats = (!args.iter().all(is_pairs)).then(|| Lanes::floats(x));
+    let floats = (!args.iter().all(is_pairs)).then(|| Lanes::floats(context, x));
     let pairs = args.iter().any(is_pairs).then(|| Lanes::pairs(context, x));
     let many = x.rows() >= PANEL_TOKENS;
     let unit = if many { PANEL_ROWS } else { DOT_ROWS };
@@ -148,13 +148,15 @@ impl Lanes {
         (vectors | 1) * MAX_LANES
     }
 
-    fn floats(x: &Tensor) -> Self {
+    fn floats(context: Context, x: &Tensor) -> Self {
         let row = Self::stride(x.cols());
-        let mut data = Vec::with_capacity(row * x.rows());
-        for t in 0..x.rows() {
-            data.extend_from_slice(x.row(t));
-            data.resize((t + 1) * row, 0.0);
-        }
+        let mut data = vec![0.0f32; row * x.rows()];
+        let grain = (1 << 14) / row + 1;
+        context.pool.for_chunks_mut(&mut data, row, grain, |first, lanes| {
+            for (t, lanes) in lanes.chunks_exact_mut(row).enumerate() {
+                lanes[..x.cols()].copy_from_slice(x.row(first + t));
+            }
+        });
         Self { data, row }
     }
 

@@ -39,7 +39,7 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
     let to = SendPtr::new(y.host_mut());
     let many = x.rows() >= PANEL_TOKENS;
     let pairs = many && uses_pairs(context) && matches!(weight.data(), FloatBuffer::Bf16(_));
-    let lanes = if pairs { Lanes::pairs(context, x) } else { Lanes::floats(x) };
+    let lanes = if pairs { Lanes::pairs(context, x) } else { Lanes::floats(context, x) };
     let unit = if many { STRIP } else { COLUMNS };
     let chunks = if many { x.rows().div_ceil(TOKENS) } else { 1 };
     context.pool.for_ranges(cols.div_ceil(unit) * chunks, 1, |items| {

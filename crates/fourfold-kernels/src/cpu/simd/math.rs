@@ -68,3 +68,43 @@ pub fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
     }
     total
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+    use crate::cpu::simd::for_isa;
+
+    for_isa! {
+        fn exps(values: &mut [f32]) = exps_with
+    }
+
+    #[inline(always)]
+    fn exps_with<S: Simd>(s: S, values: &mut [f32]) {
+        struct Exp;
+        impl<S: Simd> Map2<S> for Exp {
+            #[inline(always)]
+            fn apply(&self, s: S, a: S::V, _: S::V) -> S::V {
+                exp(s, a)
+            }
+        }
+        let zeros = vec![0.0; values.len()];
+        map2_in_place(s, values, &zeros, Exp);
+    }
+
+    #[test]
+    fn exp_is_within_2e_7_everywhere_and_saturates_at_the_ends() {
+        let arguments: Vec<f32> = (-87_000..88_000).map(|i| i as f32 / 1000.0 + 1e-5).collect();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let mut values = arguments.clone();
+            exps(isa, &mut values);
+            for (&x, &v) in arguments.iter().zip(&values) {
+                let expected = f64::from(x).exp();
+                assert!((f64::from(v) - expected).abs() < 2e-7 * expected, "{isa:?}: e^{x} = {v}");
+            }
+            let mut ends = [f32::NEG_INFINITY, -1e30, 1e30, f32::INFINITY];
+            exps(isa, &mut ends);
+            assert!(ends[0] < 2e-38 && ends[1] < 2e-38 && ends[2] > 1e38 && ends[3].is_finite(), "{ends:?}");
+        }
+    }
+}
