@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use fourfold_compress::calibrate::Overlay;
 use fourfold_compress::pipeline::MemorySink;
-use fourfold_compress::{CompressJob, Goal, Plan, Progress, compress};
+use fourfold_compress::{CompressJob, Goal, Plan, Progress, Sensitivity, compress};
 use fourfold_kernels::cpu::{Activations, Cpu, CpuOptions};
 use fourfold_kernels::{Backend, KvDtype, Tensor};
 use fourfold_models::{Model, spec_from_config};
@@ -50,7 +50,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let calibration = if calibration == "none" { Vec::new() } else { ids(calibration)? };
     let fast: Arc<dyn Backend> = Arc::new(Cpu::new(CpuOptions::default())?);
     let source = &*checkpoint.weights;
+    let sensitivity = match std::env::var("SENSITIVITY") {
+        Ok(path) => Sensitivity::measured(serde_json::from_slice(&std::fs::read(path)?)?),
+        Err(_) => Sensitivity::default(),
+    };
     let job = CompressJob {
+        sensitivity,
+        correct_drift: std::env::var_os("NO_DRIFT").is_none(),
         backend: Some(Arc::clone(&fast)),
         calibration: &calibration,
         ..CompressJob::new(&spec, source, checkpoint.weight_bytes, goal)

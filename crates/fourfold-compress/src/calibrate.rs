@@ -9,10 +9,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use fourfold_kernels::{Backend, KvDtype, Tensor};
-use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, NoObserver, Observer};
+use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, Observer};
 use fourfold_tensor::{SourceError, TensorInfo, Weight, WeightSource};
 use half::bf16;
 
+use crate::drift::Drift;
 use crate::hessian::Hessian;
 
 /// Bytes of hidden states above which they are kept as bf16.
@@ -65,13 +66,33 @@ impl Hidden {
         Ok(Self { sequences, narrow })
     }
 
-    /// Runs every sequence through `block`, each from its first position. `keep` replaces the states by the block's outputs.
+    /// Number of sequences.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Whether there is no sequence.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Runs sequence `i` through `block` from its first position.
+    pub fn run(&self, i: usize, spec: &ModelSpec, index: usize, block: &Block, observer: &mut dyn Observer) -> Tensor {
+        let mut cache = spec.blocks[index].new_cache(KvDtype::F32);
+        block.forward(self.sequences[i].tensor(), &mut cache, observer)
+    }
+
+    /// Replaces the states of sequence `i`.
+    pub fn set(&mut self, i: usize, states: Tensor) {
+        self.sequences[i] = Stored::new(states, self.narrow);
+    }
+
+    /// Runs every sequence through `block`. `keep` replaces the states by the block's outputs.
     pub fn forward(&mut self, spec: &ModelSpec, index: usize, block: &Block, observer: &mut dyn Observer, keep: bool) {
-        for stored in &mut self.sequences {
-            let mut cache = spec.blocks[index].new_cache(KvDtype::F32);
-            let y = block.forward(stored.tensor(), &mut cache, observer);
+        for i in 0..self.len() {
+            let y = self.run(i, spec, index, block, observer);
             if keep {
-                *stored = Stored::new(y, self.narrow);
+                self.set(i, y);
             }
         }
     }
@@ -94,6 +115,20 @@ pub struct Collector {
     hessians: Vec<Hessian>,
     /// Fingerprint of the last input and its slot: weights that share an input are told of in turn.
     last: Option<(u64, usize)>,
+    drifts: HashMap<usize, Drift>,
+}
+
+/// Keeps one sequence's inputs, in the order of the forward pass.
+#[derive(Default)]
+pub struct Recorder {
+    inputs: Vec<(String, Arc<Tensor>)>,
+}
+
+impl Observer for Recorder {
+    fn linear_input(&mut self, weight_name: &str, input: &Tensor) {
+        let shared = self.inputs.last().filter(|(_, last)| **last == *input).map(|(_, last)| Arc::clone(last));
+        self.inputs.push((weight_name.to_owned(), shared.unwrap_or_else(|| Arc::new(input.clone()))));
+    }
 }
 
 impl Default for Collector {
@@ -105,7 +140,7 @@ impl Default for Collector {
 impl Collector {
     /// An empty collector.
     pub fn new() -> Self {
-        Self { slots: HashMap::new(), hessians: Vec::new(), last: None }
+        Self { slots: HashMap::new(), hessians: Vec::new(), last: None, drifts: HashMap::new() }
     }
 
     /// The finished Hessian for a weight; `None` where no token reached it.
@@ -133,6 +168,28 @@ impl Collector {
                 self.hessians[slot].shrink(&pooled, prior);
             }
         }
+    }
+
+    /// Adds one sequence's inputs, and how far they have drifted from the original model's.
+    pub fn observe_pair(&mut self, now: &Recorder, original: &Recorder) {
+        for (name, input) in &now.inputs {
+            self.linear_input(name, input);
+        }
+        let mut done = vec![false; self.hessians.len()];
+        for ((name, now), (other, original)) in now.inputs.iter().zip(&original.inputs) {
+            // Experts that were chosen differently have no common tokens.
+            let Some(&slot) = self.slots.get(name) else { continue };
+            if name != other || now.rows() != original.rows() || expert_layer(name).is_some() || done[slot] {
+                continue;
+            }
+            done[slot] = true;
+            self.drifts.entry(slot).or_insert_with(|| Drift::new(now.cols())).accumulate(now.host(), original.host());
+        }
+    }
+
+    /// The drift of a weight's input, where it was observed.
+    pub fn drift(&self, weight: &str) -> Option<&Drift> {
+        self.slots.get(weight).and_then(|slot| self.drifts.get(slot))
     }
 
     /// Tokens that reached each expert's weights, by weight name.
@@ -213,17 +270,4 @@ impl WeightSource for Overlay<'_> {
             None => self.base.load(name),
         }
     }
-}
-
-/// Runs the states through a block without looking.
-pub fn advance(
-    hidden: &mut Hidden,
-    spec: &ModelSpec,
-    index: usize,
-    source: &dyn WeightSource,
-    backend: &Arc<dyn Backend>,
-) -> Result<(), ModelError> {
-    let block = Block::load(spec, index, source, backend)?;
-    hidden.forward(spec, index, &block, &mut NoObserver, true);
-    Ok(())
 }

@@ -13,7 +13,8 @@ use fourfold_tensor::{SourceError, Weight, WeightSink, WeightSource};
 use serde_json::Value;
 
 use crate::CompressError;
-use crate::calibrate::{Collector, Hidden, Overlay};
+use crate::calibrate::{Collector, Hidden, Overlay, Recorder};
+use crate::drift::Drift;
 use crate::hessian::Hessian;
 use crate::methods::Needs;
 use crate::methods::quantize::grid::GridSpec;
@@ -24,6 +25,9 @@ use crate::sensitivity::Sensitivity;
 
 /// Tokens that a layer's pooled Hessian counts for in each of its experts'.
 pub const EXPERT_PRIOR: f64 = 256.0;
+
+/// Damping of the correction for drift.
+const DRIFT_DAMPING: f64 = 0.05;
 
 /// What the output should be.
 pub enum Goal {
@@ -60,6 +64,9 @@ pub struct CompressJob<'a> {
     pub candidates: Vec<GridSpec>,
     /// How much each tensor's error matters.
     pub sensitivity: Sensitivity,
+    /// Whether each layer also makes up for the errors of those before it ([`crate::drift`]). Costs a second run of the calibration
+    /// text, through the original.
+    pub correct_drift: bool,
 }
 
 /// What came out.
@@ -89,6 +96,7 @@ impl<'a> CompressJob<'a> {
             goal,
             candidates: candidates(false),
             sensitivity: Sensitivity::default(),
+            correct_drift: true,
         }
     }
 
@@ -195,7 +203,7 @@ impl Run<'_> {
         for i in 0..self.plan.tensors.len() {
             progress.update("compress", done, total);
             let name = self.plan.tensors[i].name.clone();
-            self.one(&name, None)?;
+            self.one(&name, None, None)?;
             done += self.plan.tensors[i].bytes;
         }
         progress.update("compress", total, total);
@@ -207,6 +215,10 @@ impl Run<'_> {
         let weights = spec.weights();
         let total = spec.blocks.len() as u64 + 1;
         let mut hidden = Hidden::embed(spec, source, backend, self.job.calibration)?;
+        let mut original = match self.job.correct_drift {
+            true => Some(Hidden::embed(spec, source, backend, self.job.calibration)?),
+            false => None,
+        };
         for index in 0..spec.blocks.len() {
             progress.update("compress", index as u64, total);
             let mut overlay = Overlay { base: source, replaced: HashMap::new() };
@@ -218,11 +230,25 @@ impl Run<'_> {
                     None => all_written = false,
                 }
             }
+            let mut collector = Collector::new();
+            let block = Block::load(spec, index, source, backend)?;
+            match &mut original {
+                Some(original) => {
+                    for i in 0..hidden.len() {
+                        let (mut now, mut then) = (Recorder::default(), Recorder::default());
+                        let next = original.run(i, spec, index, &block, &mut then);
+                        original.set(i, next);
+                        if !all_written {
+                            hidden.run(i, spec, index, &block, &mut now);
+                            collector.observe_pair(&now, &then);
+                        }
+                    }
+                }
+                None if !all_written => hidden.forward(spec, index, &block, &mut collector, false),
+                None => {}
+            }
+            drop(block);
             if !all_written {
-                let mut collector = Collector::new();
-                let block = Block::load(spec, index, source, backend)?;
-                hidden.forward(spec, index, &block, &mut collector, false);
-                drop(block);
                 collector.finish(EXPERT_PRIOR);
                 self.coverage.extend(collector.coverage());
                 for weight in &of_block {
@@ -238,7 +264,7 @@ impl Run<'_> {
                         }
                         None => None,
                     };
-                    let compressed = self.one(&weight.name, hessian)?;
+                    let compressed = self.one(&weight.name, hessian, collector.drift(&weight.name))?;
                     overlay.replaced.insert(weight.name.clone(), compressed);
                 }
             }
@@ -251,20 +277,23 @@ impl Run<'_> {
         drop(head);
         for weight in weights.iter().filter(|w| w.block.is_none()) {
             let reads_states = weight.role == Role::LmHead || (weight.role == Role::Embedding && spec.tied);
-            self.one(&weight.name, reads_states.then_some(&hessian))?;
+            self.one(&weight.name, reads_states.then_some(&hessian), None)?;
         }
         progress.update("compress", total, total);
         Ok(())
     }
 
     /// Compresses and writes one tensor, unless an earlier run has.
-    fn one(&mut self, name: &str, hessian: Option<&Hessian>) -> Result<Weight, CompressError> {
+    fn one(&mut self, name: &str, hessian: Option<&Hessian>, drift: Option<&Drift>) -> Result<Weight, CompressError> {
         if let Some(done) = self.sink.written(name)? {
             return Ok(done);
         }
         let source = self.job.source;
         let entry = self.entry(name)?;
-        let weight = source.load(name)?;
+        let mut weight = source.load(name)?;
+        if let (Some(drift), Some(hessian), "gptq") = (drift, hessian, entry.method.as_str()) {
+            weight = drift.target(&weight, hessian, DRIFT_DAMPING).map_err(|e| e.of(name))?;
+        }
         let moments = hessian.map(Hessian::diagonal);
         let out = entry.method()?.compress(&weight, stats(hessian, &moments)).map_err(|e| e.of(name))?;
         drop(weight);

@@ -10,16 +10,16 @@ use serde_json::{Value, json};
 use crate::calibrate::{Collector, Hidden};
 use crate::hessian::Hessian;
 use crate::methods::Stats;
+use crate::methods::quantize::estimate::Estimator;
 use crate::methods::quantize::gptq::{self, Gptq};
 use crate::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat};
-use crate::methods::quantize::rtn;
 use crate::plan::{Choice, Entry, Plan, allocate, header_bound, is_compressible, matrix};
 use crate::progress::Progress;
 use crate::sensitivity::Sensitivity;
 use crate::{CompressError, MethodError};
 
 /// Rows of a weight that estimates look at.
-const SAMPLED_ROWS: usize = 128;
+const SAMPLED_ROWS: usize = 48;
 
 /// What a planner works with.
 pub struct PlanJob<'a> {
@@ -44,15 +44,20 @@ pub struct PlanJob<'a> {
 ///
 /// With `interchange`, only those that compressed-tensors can say: even levels, f16 scales.
 pub fn candidates(interchange: bool) -> Vec<GridSpec> {
+    let learned = if interchange { Levels::Uniform } else { Levels::Learned };
+    let scales = if interchange { ScaleFormat::F16 } else { ScaleFormat::Double };
+    let group = |bits, levels, size| GridSpec { levels, scales, ..GridSpec::new(bits, Granularity::Group(size)) };
+    let channel = |bits, levels| GridSpec { levels, ..GridSpec::new(bits, Granularity::Channel) };
     let mut grids = Vec::new();
-    for bits in 2..=8 {
-        let levels = if bits <= 4 && !interchange { Levels::Learned } else { Levels::Uniform };
-        let scales = if interchange { ScaleFormat::F16 } else { ScaleFormat::Double };
-        for size in [32, 64, 96, 128, 192] {
-            grids.push(GridSpec { levels, scales, ..GridSpec::new(bits, Granularity::Group(size)) });
-        }
-        grids.push(GridSpec { levels, ..GridSpec::new(bits, Granularity::Channel) });
+    grids.extend([32, 64].map(|size| group(2, learned, size)));
+    grids.extend([32, 64, 192].map(|size| group(3, learned, size)));
+    grids.extend([32, 64, 96, 192].map(|size| group(4, learned, size)));
+    grids.push(channel(4, learned));
+    for bits in [5, 6] {
+        grids.extend([32, 64, 192].map(|size| group(bits, Levels::Uniform, size)));
+        grids.push(channel(bits, Levels::Uniform));
     }
+    grids.extend([7, 8].map(|bits| channel(bits, Levels::Uniform)));
     grids
 }
 
@@ -132,6 +137,7 @@ impl PlanJob<'_> {
             Some(hessian) => Some(gptq::factor_of(hessian, crate::pipeline::damping(spec.role)).map_err(named)?),
             None => None,
         };
+        let estimator = Estimator::new(&weight, factor.as_ref(), SAMPLED_ROWS).map_err(named)?;
         let sensitivity = self.sensitivity.of(spec, self.spec.blocks.len());
         let mut found = Vec::new();
         for &grid in self.candidates {
@@ -139,11 +145,7 @@ impl PlanJob<'_> {
             if matches!(grid.granularity, Granularity::Group(size) if size >= cols) {
                 continue;
             }
-            let error = match &factor {
-                Some(factor) => gptq::estimate(&weight, grid, factor, SAMPLED_ROWS),
-                None => rtn::estimate(&weight, grid, SAMPLED_ROWS),
-            }
-            .map_err(named)?;
+            let error = estimator.error(grid).map_err(named)?;
             let (method, settings) = settings(grid, factor.is_some(), spec.role);
             let bytes = Form::Quantized(grid.form(rows, cols)).file_bytes();
             let entry =

@@ -9,9 +9,9 @@ use super::store::read_finite;
 use crate::MethodError;
 
 /// Weights that are looked at: enough for the levels to settle to within an 8-bit step.
-const SAMPLE: usize = 1 << 16;
+const SAMPLE: usize = 1 << 14;
 /// Rounds of fitting scales and moving levels.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 6;
 
 /// Levels of the least-error quantizer of a Gaussian, positive half (Max 1960, table I).
 fn gaussian(bits: u8) -> &'static [f32] {
@@ -29,7 +29,7 @@ fn to_i8(levels: &[f32]) -> Vec<i8> {
 }
 
 /// The Gaussian's levels, ascending, the largest at 127.
-fn start(bits: u8) -> Vec<f32> {
+pub(crate) fn start(bits: u8) -> Vec<f32> {
     let half = gaussian(bits);
     let largest = half[half.len() - 1];
     let negative = half.iter().rev().map(|v| -v / largest * 127.0);

@@ -52,6 +52,14 @@ impl Fitter {
         }
     }
 
+    /// The largest magnitude of a level.
+    fn reach(&self) -> f32 {
+        match &self.lattice {
+            Lattice::Uniform { .. } => self.middle(),
+            Lattice::Codebook { levels, .. } => levels.iter().fold(0.0f32, |m, v| m.max(v.abs())),
+        }
+    }
+
     /// Scale and offset for values `x` with weights `h` (all 1 where empty). Not yet rounded to their storage.
     #[inline(always)]
     pub(crate) fn fit(&self, x: &[f32], h: &[f32], scratch: &mut Scratch) -> Group {
@@ -63,6 +71,14 @@ impl Fitter {
             }
             (ScaleRule::Absmax, _) => return self.range(x, 1.0),
             (ScaleRule::Search, _) => {}
+        }
+        let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        // Squares of such values leave f32's range: the textbook rule forms none.
+        if !(1e-15..1e15).contains(&largest) {
+            return match self.zero {
+                ZeroKind::Symmetric => Group { scale: largest / self.reach(), zero: self.middle(), ..Group::default() },
+                ZeroKind::ZeroPoint | ZeroKind::Min => self.range(x, 1.0),
+            };
         }
         let padded = x.len().next_multiple_of(LANES);
         scratch.x.clear();
@@ -115,10 +131,7 @@ impl Fitter {
             return Group { zero, ..Group::default() };
         }
         let rms = (square / weight).sqrt().max(extreme.abs() * 1e-3);
-        let reach = match &self.lattice {
-            Lattice::Uniform { .. } => zero,
-            Lattice::Codebook { levels, .. } => levels.iter().fold(0.0f32, |m, v| m.max(v.abs())),
-        };
+        let reach = self.reach();
         // A negative scale maps a positive extreme to the lowest level, of which a symmetric integer grid has one more.
         let sign =
             if self.signed && extreme > 0.0 && matches!(self.lattice, Lattice::Uniform { .. }) { -1.0 } else { 1.0 };
@@ -126,12 +139,27 @@ impl Fitter {
         // `ratio` is the level that the extreme would have, in units of the last level there is.
         let lowest = 0.8f32;
         let highest = (extreme.abs() / (rms * best_clip(self.bits)) * 1.25).clamp(1.15, 8.0);
-        let score = |ratio: f32| {
+        // One loop for the sweep and the refinement, so that the projection below is compiled once, for vectors: a closure here
+        // would be compiled for the baseline processor.
+        let mut step = (highest / lowest).powf(1.0 / (COARSE - 1) as f32);
+        let mut best = (0.0f32, 0.0f32, lowest);
+        let mut centre = lowest;
+        for i in 0..COARSE + 2 * HALVINGS {
+            let ratio = if i < COARSE {
+                lowest * step.powi(i as i32)
+            } else if (i - COARSE) % 2 == 0 {
+                step = step.sqrt();
+                centre = best.2;
+                centre / step
+            } else {
+                centre * step
+            };
             let (xv, vv) = self.lattice.project(x, h, unit * ratio, zero);
-            if vv > 0.0 { (xv / vv * xv, xv / vv) } else { (0.0, 0.0) }
-        };
-        let (best, _) = search(lowest, highest, score);
-        Group { scale: best, zero, ..Group::default() }
+            if vv > 0.0 && xv / vv * xv > best.0 {
+                best = (xv / vv * xv, xv / vv, ratio);
+            }
+        }
+        Group { scale: best.1, zero, ..Group::default() }
     }
 
     #[inline(always)]
@@ -217,31 +245,4 @@ impl Fitter {
         }
         best.1
     }
-}
-
-/// The scale with the highest score: a geometric sweep from `low` to `high`, then halved steps around the best.
-/// `score` gives (score, refitted scale).
-#[inline(always)]
-fn search(low: f32, high: f32, score: impl Fn(f32) -> (f32, f32)) -> (f32, f32) {
-    let mut step = (high / low).powf(1.0 / (COARSE - 1) as f32);
-    let mut ratio = low;
-    let mut best = (0.0f32, 0.0f32, low);
-    for _ in 0..COARSE {
-        let (s, scale) = score(ratio);
-        if s > best.0 {
-            best = (s, scale, ratio);
-        }
-        ratio *= step;
-    }
-    for _ in 0..HALVINGS {
-        step = step.sqrt();
-        let centre = best.2;
-        for ratio in [centre / step, centre * step] {
-            let (s, scale) = score(ratio);
-            if s > best.0 {
-                best = (s, scale, ratio);
-            }
-        }
-    }
-    (best.1, best.0)
 }

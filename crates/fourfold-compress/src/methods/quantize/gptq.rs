@@ -258,10 +258,28 @@ impl Job<'_> {
         per_row: usize,
         scratch: &mut Scratch,
     ) {
+        let n = self.factor.order.len();
         let costs = &self.factor.costs[start..end];
+        // Where the group's weights would go if none of them were rounded: each makes up for what is left to it, as in the
+        // inverse-Hessian form of the algorithm.
+        let mut free = lanes.target[start * ROWS..end * ROWS].to_vec();
+        let mut left = [0.0f32; ROWS];
+        for k in start..end {
+            let (done, ahead) = free.split_at_mut((k + 1 - start) * ROWS);
+            let now = &done[(k - start) * ROWS..];
+            for i in 0..ROWS {
+                left[i] = lanes.w[k * ROWS + i] - now[i];
+            }
+            let factors = &self.factor.upper[k * n + k + 1..k * n + end];
+            for (&factor, lane) in factors.iter().zip(ahead.chunks_exact_mut(ROWS)) {
+                for i in 0..ROWS {
+                    lane[i] += factor * left[i];
+                }
+            }
+        }
         let mut x = vec![0.0f32; end - start];
         for i in 0..slot.count {
-            for (x, lane) in x.iter_mut().zip(lanes.target[start * ROWS..].chunks_exact(ROWS)) {
+            for (x, lane) in x.iter_mut().zip(free.chunks_exact(ROWS)) {
                 *x = lane[i];
             }
             let mut fitted = self.fitter.fit(&x, costs, scratch);
@@ -321,17 +339,7 @@ impl Lanes {
     }
 }
 
-/// The expected error of GPTQ on a grid without running it, for planners: round to nearest, each column's squared error
-/// weighted by what it costs after the columns behind it have taken it up. Only about `most_rows` rows are looked at.
-///
-/// # Errors
-/// As [`Method::compress`].
-pub fn estimate(weight: &Weight, spec: GridSpec, factor: &Factor, most_rows: usize) -> Result<f64, MethodError> {
-    let costs = factor.costs_by_column();
-    rtn::sampled_error(weight, &spec, &costs, most_rows, |row| factor.energy(row))
-}
-
-/// The factor of a Hessian in its natural order, for [`estimate`].
+/// The factor of a Hessian in its natural order, for [`super::estimate`].
 ///
 /// # Errors
 /// A Hessian that is not positive definite at any damping.

@@ -1,6 +1,7 @@
 //! Weight quantization: integer or codebook grids with scales per tensor, channel or group.
 
 mod codebook;
+pub mod estimate;
 mod fit;
 pub mod gptq;
 pub mod grid;

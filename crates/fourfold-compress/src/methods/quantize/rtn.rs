@@ -1,7 +1,6 @@
 //! Round to nearest: every weight to the closest level, with scales chosen group by group.
 
 use fourfold_tensor::{Form, Weight};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::codebook;
@@ -105,7 +104,7 @@ impl Method for Rtn {
 
 /// Rounds a row; returns the energy of the error and of the row.
 #[inline(always)]
-fn encode_row(
+pub(crate) fn encode_row(
     lattice: &Lattice,
     row: &[f32],
     h: &[f32],
@@ -146,48 +145,4 @@ pub(crate) fn fit_tensor(
     let mut group = fitter.fit(&all, &weights, &mut Scratch::default());
     round_group(&mut group, scales, 0.0);
     Ok(group)
-}
-
-/// Error of rounding `weight` to nearest, from about `most_rows` of its rows, relative to the energy that `energy` finds in a row.
-pub(crate) fn sampled_error(
-    weight: &Weight,
-    spec: &GridSpec,
-    h: &[f32],
-    most_rows: usize,
-    energy: impl Fn(&[f32]) -> f64 + Sync,
-) -> Result<f64, MethodError> {
-    spec.validate()?;
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let size = spec.group_size(cols);
-    let (fitter, _) = fitter(weight, spec, h)?;
-    let wanted = most_rows.clamp(1, rows.max(1)).min(rows);
-    let pairs: Result<Vec<(f64, f64)>, MethodError> = (0..wanted)
-        .into_par_iter()
-        .map(|i| {
-            let mut scratch = Scratch::default();
-            let mut row = vec![0.0f32; cols];
-            read_finite(weight, i * rows / wanted, &mut row)?;
-            let mut groups = vec![Group::default(); cols.div_ceil(size)];
-            let mut codes = vec![0u8; cols];
-            let error = pulp::Arch::new().dispatch(|| {
-                for (g, (x, group)) in row.chunks(size).zip(groups.iter_mut()).enumerate() {
-                    let h = if h.is_empty() { h } else { &h[g * size..g * size + x.len()] };
-                    *group = fitter.fit(x, h, &mut scratch);
-                }
-                round_row(&mut groups, spec.scales);
-                encode_row(&fitter.lattice, &row, h, size, &groups, &mut codes).0
-            });
-            Ok((error, energy(&row)))
-        })
-        .collect();
-    let (error, energy) = pairs?.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
-    Ok(if energy > 0.0 { error / energy } else { 0.0 })
-}
-
-/// The error of rounding to nearest on a grid, from about `most_rows` rows.
-///
-/// # Errors
-/// As [`Method::compress`].
-pub fn estimate(weight: &Weight, spec: GridSpec, most_rows: usize) -> Result<f64, MethodError> {
-    sampled_error(weight, &spec, &[], most_rows, |row| row.iter().map(|&v| f64::from(v) * f64::from(v)).sum())
 }

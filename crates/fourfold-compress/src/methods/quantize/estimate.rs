@@ -1,0 +1,80 @@
+//! What a grid would cost a weight, without compressing it: for planners, who ask for many grids and need no more than the order.
+
+use fourfold_tensor::Weight;
+use rayon::prelude::*;
+
+use super::codebook;
+use super::fit::{Fitter, Scratch};
+use super::grid::{GridSpec, Levels, ScaleFormat, ZeroKind};
+use super::lattice::{Group, Lattice};
+use super::rtn::encode_row;
+use super::store::{read_finite, round_row};
+use crate::MethodError;
+use crate::factor::Factor;
+
+/// Some rows of a weight, and how much an error in each of their columns costs.
+pub struct Estimator {
+    cols: usize,
+    rows: Vec<f32>,
+    /// Empty where all columns cost the same.
+    costs: Vec<f32>,
+    /// Energy of the rows' outputs.
+    energy: f64,
+}
+
+impl Estimator {
+    /// Reads about `most` evenly spaced rows. With a `factor` a column's error costs what is left of it after GPTQ has let the columns
+    /// behind it take it up; without one all columns cost the same.
+    ///
+    /// # Errors
+    /// A value that is not finite.
+    pub fn new(weight: &Weight, factor: Option<&Factor>, most: usize) -> Result<Self, MethodError> {
+        let (all, cols) = (weight.rows(), weight.cols());
+        let count = most.min(all);
+        let mut rows = vec![0.0f32; count * cols];
+        for (i, row) in rows.chunks_exact_mut(cols.max(1)).enumerate() {
+            read_finite(weight, i * all / count, row)?;
+        }
+        let energy = rows.chunks_exact(cols.max(1)).map(|row| match factor {
+            Some(factor) => factor.energy(row),
+            None => row.iter().map(|&v| f64::from(v) * f64::from(v)).sum(),
+        });
+        let energy = energy.sum();
+        Ok(Self { cols, rows, costs: factor.map(Factor::costs_by_column).unwrap_or_default(), energy })
+    }
+
+    /// The expected error on a grid, relative to the output's energy. Learned levels are estimated by the Gaussian's.
+    ///
+    /// # Errors
+    /// Settings that do not go together.
+    pub fn error(&self, grid: GridSpec) -> Result<f64, MethodError> {
+        grid.validate()?;
+        let size = grid.group_size(self.cols);
+        let lattice = match grid.levels {
+            Levels::Uniform => Lattice::uniform(grid.bits),
+            Levels::Learned => Lattice::codebook(codebook::start(grid.bits)),
+        };
+        let signed = grid.zero == ZeroKind::Symmetric && grid.scales != ScaleFormat::Double;
+        let fitter = Fitter { lattice, bits: grid.bits, zero: grid.zero, rule: grid.rule, signed };
+        let arch = pulp::Arch::new();
+        let errors: Vec<f64> = self
+            .rows
+            .par_chunks_exact(self.cols.max(1))
+            .map(|row| {
+                let mut scratch = Scratch::default();
+                let mut groups = vec![Group::default(); self.cols.div_ceil(size)];
+                let mut codes = vec![0u8; self.cols];
+                arch.dispatch(|| {
+                    for (g, (x, group)) in row.chunks(size).zip(groups.iter_mut()).enumerate() {
+                        let costs = self.costs.get(g * size..g * size + x.len()).unwrap_or(&[]);
+                        *group = fitter.fit(x, costs, &mut scratch);
+                    }
+                    round_row(&mut groups, grid.scales);
+                    encode_row(&fitter.lattice, row, &self.costs, size, &groups, &mut codes).0
+                })
+            })
+            .collect();
+        let error: f64 = errors.iter().sum();
+        Ok(if self.energy > 0.0 { error / self.energy } else { 0.0 })
+    }
+}
