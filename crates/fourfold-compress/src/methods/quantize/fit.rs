@@ -147,7 +147,7 @@ impl Fitter {
         for i in 0..COARSE + 2 * HALVINGS {
             let ratio = if i < COARSE {
                 lowest * step.powi(i as i32)
-            } else if (i - COARSE) % 2 == 0 {
+            } else if (i - COARSE).is_multiple_of(2) {
                 step = step.sqrt();
                 centre = best.2;
                 centre / step
