@@ -104,7 +104,12 @@ fn mine(program: &Path, args: &Args, bytes: u64) -> Result<Row> {
     let mut seconds = 0.0;
     if !out.exists() {
         let mut command = Command::new(program);
-        command.arg("compress").arg(&args.source).arg(&out).args(["--max-bytes", &bytes.to_string(), "--method", "gptq"]);
+        command.arg("compress").arg(&args.source).arg(&out).args([
+            "--max-bytes",
+            &bytes.to_string(),
+            "--method",
+            "gptq",
+        ]);
         command.arg("--calibration").arg(&args.calibration).args(["--threads", &threads]);
         seconds = measure::run(&mut command)?.wall.as_secs_f64();
     }

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 mod sampling;
+pub mod train;
 
 use anyhow::Result;
 
@@ -25,6 +26,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(&args, &context),
         Command::Chat(args) => chat::run(&args, &context),
         Command::Bench(args) => bench::run(&args, &context),
+        Command::Train(args) => train::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
     }
 }

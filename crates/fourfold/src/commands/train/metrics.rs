@@ -1,0 +1,38 @@
+//! `metrics.jsonl`: one JSON object a step, appended.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+/// An open metrics file.
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Opens the file in `output`; lines of steps after `step`, left by a run that was stopped, are cut off.
+    pub fn open(output: &Path, step: u64) -> Result<Self> {
+        let path = output.join("metrics.jsonl");
+        if let Ok(text) = fs::read_to_string(&path) {
+            let is_kept = |line: &&str| {
+                serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
+            };
+            let kept: String = text.lines().filter(is_kept).map(|line| format!("{line}\n")).collect();
+            fs::write(&path, kept).with_context(|| path.display().to_string())?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        Ok(Self { file: file.with_context(|| path.display().to_string())?, path })
+    }
+
+    /// Appends the values of a step.
+    pub fn write(&mut self, step: u64, mut values: Value) -> Result<()> {
+        if let Some(object) = values.as_object_mut() {
+            object.insert("step".to_owned(), step.into());
+        }
+        writeln!(self.file, "{values}").with_context(|| self.path.display().to_string())
+    }
+}

@@ -1,0 +1,356 @@
+//! `fourfold train`: trains a model from a configuration, or goes on with one that exists, in a fraction of the usual memory.
+
+mod data;
+mod metrics;
+mod settings;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fourfold_formats::TokenizerSource;
+use fourfold_infer::ChatTemplate;
+use fourfold_kernels::backward::Backward;
+use fourfold_kernels::{Cpu, CpuOptions};
+use fourfold_models::spec_from_config;
+use fourfold_train::checkpoint::{self, State};
+use fourfold_train::data::{Batches, Corpus};
+use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, run as run_steps};
+use fourfold_train::store::ParameterStore;
+use fourfold_train::trainer::{StepReport, Trainer};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use serde_json::Value;
+
+pub use settings::TrainArgs;
+
+use self::metrics::Metrics;
+use self::settings::Settings;
+use crate::context::Context;
+use crate::model;
+use crate::output::Report;
+use crate::{human, interrupt, memory};
+
+#[derive(Serialize)]
+struct TrainReport {
+    output: String,
+    preset: &'static str,
+    parameters: u64,
+    steps: u64,
+    tokens: u64,
+    training_loss: Option<f64>,
+    held_out_loss: Option<f64>,
+    held_out_perplexity: Option<f64>,
+    best_held_out_loss: Option<f64>,
+    seconds: f64,
+    tokens_per_second: f64,
+    weight_bytes: u64,
+    optimizer_bytes: u64,
+    peak_memory: Option<u64>,
+    complete: bool,
+}
+
+pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
+    let settings = Settings::resolve(args)?;
+    let (spec, description, mut store) = start(&settings, context)?;
+    let tokenizer = description.tokenizer(spec.vocab_size)?;
+    let (documents, held_out) = data::read(&settings, &tokenizer, description.template.as_ref())?;
+    let context_length = settings.context.min(spec.max_positions);
+    let corpus = Corpus::new(&settings.data_name(), documents, context_length, settings.seed)?;
+    let held_out = match held_out.is_empty() {
+        true => Vec::new(),
+        false => {
+            Corpus::new("the held-out text", held_out, context_length, settings.seed)?.in_order(settings.batch_size)
+        }
+    };
+    let mut batches = Batches::new(&corpus, settings.batch_size);
+    let per_epoch = (1.0 / batches.epochs_of(1)).round() as u64;
+    let steps = settings.steps.unwrap_or((settings.epochs * per_epoch as f64).ceil() as u64).max(1);
+    let hyper = settings.hyperparameters(steps);
+
+    let mut state =
+        State { step: 0, recipe: settings.recipe.name.to_owned(), seed: settings.seed, tokens: 0, best_loss: None };
+    match latest_checkpoint(&settings.output) {
+        Some(place) if settings.resume => {
+            state = checkpoint::restore(&place, &mut store)?;
+            ensure!(
+                state.recipe == settings.recipe.name && state.seed == settings.seed,
+                "{}: made with --preset {} --seed {}; resume with these",
+                place.display(),
+                state.recipe,
+                state.seed
+            );
+            context.remark(&format!("resuming from {}", place.display()));
+        }
+        Some(place) => bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display()),
+        None => {}
+    }
+    fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())?;
+
+    let (weight_bytes, optimizer_bytes) = store.byte_len();
+    context.remark(&format!(
+        "{} parameters, {}: weights {}, optimizer {}; {} tokens a pass, {steps} steps of up to {} tokens",
+        human::count(spec.parameters()),
+        settings.recipe.name,
+        human::bytes(weight_bytes as u64),
+        human::bytes(optimizer_bytes as u64),
+        human::count(corpus.tokens() as u64),
+        settings.batch_size * context_length,
+    ));
+    let options = CpuOptions {
+        threads: context.threads,
+        isa: context.global.isa.map(Into::into),
+        activations: context.global.activations.into(),
+    };
+    let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
+    let mut trainer = Trainer::new(spec, store, backend, settings.recipe, hyper, state.step);
+    let bar = context.progress.bar("training", steps, "steps");
+    bar.set_position(state.step);
+    let mut watcher = Watcher {
+        bar,
+        metrics: Metrics::open(&settings.output, state.step)?,
+        description: &description,
+        smooth: None,
+        held_out: None,
+        seconds: 0.0,
+        tokens: 0,
+        failure: None,
+    };
+    let _cooperation = interrupt::cooperate();
+    let options = Options {
+        steps,
+        eval_every: settings.eval_every.unwrap_or((steps / 10).max(1)),
+        save_every: settings.save_every.unwrap_or((steps / 10).max(1)),
+        keep: settings.keep,
+        output: settings.output.clone(),
+    };
+    let begun = Instant::now();
+    let end = run_steps(&mut trainer, &mut batches, &held_out, state, &options, &mut watcher);
+    watcher.bar.finish_and_clear();
+    let end = end.map_err(|error| explain(error, &settings))?;
+    if let Some(failure) = watcher.failure {
+        return Err(failure);
+    }
+    let held_out_loss = match watcher.held_out {
+        None if !held_out.is_empty() && end.step == steps => Some(evaluate(&trainer, &held_out)?),
+        found => found,
+    };
+    context.print(&TrainReport {
+        output: settings.output.display().to_string(),
+        preset: settings.recipe.name,
+        parameters: trainer.spec().parameters(),
+        steps: end.step,
+        tokens: end.tokens,
+        training_loss: watcher.smooth,
+        held_out_loss,
+        held_out_perplexity: held_out_loss.map(f64::exp),
+        best_held_out_loss: end.best_loss,
+        seconds: begun.elapsed().as_secs_f64(),
+        tokens_per_second: watcher.tokens as f64 / watcher.seconds.max(1e-9),
+        weight_bytes: weight_bytes as u64,
+        optimizer_bytes: optimizer_bytes as u64,
+        peak_memory: memory::peak_resident(),
+        complete: end.step == steps,
+    })
+}
+
+/// A finished run asked to go on, a diverging one: what to do about it.
+fn explain(error: RunError, settings: &Settings) -> anyhow::Error {
+    let diverged = matches!(error, RunError::Diverged { .. });
+    let error = anyhow::Error::from(error);
+    if diverged { error.context(format!("try a lower --learning-rate than {}", settings.learning_rate)) } else { error }
+}
+
+/// The model to begin with: a new one from a configuration, or an existing one.
+fn start(settings: &Settings, context: &Context) -> Result<(fourfold_models::ModelSpec, Description, ParameterStore)> {
+    match (&settings.model, &settings.model_config) {
+        (Some(name), None) => {
+            let open = model::open(name, context)?;
+            let store = ParameterStore::load(&open.spec, &*open.checkpoint.weights, &settings.recipe)?;
+            let source = &open.checkpoint;
+            let description = Description {
+                config: dense_config(&source.config),
+                generation_config: source.generation_config.clone(),
+                tokenizer: match &source.tokenizer {
+                    TokenizerSource::Json(path) => TokenizerText::File(path.clone()),
+                    TokenizerSource::Embedded(text) => TokenizerText::Text(text.clone()),
+                    TokenizerSource::None => bail!("{name}: there is no tokenizer"),
+                },
+                template: Some(open.chat_template()?.0),
+            };
+            Ok((open.spec, description, store))
+        }
+        (None, Some(file)) => {
+            let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+            let spec = spec_from_config(&config).with_context(|| file.display().to_string())?;
+            let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
+            let deviation = config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02) as f32;
+            let store = ParameterStore::initialize(&spec, deviation, settings.seed, &settings.recipe);
+            let tokenizer = TokenizerText::File(tokenizer.clone());
+            let description = Description { config, generation_config: None, tokenizer, template: None };
+            Ok((spec, description, store))
+        }
+        _ => bail!("name either a --model to go on with or a --model-config to begin from"),
+    }
+}
+
+/// A compressed source's configuration describes its packing; what is trained from it is plain.
+fn dense_config(config: &Value) -> Value {
+    let mut config = config.clone();
+    if let Some(object) = config.as_object_mut() {
+        object.remove("quantization_config");
+    }
+    config
+}
+
+enum TokenizerText {
+    File(PathBuf),
+    Text(String),
+}
+
+/// What a model's directory holds besides its weights.
+struct Description {
+    config: Value,
+    generation_config: Option<Value>,
+    tokenizer: TokenizerText,
+    /// For conversations; a new model has none.
+    template: Option<ChatTemplate>,
+}
+
+impl Description {
+    fn tokenizer(&self, vocabulary: usize) -> Result<fourfold_infer::Tokenizer> {
+        let tokenizer = match &self.tokenizer {
+            TokenizerText::File(path) => fourfold_infer::Tokenizer::from_file(path)?,
+            TokenizerText::Text(text) => fourfold_infer::Tokenizer::from_bytes(text.as_bytes())?,
+        };
+        tokenizer.check_fits(vocabulary)?;
+        let bos = tokenizer.prefix_token()?;
+        Ok(tokenizer.with_bos(bos))
+    }
+
+    fn write(&self, place: &Path) -> io::Result<()> {
+        fs::write(place.join("config.json"), serde_json::to_string_pretty(&self.config)?)?;
+        if let Some(generation) = &self.generation_config {
+            fs::write(place.join("generation_config.json"), serde_json::to_string_pretty(generation)?)?;
+        }
+        match &self.tokenizer {
+            TokenizerText::Text(text) => fs::write(place.join("tokenizer.json"), text)?,
+            TokenizerText::File(path) => {
+                fs::copy(path, place.join("tokenizer.json"))?;
+                for other in ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
+                    let from = path.with_file_name(other);
+                    if from.is_file() {
+                        fs::copy(from, place.join(other))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shows and records what happens.
+struct Watcher<'a> {
+    bar: ProgressBar,
+    metrics: Metrics,
+    description: &'a Description,
+    /// The training loss, smoothed over about twenty steps.
+    smooth: Option<f64>,
+    held_out: Option<f64>,
+    seconds: f64,
+    tokens: u64,
+    /// A metrics file that could not be written.
+    failure: Option<anyhow::Error>,
+}
+
+impl Watcher<'_> {
+    fn record(&mut self, step: u64, values: Value) {
+        if let Err(error) = self.metrics.write(step, values) {
+            self.failure.get_or_insert(error);
+        }
+    }
+}
+
+impl Events for Watcher<'_> {
+    fn step(&mut self, report: &StepReport, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        self.seconds += seconds;
+        self.tokens += report.tokens as u64;
+        if report.loss.is_finite() {
+            self.smooth = Some(self.smooth.map_or(report.loss, |s| 0.95 * s + 0.05 * report.loss));
+        }
+        let peak = memory::peak_resident().unwrap_or(0);
+        self.bar.set_position(report.step);
+        self.bar.set_message(format!(
+            "loss {:.4}{}, {:.0} tok/s, {}",
+            self.smooth.unwrap_or(report.loss),
+            self.held_out.map(|h| format!(", held out {h:.4}")).unwrap_or_default(),
+            self.tokens as f64 / self.seconds.max(1e-9),
+            human::bytes(peak)
+        ));
+        self.record(
+            report.step,
+            serde_json::json!({
+                "train/loss": report.loss,
+                "train/learning_rate": report.lr,
+                "train/grad_norm": report.gradient_norm,
+                "train/skipped": u8::from(report.skipped),
+                "train/tokens_per_second": report.tokens as f64 / seconds.max(1e-9),
+                "memory/peak_bytes": peak,
+            }),
+        );
+    }
+
+    fn evaluated(&mut self, step: u64, loss: f64, best: bool) {
+        self.held_out = Some(loss);
+        self.record(
+            step,
+            serde_json::json!({ "eval/loss": loss, "eval/perplexity": loss.exp(), "eval/best": u8::from(best) }),
+        );
+    }
+
+    fn saved(&mut self, _: &Path) {}
+
+    fn stop(&mut self) -> bool {
+        interrupt::requested() || self.failure.is_some()
+    }
+
+    fn describe(&self, place: &Path) -> io::Result<()> {
+        self.description.write(place)
+    }
+}
+
+impl Report for TrainReport {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "{}: {} steps, {} tokens in {} ({:.0} tok/s)\n",
+            self.output,
+            self.steps,
+            human::count(self.tokens),
+            human::duration(Duration::from_secs_f64(self.seconds)),
+            self.tokens_per_second
+        );
+        if let Some(loss) = self.training_loss {
+            text += &format!("training loss {loss:.4}");
+        }
+        if let (Some(loss), Some(perplexity)) = (self.held_out_loss, self.held_out_perplexity) {
+            text += &format!(", held-out loss {loss:.4} (perplexity {perplexity:.2})");
+        }
+        if let Some(peak) = self.peak_memory {
+            text += &format!(
+                "\npeak memory {} (weights {}, optimizer {})",
+                human::bytes(peak),
+                human::bytes(self.weight_bytes),
+                human::bytes(self.optimizer_bytes)
+            );
+        }
+        if !self.complete {
+            text += "\nstopped early; --resume goes on from the last checkpoint";
+        }
+        text + "\n"
+    }
+}

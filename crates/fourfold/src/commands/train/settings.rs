@@ -1,0 +1,221 @@
+//! The settings of a run: a TOML file, and flags that go before it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use fourfold_train::optim::adamw::AdamW;
+use fourfold_train::recipe::Recipe;
+use fourfold_train::schedule::{Decay, Schedule};
+use fourfold_train::trainer::Hyperparameters;
+use serde::Deserialize;
+
+/// Flags of `fourfold train`; each may stand in the TOML file too, with `_` for `-`.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainArgs {
+    /// Read settings from this TOML file; flags go before it.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Go on with this model: a directory, a .gguf file, or a name on the hub.
+    #[arg(long, value_name = "MODEL", conflicts_with = "model_config")]
+    model: Option<String>,
+    /// Begin a new model of this architecture (a Hugging Face config.json).
+    #[arg(long, value_name = "FILE")]
+    model_config: Option<PathBuf>,
+    /// The new model's tokenizer.json.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Text to learn: plain files, .jsonl (`text`; `prompt` and `completion`; `messages`), or directories of plain files.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// Text to measure on [default: a part of --data, kept from learning].
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    eval_data: Vec<PathBuf>,
+    /// Part of --data kept for measuring [default: 0.05].
+    #[arg(long, value_name = "SHARE")]
+    held_out: Option<f64>,
+    /// Where checkpoints and the model go.
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// How numbers are stored: `baseline` (f32 AdamW, 16 bytes a parameter), `amp`, `quarter` (4), `eighth` (3)
+    /// [default: quarter].
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Tokens of a sequence [default: 256].
+    #[arg(short, long, value_name = "TOKENS")]
+    context: Option<usize>,
+    /// Sequences of a step [default: 8].
+    #[arg(short, long, value_name = "N")]
+    batch_size: Option<usize>,
+    /// Steps to run [default: as --epochs says].
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Passes over the data [default: 1].
+    #[arg(long, value_name = "N", conflicts_with = "steps")]
+    epochs: Option<f64>,
+    /// Peak learning rate [default: 1e-3 for a new model, 2e-5 for an existing one].
+    #[arg(long, visible_alias = "lr", value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// Course of the learning rate: `constant`, `linear`, `cosine`, `wsd` [default: cosine].
+    #[arg(long, value_name = "NAME")]
+    schedule: Option<String>,
+    /// Steps of the linear warmup [default: 3 % of all].
+    #[arg(long, value_name = "N")]
+    warmup_steps: Option<u64>,
+    /// Decoupled weight decay of matrices [default: 0.1 for a new model, 0 for an existing one].
+    #[arg(long, value_name = "RATE")]
+    weight_decay: Option<f32>,
+    /// Decay rate of the second moment [default: 0.95 for a new model, 0.999 for an existing one].
+    #[arg(long, value_name = "RATE")]
+    beta2: Option<f32>,
+    /// Clip by this norm of all gradients, exactly; takes a second backward pass with `quarter` and `eighth`
+    /// [default: clipping of each tensor's update].
+    #[arg(long, value_name = "NORM")]
+    max_grad_norm: Option<f64>,
+    /// Steps between evaluations [default: a tenth of all].
+    #[arg(long, value_name = "N")]
+    eval_every: Option<u64>,
+    /// Steps between checkpoints [default: a tenth of all].
+    #[arg(long, value_name = "N")]
+    save_every: Option<u64>,
+    /// Checkpoints to keep [default: 2].
+    #[arg(long, value_name = "N")]
+    keep: Option<usize>,
+    /// Seed of initialisation, order and rounding [default: 0].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Go on from the last checkpoint in the output directory.
+    #[arg(long)]
+    resume: bool,
+}
+
+/// The settings of a run, complete.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub model: Option<String>,
+    pub model_config: Option<PathBuf>,
+    pub tokenizer: Option<PathBuf>,
+    pub data: Vec<PathBuf>,
+    pub eval_data: Vec<PathBuf>,
+    pub held_out: f64,
+    pub output: PathBuf,
+    pub recipe: Recipe,
+    pub context: usize,
+    pub batch_size: usize,
+    pub steps: Option<u64>,
+    pub epochs: f64,
+    pub learning_rate: f64,
+    pub decay: String,
+    pub warmup_steps: Option<u64>,
+    pub weight_decay: f32,
+    pub beta2: f32,
+    pub max_grad_norm: Option<f64>,
+    pub eval_every: Option<u64>,
+    pub save_every: Option<u64>,
+    pub keep: usize,
+    pub seed: u64,
+    pub resume: bool,
+}
+
+impl Settings {
+    /// Flags, then the file, then defaults.
+    pub fn resolve(flags: &TrainArgs) -> Result<Self> {
+        let file = match &flags.config {
+            Some(path) => {
+                let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                toml::from_str(&text).with_context(|| path.display().to_string())?
+            }
+            None => TrainArgs::default(),
+        };
+        let (flags, new) = (flags.clone(), flags.model_config.is_some() || file.model_config.is_some());
+        macro_rules! pick {
+            ($name:ident) => {
+                flags.$name.or(file.$name)
+            };
+        }
+        let preset = pick!(preset).unwrap_or_else(|| Recipe::QUARTER.name.to_owned());
+        let Some(recipe) = Recipe::named(&preset) else {
+            let known: Vec<&str> = Recipe::ALL.iter().map(|r| r.name).collect();
+            bail!("--preset {preset}: there are {}", known.join(", "));
+        };
+        let Some(output) = pick!(output) else { bail!("--output DIR is missing") };
+        let either = |flag: Vec<PathBuf>, file: Vec<PathBuf>| if flag.is_empty() { file } else { flag };
+        let steps = pick!(steps);
+        let settings = Self {
+            model: pick!(model),
+            model_config: pick!(model_config),
+            tokenizer: pick!(tokenizer),
+            data: either(flags.data, file.data),
+            eval_data: either(flags.eval_data, file.eval_data),
+            held_out: pick!(held_out).unwrap_or(0.05),
+            output,
+            recipe,
+            context: pick!(context).unwrap_or(256),
+            batch_size: pick!(batch_size).unwrap_or(8),
+            steps,
+            epochs: pick!(epochs).unwrap_or(1.0),
+            learning_rate: pick!(learning_rate).unwrap_or(if new { 1e-3 } else { 2e-5 }),
+            decay: pick!(schedule).unwrap_or_else(|| "cosine".to_owned()),
+            warmup_steps: pick!(warmup_steps),
+            weight_decay: pick!(weight_decay).unwrap_or(if new { 0.1 } else { 0.0 }),
+            beta2: pick!(beta2).unwrap_or(if new { 0.95 } else { 0.999 }),
+            max_grad_norm: pick!(max_grad_norm),
+            eval_every: pick!(eval_every),
+            save_every: pick!(save_every),
+            keep: pick!(keep).unwrap_or(2),
+            seed: pick!(seed).unwrap_or(0),
+            resume: flags.resume || file.resume,
+        };
+        ensure!(!settings.data.is_empty(), "--data FILE is missing");
+        ensure!((0.0..0.9).contains(&settings.held_out), "--held-out {}: a share below 0.9", settings.held_out);
+        ensure!(settings.context >= 2 && settings.batch_size >= 1, "--context of 2 and --batch-size of 1 at least");
+        ensure!(
+            settings.learning_rate.is_finite() && settings.learning_rate > 0.0,
+            "--learning-rate {}: a positive number",
+            settings.learning_rate
+        );
+        settings.decay(1)?;
+        Ok(settings)
+    }
+
+    fn decay(&self, steps: u64) -> Result<Decay> {
+        Ok(match self.decay.as_str() {
+            "constant" => Decay::Constant,
+            "linear" => Decay::Linear,
+            "cosine" => Decay::Cosine,
+            "wsd" => Decay::WarmupStableDecay { decay_steps: steps / 5 },
+            other => bail!("--schedule {other}: there are constant, linear, cosine, wsd"),
+        })
+    }
+
+    /// What the trainer needs, for a run of `steps`; fills in the intervals that depend on it.
+    pub fn hyperparameters(&self, steps: u64) -> Hyperparameters {
+        let decay = self.decay(steps).unwrap_or(Decay::Cosine);
+        let schedule = Schedule {
+            warmup_steps: self.warmup_steps.unwrap_or(steps * 3 / 100),
+            total_steps: steps,
+            decay,
+            floor: if decay == Decay::Linear { 0.0 } else { 0.05 },
+        };
+        Hyperparameters {
+            adam: AdamW {
+                beta2: self.beta2,
+                weight_decay: self.weight_decay,
+                clip_update: self.max_grad_norm.is_none(),
+                ..AdamW::default()
+            },
+            lr: self.learning_rate,
+            schedule,
+            max_gradient_norm: self.max_grad_norm,
+            seed: self.seed,
+        }
+    }
+
+    /// The data's name in errors.
+    pub fn data_name(&self) -> String {
+        self.data.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+    }
+}
