@@ -120,7 +120,7 @@ pub fn run(
             return Err(RunError::Diverged { step: state.step, skipped });
         }
         let last = state.step == options.steps;
-        let due = |every: u64| every > 0 && state.step % every == 0;
+        let due = |every: u64| every > 0 && state.step.is_multiple_of(every);
         if !held_out.is_empty() && (last || due(options.eval_every)) {
             let loss = evaluate(trainer, held_out)?;
             let best = state.best_loss.is_none_or(|lowest| loss < lowest);
