@@ -73,6 +73,23 @@ pub struct Global {
     pub kv_dtype: KvArg,
 }
 
+impl Global {
+    /// The options that a run of this program by itself must share.
+    pub fn for_child(&self) -> Vec<String> {
+        let mut options = vec![format!("--threads={}", self.threads)];
+        options.push(format!("--activations={}", spelling(&self.activations)));
+        options.push(format!("--kv-dtype={}", spelling(&self.kv_dtype)));
+        options.extend(self.isa.map(|isa| format!("--isa={}", spelling(&isa))));
+        options.extend(self.quiet.then(|| "--quiet".to_owned()));
+        options
+    }
+}
+
+/// How a value is written on the command line.
+fn spelling(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum IsaArg {
     Portable,

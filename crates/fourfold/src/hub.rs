@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use indicatif::ProgressBar;
 
 use crate::context::Context;
+use crate::progress::Progress;
 
 /// Splits `org/name` or `org/name@revision`; `None` for anything that cannot be such a name.
 pub fn parse_name(text: &str) -> Option<(&str, &str)> {
@@ -20,8 +22,34 @@ pub fn parse_name(text: &str) -> Option<(&str, &str)> {
 
 /// Downloads a model, or finds it in the cache.
 pub fn fetch(repo: &str, revision: &str, context: &Context) -> Result<PathBuf> {
-    let _ = context;
-    anyhow::bail!("{repo}@{revision}: no such file or directory")
+    let mut bars = Bars { progress: context.progress, bar: None };
+    fourfold_formats::hub::fetch(repo, revision, &mut bars)
+        .with_context(|| format!("there is no file or directory {repo}, and as a name on the hub"))
+}
+
+/// A bar for each file.
+struct Bars {
+    progress: Progress,
+    bar: Option<ProgressBar>,
+}
+
+impl fourfold_formats::hub::Progress for Bars {
+    fn start(&mut self, file: &str, bytes: u64) {
+        self.finish();
+        self.bar = Some(self.progress.bytes(file, bytes));
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 #[cfg(test)]

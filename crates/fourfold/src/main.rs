@@ -1,6 +1,7 @@
 //! `fourfold`: the commands. This crate opens files and prints; everything it knows about models is in the libraries.
 
 mod args;
+mod assets;
 mod commands;
 mod context;
 mod hub;

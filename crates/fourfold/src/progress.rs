@@ -24,6 +24,12 @@ impl Progress {
         self.with(ProgressBar::new(total), &template, what)
     }
 
+    /// Bytes on their way.
+    pub fn bytes(self, what: &str, total: u64) -> ProgressBar {
+        let template = "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
+        self.with(ProgressBar::new(total), template, what)
+    }
+
     /// Work of unknown length.
     pub fn spinner(self, what: &str) -> ProgressBar {
         let bar = self.with(ProgressBar::new_spinner(), "{spinner} {prefix} {wide_msg}", what);

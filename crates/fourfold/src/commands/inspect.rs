@@ -91,6 +91,8 @@ struct InspectReport {
     batch: u64,
     run: RunReport,
     train: Vec<TrainReport>,
+    /// Of this command itself, which loads no weights.
+    peak_memory: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<TensorReport>>,
 }
@@ -160,6 +162,7 @@ fn report(args: &InspectArgs, context: &Context, model: &OpenModel) -> InspectRe
         batch: args.batch,
         run: run_memory(model, context, tokens as u64, args.batch),
         train: recipes.map(|(name, recipe)| train_memory(model, name, recipe, args.batch, tokens as u64)).into(),
+        peak_memory: crate::memory::peak_resident(),
         tensors: args.tensors.then(|| {
             let one = |info: &fourfold_tensor::TensorInfo| TensorReport {
                 name: info.name.clone(),

@@ -1,0 +1,235 @@
+//! What can be wrong with files: each is one clear line with the place, exit code 1, and nothing under the output's name.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Folder, command, config, folder, fourfold, model, text, tokenizer, weights};
+use serde_json::json;
+
+/// A good model whose files `spoil` then changes.
+fn spoiled(spoil: impl FnOnce(&Path)) -> (Folder, PathBuf) {
+    let dir = folder();
+    let source = dir.path().join("model");
+    model(&source);
+    spoil(&source);
+    (dir, source)
+}
+
+/// The model cannot be generated from nor compressed, both errors have these words, and no output appears.
+fn refused(spoil: impl FnOnce(&Path), words: &[&str]) {
+    let (dir, source) = spoiled(spoil);
+    let out = dir.path().join("out");
+    let runs = [
+        fourfold(args!["generate", &source, "-p", "the", "-n", "3"]),
+        fourfold(args!["compress", &source, &out, "--bits", "4"]),
+    ];
+    for run in &runs {
+        for word in words {
+            assert!(run.error().contains(word), "{word:?} is not in: {}", run.stderr);
+        }
+    }
+    assert!(!out.exists());
+}
+
+fn change_file(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> impl FnOnce(&Path) {
+    move |dir| {
+        let file = dir.join(name);
+        let mut bytes = fs::read(&file).unwrap();
+        change(&mut bytes);
+        fs::write(file, bytes).unwrap();
+    }
+}
+
+const WEIGHTS: &str = "model.safetensors";
+
+#[test]
+fn nothing_there() {
+    let dir = folder();
+    let missing = dir.path().join("missing");
+    assert!(fourfold(args!["inspect", &missing]).error().contains("missing"));
+    assert!(fourfold(args!["inspect", dir.path()]).error().contains(&dir.path().display().to_string()));
+}
+
+#[test]
+fn truncated() {
+    refused(change_file(WEIGHTS, |b| b.truncate(b.len() - 10)), &[WEIGHTS]);
+    refused(change_file(WEIGHTS, |b| b.truncate(100)), &[WEIGHTS]);
+    refused(change_file(WEIGHTS, Vec::clear), &[WEIGHTS]);
+}
+
+#[test]
+fn flipped_and_oversized_headers() {
+    refused(change_file(WEIGHTS, |b| b[7] = 0x7f), &[WEIGHTS]);
+    refused(change_file(WEIGHTS, |b| b[8] ^= 0x80), &[WEIGHTS]);
+    refused(change_file(WEIGHTS, |b| b[0] ^= 0x08), &[WEIGHTS]);
+}
+
+#[test]
+fn every_flipped_bit_of_the_header_ends_cleanly() {
+    // Some flips are harmless (a letter of an unread name's metadata); none may crash. `inspect` reads what all commands read first.
+    let (_dir, source) = spoiled(|_| {});
+    let good = fs::read(source.join(WEIGHTS)).unwrap();
+    for i in (0..400).step_by(13) {
+        let mut bytes = good.clone();
+        bytes[i] ^= 1 << (i % 8);
+        fs::write(source.join(WEIGHTS), bytes).unwrap();
+        let run = fourfold(args!["generate", &source, "-p", "the", "-n", "1", "--quiet"]);
+        assert!(matches!(run.code, Some(0 | 1)), "byte {i}: {:?} {}", run.code, run.stderr);
+    }
+}
+
+#[test]
+fn missing_and_misshapen_tensors() {
+    let other = |key: &'static str, value: u64| {
+        move |dir: &Path| {
+            let mut config = config();
+            config[key] = json!(value);
+            fs::write(dir.join(WEIGHTS), weights(&config)).unwrap();
+        }
+    };
+    refused(other("num_hidden_layers", 1), &["model.layers.1."]);
+    refused(other("intermediate_size", 96), &["mlp", "96", "128"]);
+}
+
+#[test]
+fn a_missing_shard() {
+    let spoil = |dir: &Path| {
+        fs::rename(dir.join(WEIGHTS), dir.join("model-00001-of-00002.safetensors")).unwrap();
+        let map = json!({"model.embed_tokens.weight": "model-00001-of-00002.safetensors",
+                         "model.norm.weight": "model-00002-of-00002.safetensors"});
+        let index = json!({"metadata": {}, "weight_map": map});
+        fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    };
+    refused(spoil, &["model-00002-of-00002.safetensors"]);
+}
+
+#[test]
+fn configurations() {
+    let with = |key: &'static str, value: serde_json::Value| {
+        move |dir: &Path| {
+            let mut config = config();
+            config[key] = value;
+            fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        }
+    };
+    refused(with("model_type", json!("perceptron")), &["config.json", "perceptron"]);
+    refused(with("hidden_size", json!("wide")), &["config.json", "hidden_size"]);
+    refused(with("num_attention_heads", json!(0)), &["config.json"]);
+    refused(change_file("config.json", |b| b.truncate(20)), &["config.json"]);
+}
+
+#[test]
+fn a_wrong_tokenizer() {
+    let spoil = |dir: &Path| {
+        let mut tokenizer = tokenizer();
+        tokenizer["model"]["vocab"]["extra"] = json!(300);
+        fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    };
+    let (_dir, source) = spoiled(spoil);
+    let run = fourfold(args!["generate", &source, "-p", "the"]);
+    assert!(run.error().contains("tokenizer.json") && run.error().contains("does not belong"), "{}", run.stderr);
+    let (_dir, source) = spoiled(change_file("tokenizer.json", |b| b.truncate(50)));
+    assert!(fourfold(args!["generate", &source, "-p", "the"]).error().contains("tokenizer.json"));
+    let (_dir, source) = spoiled(|dir| fs::remove_file(dir.join("tokenizer.json")).unwrap());
+    assert!(fourfold(args!["generate", &source, "-p", "the"]).error().contains("tokenizer"));
+}
+
+#[test]
+fn texts_and_options_that_do_not_fit() {
+    let (dir, source) = spoiled(|_| {});
+    let short = text(dir.path(), 10);
+    assert!(fourfold(args!["eval", &source, "--text", &short]).error().contains("positions"));
+    assert!(fourfold(args!["eval", &source, "--text", &short, "--context", "200"]).error().contains("tokens"));
+    assert!(fourfold(args!["eval", &source, "--text", "/nonexistent.txt"]).error().contains("/nonexistent.txt"));
+    let long = "the ".repeat(400);
+    assert!(fourfold(args!["generate", &source, "-p", &long]).error().contains("context"));
+    assert!(fourfold(args!["generate", &source, "-p", "the", "--isa", "portable", "-n", "0"]).code == Some(0));
+    let out = dir.path().join("out");
+    assert!(fourfold(args!["compress", &source, &out, "--method", "gptq"]).error().contains("--calibration"));
+    assert!(fourfold(args!["compress", &source, &out, "--ratio", "50"]).error().contains("bytes"));
+    assert!(fourfold(args!["compress", &source, &out, "--plan", &short]).error().contains("text10.txt"));
+    assert!(!out.exists());
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    let (dir, source) = spoiled(|_| {});
+    let file = dir.path().join("a file");
+    fs::write(&file, "x").unwrap();
+    let below = file.join("out");
+    assert!(fourfold(args!["compress", &source, &below, "--bits", "4"]).error().contains("a file"));
+    let existing = dir.path().join("existing");
+    model(&existing);
+    assert!(fourfold(args!["compress", &source, &existing, "--bits", "4"]).error().contains("existing"));
+    assert!(fourfold(args!["compress", &source, &source, "--bits", "4", "--overwrite"]).error().contains("model"));
+    assert!(source.join(WEIGHTS).exists());
+    let dump = fourfold(args![
+        "eval",
+        &source,
+        "--text",
+        text(dir.path(), 600),
+        "--context",
+        "64",
+        "--dump-logits",
+        "/dev/full"
+    ]);
+    if Path::new("/dev/full").exists() {
+        assert!(dump.error().contains("/dev/full"), "{}", dump.stderr);
+    }
+}
+
+/// A limit on file sizes stands in for a full disk: writes fail half way through.
+#[cfg(unix)]
+#[test]
+fn a_full_disk() {
+    let (dir, source) = spoiled(|_| {});
+    let out = dir.path().join("out");
+    let script = "trap '' XFSZ; ulimit -f 8; exec \"$@\"";
+    let run = Command::new("bash")
+        .args(["-c", script, "limited", env!("CARGO_BIN_EXE_fourfold"), "compress"])
+        .args([&source, &out])
+        .args(["--bits", "4"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.contains("out"), "{stderr}");
+    assert!(!out.exists());
+    let again = fourfold(args!["compress", &source, &out, "--bits", "4"]);
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+}
+
+/// Killed while it writes: nothing under the final name, and the same command again completes.
+#[cfg(unix)]
+#[test]
+fn killed_in_the_middle() {
+    let dir = folder();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    model(&source);
+    let mut large = config();
+    large["num_hidden_layers"] = json!(40);
+    fs::write(source.join("config.json"), large.to_string()).unwrap();
+    fs::write(source.join(WEIGHTS), weights(&large)).unwrap();
+    let compress = args!["compress", &source, &out, "--bits", "4", "--quiet"];
+    let mut child = command(&compress).stdout(Stdio::null()).spawn().unwrap();
+    // As soon as it has begun to write.
+    let partial = dir.path().join("out.partial");
+    let begun = Instant::now();
+    while !partial.exists() && begun.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    std::thread::sleep(Duration::from_millis(5));
+    child.kill().unwrap();
+    let killed = child.wait().unwrap().code().is_none();
+    assert!(!killed || !out.exists(), "a killed run left something under the final name");
+    if killed {
+        let again = fourfold(&compress);
+        assert_eq!(again.code, Some(0), "{}", again.stderr);
+    }
+    assert!(out.join(WEIGHTS).is_file() && !partial.exists());
+    assert_eq!(fourfold(args!["generate", &out, "-p", "the", "-n", "2"]).code, Some(0));
+}
