@@ -90,7 +90,7 @@ pub struct OpenOptions {
 }
 
 /// Opens a model: a Hugging Face directory (safetensors, plain, compressed-tensors or DeepSeek FP8), a `.safetensors` file beside
-/// its `config.json`, or a `.gguf` file. Reads headers only.
+/// its `config.json`, or a `.gguf` file (or a directory of one). Reads headers only.
 ///
 /// # Errors
 /// What is wrong with the files, by file and tensor.
@@ -109,13 +109,33 @@ pub fn open_with(path: &Path, options: OpenOptions) -> Result<Checkpoint, Format
         _ => FormatError::Io { file: path.to_owned(), source: e },
     })?;
     if meta.is_dir() {
-        return hf::open_directory(path, options);
+        return match only_gguf(path)? {
+            Some(file) => gguf::checkpoint(&file),
+            None => hf::open_directory(path, options),
+        };
     }
     match path.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => hf::open_file(path, options),
         Some("gguf") => gguf::checkpoint(path),
         _ => Err(not("is neither a directory nor a .safetensors or .gguf file")),
     }
+}
+
+/// The GGUF file of a directory that holds one and no config.json.
+fn only_gguf(dir: &Path) -> Result<Option<PathBuf>, FormatError> {
+    if dir.join("config.json").exists() {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(FormatError::io(dir))? {
+        let path = entry.map_err(FormatError::io(dir))?.path();
+        files.extend(path.extension().is_some_and(|e| e == "gguf").then_some(path));
+    }
+    if files.len() > 1 {
+        let reason = format!("holds {} GGUF files; give the path of one of them", files.len());
+        return Err(FormatError::NotACheckpoint { path: dir.to_owned(), reason });
+    }
+    Ok(files.pop())
 }
 
 impl fmt::Debug for Checkpoint {

@@ -83,6 +83,8 @@ fn what_is_no_checkpoint_says_what_it_lacks() {
     for (files, words) in [
         (vec![], "holds no config.json"),
         (vec![("config.json", &b"{}"[..])], "holds no safetensors file"),
+        (vec![("a.gguf", b"GGUF"), ("b.gguf", b"GGUF")], "holds 2 GGUF files"),
+        (vec![("a.gguf", b"GGUF")], "a.gguf"),
         (vec![("config.json", b"{}"), ("pytorch_model.bin", b"PK")], "PyTorch pickles"),
         (vec![("config.json", b"{}"), ("a.safetensors", &model), ("b.safetensors", &model)], "2 safetensors files"),
         (vec![("config.json", b"{"), ("model.safetensors", &model)], "config.json: EOF"),
