@@ -9,10 +9,10 @@ Loads DIR with transformers and compressed-tensors in each of the ways there are
     dequantize   from_pretrained(DIR, quantization_config=CompressedTensorsConfig(dequantize=True))
     by module    each module is decompressed by compressed-tensors, then the dense model is loaded
 
-and compares the logits of the ways with one another, with FILE (input_ids [tokens] and logits [tokens, vocab], as
-`fourfold eval --dump-logits` writes them) and with the model in SOURCE_DIR: maximal absolute difference, mean
-Kullback-Leibler divergence, share of equal top tokens. Exits with 1 if no way works, if `plain` and `by module` differ,
-or if FILE and `by module` differ by more than --tolerance.
+and compares the logits of the ways with one another, with FILE (input_ids [windows, tokens] and logits
+[windows, tokens, vocab], as `fourfold eval --dump-logits` writes them, or one window without that axis) and with the
+model in SOURCE_DIR: maximal absolute difference, mean Kullback-Leibler divergence, share of equal top tokens. Exits with
+1 if no way works, if `plain` and `by module` differ, or if FILE and `by module` differ by more than --tolerance.
 """
 
 import argparse
@@ -107,7 +107,8 @@ def from_pretrained(path, **more):
 
 @torch.no_grad()
 def logits_of(model, input_ids):
-    return model(input_ids[None]).logits[0].float()
+    """[windows, tokens, vocab] of [windows, tokens]"""
+    return torch.cat([model(window[None]).logits.float() for window in input_ids])
 
 
 def compare(name, ours, theirs):
@@ -133,10 +134,11 @@ def main():
 
     golden = load_file(args.logits) if args.logits else None
     if golden:
-        input_ids = golden["input_ids"].long().flatten()
+        input_ids = golden["input_ids"].long()
+        input_ids = input_ids.view(-1, input_ids.shape[-1])
     else:
         config, _ = config_of(args.dir)
-        input_ids = torch.randint(0, config["vocab_size"], (args.tokens,), generator=torch.Generator().manual_seed(0))
+        input_ids = torch.randint(0, config["vocab_size"], (1, args.tokens), generator=torch.Generator().manual_seed(0))
 
     results = {}
     for name, way in WAYS.items():
