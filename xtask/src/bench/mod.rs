@@ -4,6 +4,7 @@ mod measure;
 mod quality;
 mod speed;
 mod table;
+mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +19,8 @@ pub enum Bench {
     Speed(speed::Args),
     /// Perplexity and KL divergence at given bytes against llama-quantize's files.
     Quality(quality::Args),
+    /// Training time and peak memory against PyTorch.
+    Train(train::Args),
 }
 
 impl Bench {
@@ -27,6 +30,7 @@ impl Bench {
         match self {
             Self::Speed(args) => speed::run(&ours, &args),
             Self::Quality(args) => quality::run(&ours, &args),
+            Self::Train(args) => train::run(&ours, &args),
         }
     }
 }
