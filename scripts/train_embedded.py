@@ -23,7 +23,7 @@ import tomllib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 CONFIG = dict(
@@ -340,6 +340,20 @@ def published(p):
     return {n: (w if n.endswith("correction_bias") else w.bfloat16()).contiguous() for n, w in sorted(out.items())}
 
 
+def from_published(at):
+    """The parameters of a directory that `save` wrote, to go on from there."""
+    stored, p = load_file(at / "model.safetensors"), init(torch.Generator().manual_seed(0))
+    for name, w in p.items():
+        for e in range(w.shape[0] if ".experts." in name else 0):
+            if name.endswith("gate_up"):
+                w[e] = torch.cat([stored[name.replace("gate_up", f"{e}.{part}_proj.weight")] for part in ("gate", "up")])
+            else:
+                w[e] = stored[name.replace("down", f"{e}.down_proj.weight")]
+        if name in stored:
+            p[name] = stored[name].float()
+    return p
+
+
 def save(p, out, note):
     save_file(published(p), out / "model.safetensors.part", metadata={"format": "pt"})
     os.replace(out / "model.safetensors.part", out / "model.safetensors")
@@ -385,6 +399,7 @@ def main():
     args.add_argument("--batch", type=int, default=4)
     args.add_argument("--rate", type=float, default=0.02)
     args.add_argument("--adam-rate", type=float, default=0.006)
+    args.add_argument("--go-on", type=pathlib.Path, help="start from the weights in this directory")
     args.add_argument("--registry", type=pathlib.Path, default=pathlib.Path.home() / ".cargo/registry/src")
     args = args.parse_args()
     torch.set_num_threads(args.threads)
@@ -404,12 +419,12 @@ def main():
         np.savez(cache, train=ids, held=held, bytes=np.array(size))
     bytes_a_token = np.load(cache)["bytes"][1] / len(held)
 
-    p = init(torch.Generator().manual_seed(0))
+    p = from_published(args.go_on) if args.go_on else init(torch.Generator().manual_seed(0))
     count = sum(w.numel() for w in p.values())
     print(f"{count} parameters", flush=True)
     optimizer = Optimizer(p)
     average = {n: w.detach().clone() for n, w in p.items()}
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1 if args.go_on else 0)
     start, saved, step, seen, recent = time.time(), time.time(), 0, 0, []
     while True:
         done = (time.time() - start) / (60 * args.minutes)
