@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use fourfold_compress::calibrate::Overlay;
 use fourfold_compress::pipeline::MemorySink;
-use fourfold_compress::{CompressJob, Goal, Plan, Progress, Sensitivity, compress};
+use fourfold_compress::{CompressJob, Goal, Plan, Progress, compress};
 use fourfold_kernels::cpu::{Activations, Cpu, CpuOptions};
 use fourfold_kernels::{Backend, KvDtype, Tensor};
 use fourfold_models::{Model, spec_from_config};
@@ -48,14 +48,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let checkpoint = fourfold_formats::open(Path::new(model))?;
     let spec = spec_from_config(&checkpoint.config)?;
     let calibration = if calibration == "none" { Vec::new() } else { ids(calibration)? };
-    let fast: Arc<dyn Backend> = Arc::new(Cpu::new(CpuOptions::default())?);
+    let cpu = Arc::new(Cpu::new(CpuOptions::default())?);
+    let fast: Arc<dyn Backend> = cpu.clone();
     let source = &*checkpoint.weights;
-    let sensitivity = match std::env::var("SENSITIVITY") {
-        Ok(path) => Sensitivity::measured(serde_json::from_slice(&std::fs::read(path)?)?),
-        Err(_) => Sensitivity::default(),
-    };
     let job = CompressJob {
-        sensitivity,
+        backward: std::env::var_os("NO_FISHER").is_none().then(|| Arc::clone(&cpu) as _),
         correct_drift: std::env::var_os("NO_DRIFT").is_none(),
         backend: Some(Arc::clone(&fast)),
         calibration: &calibration,
@@ -65,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut weights = BTreeMap::new();
     let report = compress(&job, Box::new(MemorySink { weights: Some(&mut weights) }), &mut Print(start))?;
     let seconds = start.elapsed().as_secs_f64();
-    drop(fast);
+    drop((fast, cpu));
     if let Some(path) = plan_out.first() {
         std::fs::write(path, report.plan.to_json())?;
     }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use fourfold_kernels::Backend;
+use fourfold_kernels::backward::Backward;
 use fourfold_models::{Block, Head, ModelSpec, NoObserver, Role, WeightSpec};
 use fourfold_tensor::{SourceError, Weight, WeightSink, WeightSource};
 use serde_json::Value;
@@ -62,8 +63,9 @@ pub struct CompressJob<'a> {
     pub goal: Goal,
     /// Grids to choose from for [`Goal::Ratio`] and [`Goal::Bytes`]; see [`candidates`].
     pub candidates: Vec<GridSpec>,
-    /// How much each tensor's error matters.
-    pub sensitivity: Sensitivity,
+    /// Measures how much each tensor's error matters, for [`Goal::Ratio`] and [`Goal::Bytes`]; without it a rule by role and place is
+    /// used.
+    pub backward: Option<Arc<dyn Backward>>,
     /// Whether each layer also makes up for the errors of those before it ([`crate::drift`]). Costs a second run of the calibration
     /// text, through the original.
     pub correct_drift: bool,
@@ -95,7 +97,7 @@ impl<'a> CompressJob<'a> {
             calibration: &[],
             goal,
             candidates: candidates(false),
-            sensitivity: Sensitivity::default(),
+            backward: None,
             correct_drift: true,
         }
     }
@@ -114,6 +116,12 @@ impl<'a> CompressJob<'a> {
             Goal::Ratio(ratio) => return Err(CompressError::Plan(format!("ratio {ratio}: must be at least 1"))),
             Goal::Bytes(bytes) => *bytes,
         };
+        let sensitivity = match (&self.backend, &self.backward) {
+            (Some(backend), Some(backward)) => {
+                Sensitivity::measure(self.spec, self.source, backend, &**backward, self.calibration, progress)?
+            }
+            (_, None) | (None, _) => Sensitivity::default(),
+        };
         let job = PlanJob {
             spec: self.spec,
             source: self.source,
@@ -121,7 +129,7 @@ impl<'a> CompressJob<'a> {
             calibration: self.calibration,
             budget,
             candidates: &self.candidates,
-            sensitivity: &self.sensitivity,
+            sensitivity: &sensitivity,
         };
         self.resolved(job.plan(progress)?)
     }

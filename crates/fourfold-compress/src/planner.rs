@@ -15,7 +15,7 @@ use crate::methods::quantize::gptq::{self, Gptq};
 use crate::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat};
 use crate::plan::{Choice, Entry, Plan, allocate, header_bound, is_compressible, matrix};
 use crate::progress::Progress;
-use crate::sensitivity::Sensitivity;
+use crate::sensitivity::{Energies, Sensitivity};
 use crate::{CompressError, MethodError};
 
 /// Rows of a weight that estimates look at.
@@ -138,7 +138,12 @@ impl PlanJob<'_> {
             None => None,
         };
         let estimator = Estimator::new(&weight, factor.as_ref(), SAMPLED_ROWS).map_err(named)?;
-        let sensitivity = self.sensitivity.of(spec, self.spec.blocks.len());
+        let energies = hessian.map(|h| {
+            let trace: f64 = h.diagonal().iter().map(|&v| f64::from(v)).sum();
+            // H is twice the second moments.
+            Energies { input: trace / 2.0, output: estimator.energy() / 2.0, row: estimator.row_energy() }
+        });
+        let sensitivity = self.sensitivity.of(spec, self.spec.blocks.len(), self.spec.tied, energies.as_ref());
         let mut found = Vec::new();
         for &grid in self.candidates {
             // A group as wide as the row is the channel's case.

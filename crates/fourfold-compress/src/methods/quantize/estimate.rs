@@ -20,6 +20,8 @@ pub struct Estimator {
     costs: Vec<f32>,
     /// Energy of the rows' outputs.
     energy: f64,
+    /// Rows of the whole weight for each one read.
+    share: f64,
 }
 
 impl Estimator {
@@ -40,7 +42,23 @@ impl Estimator {
             None => row.iter().map(|&v| f64::from(v) * f64::from(v)).sum(),
         });
         let energy = energy.sum();
-        Ok(Self { cols, rows, costs: factor.map(Factor::costs_by_column).unwrap_or_default(), energy })
+        Ok(Self {
+            cols,
+            rows,
+            costs: factor.map(Factor::costs_by_column).unwrap_or_default(),
+            energy,
+            share: all as f64 / count.max(1) as f64,
+        })
+    }
+
+    /// Energy of the whole weight's outputs, `tr(W·H·Wᵀ)`, from the rows read.
+    pub fn energy(&self) -> f64 {
+        self.energy * self.share
+    }
+
+    /// `Σ w²` of the whole weight, from the rows read.
+    pub fn row_energy(&self) -> f64 {
+        self.share * self.rows.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()
     }
 
     /// The expected error on a grid, relative to the output's energy. Learned levels are estimated by the Gaussian's.

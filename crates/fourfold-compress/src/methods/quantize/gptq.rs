@@ -65,7 +65,7 @@ fn default_damping() -> f64 {
 }
 
 fn default_polish() -> usize {
-    4
+    2
 }
 
 impl Gptq {
