@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use fourfold_kernels::backward::Backward;
 use fourfold_kernels::{Backend, Cpu, CpuOptions, KvDtype};
 
 use crate::args::Global;
@@ -13,6 +14,8 @@ use crate::progress::Progress;
 pub struct Context {
     /// Kernels.
     pub backend: Arc<dyn Backend>,
+    /// The same kernels, with those of the backward pass.
+    pub backward: Arc<dyn Backward>,
     /// Threads they use.
     pub threads: usize,
     /// How keys and values are cached.
@@ -36,6 +39,7 @@ impl Context {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")?;
         let backend = cpu(&global, threads)?;
         Ok(Self {
+            backward: backend.clone(),
             backend,
             threads,
             kv: global.kv_dtype.into(),
@@ -60,7 +64,7 @@ impl Context {
 }
 
 /// The CPU backend with some number of threads.
-pub fn cpu(global: &Global, threads: usize) -> Result<Arc<dyn Backend>> {
+pub fn cpu(global: &Global, threads: usize) -> Result<Arc<Cpu>> {
     let options = CpuOptions { threads, isa: global.isa.map(Into::into), activations: global.activations.into() };
     Ok(Arc::new(Cpu::new(options)?))
 }

@@ -201,6 +201,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
     if method == MethodArg::Gptq {
         job.backend = Some(context.backend.clone());
+        job.backward = Some(context.backward.clone());
         job.calibration = &calibration;
     }
     let mut stages = Stages::new(context.progress);
