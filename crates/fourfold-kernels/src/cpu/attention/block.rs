@@ -1,18 +1,20 @@
 //! One block of queries against a run of positions.
 
+mod few;
+
 use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::cpu::Isa;
-use crate::cpu::dense::{Dots, Fma, Operands, dots, product};
+use crate::cpu::dense::{Fma, Operands, product};
 use crate::cpu::simd::{Element, MAX_LANES, Simd, exp, for_isa};
 use crate::{AttentionSpec, Tensor};
 
 /// Positions of a key block.
 pub const KEYS: usize = 64;
 
-/// Up to this many query rows, scores are dot products of rows as they lie; above, keys are broadcast to lanes that are
-/// queries.
+/// Up to this many query rows, scores are dot products of rows as they lie, and lanes are positions (see `few`); above, keys are
+/// broadcast to lanes that are queries.
 const DOT_ROWS: usize = 8;
 
 /// A score below all scores, of which no difference overflows.
@@ -96,9 +98,15 @@ fn go_over_keys_with<S: Simd, E: Element>(s: S, block: &Block, keys: &[E], value
     while start < block.positions.end {
         let positions = start..(start + KEYS).min(block.positions.end);
         start = positions.end;
-        score(s, block, keys, &positions, state);
-        block.mask(&positions, state.scores_t);
-        soften(s, block, positions.len(), state);
+        if block.by_dots() {
+            few::score(s, block, keys, values, &positions, state);
+            block.mask(&positions, state.scores_t, 1, KEYS);
+            few::soften(s, block, positions.len(), state);
+        } else {
+            score(s, block, keys, &positions, state);
+            block.mask(&positions, state.scores_t, padded(block.rows()), 1);
+            soften(s, block, positions.len(), state);
+        }
         add_values(s, block, values, &positions, state);
     }
 }
@@ -111,7 +119,7 @@ struct State<'a> {
     key_block: &'a mut [f32],
     /// Values as f32, `[positions][padded value_dim]`, where their rows are no whole vectors.
     value_block: &'a mut [f32],
-    /// Scores, then their exponentials: `[positions][padded rows]`.
+    /// Scores, then their exponentials: `[positions][padded rows]`; for dot products `[rows][KEYS]`.
     scores_t: &'a mut [f32],
     /// Weighted sums of values, `[rows][padded value_dim]`.
     sums: &'a mut [f32],
@@ -155,6 +163,13 @@ impl Block<'_> {
         self.heads.start * self.spec.kv_heads / self.spec.heads
     }
 
+    /// Where the block's values lie in a cached row. A cache of values holds heads of value_dim elements; the cache of keys (values
+    /// being their beginnings) of key_dim.
+    fn value_column(&self) -> usize {
+        let AttentionSpec { kv_heads, key_dim, value_dim, .. } = self.spec;
+        self.kv_head() * if self.value_width == kv_heads * value_dim { value_dim } else { key_dim }
+    }
+
     fn load_queries(&self, state: &mut State) {
         let (rows, key_dim) = (padded(self.rows()), self.spec.key_dim);
         state.queries.fill(0.0);
@@ -173,21 +188,29 @@ impl Block<'_> {
         }
     }
 
-    /// Sets the scores that a query must not see to −∞. Rows are ordered by token, so these are a row's beginning (tokens before
-    /// the position) and end (tokens that have the position behind their window).
-    pub fn mask(&self, positions: &Range<usize>, scores_t: &mut [f32]) {
+    /// Sets the scores that a query must not see to −∞; a position's and a row's scores are so many elements apart. Rows are
+    /// ordered by token, so these are the first rows (tokens before the position) and the last ones (tokens that have the
+    /// position behind their window).
+    pub fn mask(&self, positions: &Range<usize>, scores: &mut [f32], position_stride: usize, row_stride: usize) {
         let first = self.spec.first_position + self.tokens.start;
         let last = self.spec.first_position + self.tokens.end - 1;
         let window = self.spec.window.unwrap_or(usize::MAX);
         if positions.end <= first + 1 && last < positions.start.saturating_add(window) {
             return;
         }
-        let (rows, stride) = (self.rows(), padded(self.rows()));
-        for (p, scores) in positions.clone().zip(scores_t.chunks_exact_mut(stride)) {
-            let too_early = p.saturating_sub(first).min(self.tokens.len()) * self.heads.len();
-            scores[..too_early].fill(f32::NEG_INFINITY);
-            let still_seen = p.saturating_add(window).saturating_sub(first).min(self.tokens.len()) * self.heads.len();
-            scores[still_seen..rows].fill(f32::NEG_INFINITY);
+        let tokens_before = |position: usize| position.saturating_sub(first).min(self.tokens.len());
+        for (i, p) in positions.clone().enumerate() {
+            let too_early = tokens_before(p) * self.heads.len();
+            let still_seen = tokens_before(p.saturating_add(window)) * self.heads.len();
+            let at = i * position_stride;
+            if row_stride == 1 {
+                scores[at..at + too_early].fill(f32::NEG_INFINITY);
+                scores[at + still_seen..at + self.rows()].fill(f32::NEG_INFINITY);
+            } else {
+                for r in (0..too_early).chain(still_seen..self.rows()) {
+                    scores[at + r * row_stride] = f32::NEG_INFINITY;
+                }
+            }
         }
     }
 
@@ -229,29 +252,6 @@ fn score<S: Simd, E: Element>(s: S, block: &Block, keys: &[E], positions: &Range
     let rows = padded(block.rows());
     let keys = &keys[positions.start * block.key_width + column..];
     assert!(keys.len() >= (positions.len() - 1) * block.key_width + key_dim);
-    if block.by_dots() {
-        // SAFETY: the keys were checked above; queries are padded; scores_t has a row for each position.
-        unsafe {
-            let weights = keys.as_ptr();
-            let (x, y) = (state.queries.as_ptr(), state.scores_t.as_mut_ptr());
-            let (stride, x_row) = (block.key_width, padded(key_dim));
-            let d = Dots {
-                weights,
-                stride,
-                cols: key_dim,
-                rows: positions.len(),
-                x,
-                x_row,
-                tokens: block.rows(),
-                y,
-                y_row: 1,
-                y_step: rows,
-                accumulate: false,
-            };
-            dots::<S, Fma<E>>(s, d);
-        }
-        return;
-    }
     widen(s, keys, block.key_width, key_dim, state.key_block, block.key_stride(), positions.len());
     let operands = Operands {
         a: state.key_block.as_ptr(),
@@ -298,20 +298,18 @@ fn soften<S: Simd>(s: S, block: &Block, positions: usize, state: &mut State) {
 /// `sums[row] = sums[row] · factor[row] + Σ_p exponential[p][row] · value[p]`.
 #[inline(always)]
 fn add_values<S: Simd, E: Element>(s: S, block: &Block, values: &[E], positions: &Range<usize>, state: &mut State) {
-    let AttentionSpec { key_dim, value_dim, .. } = block.spec;
+    let value_dim = block.spec.value_dim;
     let stride = padded(value_dim);
     for (sums, &factor) in state.sums.chunks_exact_mut(stride).zip(state.factors.iter()).take(block.rows()) {
         if factor != 1.0 {
             sums.iter_mut().for_each(|sum| *sum *= factor);
         }
     }
-    // A cache of values holds heads of value_dim elements; the cache of keys (values being their beginnings) of key_dim.
-    let head = if block.value_width == block.spec.kv_heads * value_dim { value_dim } else { key_dim };
-    let values = &values[positions.start * block.value_width + block.kv_head() * head..];
+    let values = &values[positions.start * block.value_width + block.value_column()..];
     assert!(values.len() >= (positions.len() - 1) * block.value_width + value_dim);
-    let rows = padded(block.rows());
     let (a, c) = (state.scores_t.as_ptr(), state.sums.as_mut_ptr());
-    let (a_row, a_step, c_row, steps, accumulate) = (1, rows, stride, positions.len(), true);
+    let (a_row, a_step) = if block.by_dots() { (KEYS, 1) } else { (1, padded(block.rows())) };
+    let (c_row, steps, accumulate) = (stride, positions.len(), true);
     // SAFETY: scores and sums have these sizes. Values are read in whole vectors: they are whole vectors as they lie, or are
     // copied to where they are padded.
     unsafe {

@@ -296,7 +296,7 @@ fn add_block<S: Simd>(s: S, part: &Part, block: &Block, positions: &Range<usize>
         product::<S, Fma<f32>>(s, scores, count, width);
         let d_probabilities = into_rows(state.values, value_row, state.dy_t, state.d_scores, value_dim);
         product::<S, Fma<f32>>(s, d_probabilities, count, width);
-        block.mask(positions, state.probabilities);
+        block.mask(positions, state.probabilities, width, 1);
         for lane in (0..width).step_by(S::LANES) {
             let lse = s.load(state.lse.as_ptr().add(lane));
             let delta = s.load(state.delta.as_ptr().add(lane));

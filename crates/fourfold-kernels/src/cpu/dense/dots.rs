@@ -8,9 +8,7 @@ use crate::cpu::simd::Simd;
 pub struct Dots<W> {
     /// The first row.
     pub weights: *const W,
-    /// Elements from a row to the next.
-    pub stride: usize,
-    /// Columns.
+    /// Columns, which is also the stride of the rows.
     pub cols: usize,
     /// Rows.
     pub rows: usize,
@@ -24,8 +22,6 @@ pub struct Dots<W> {
     pub y: *mut f32,
     /// Elements from a token's results to the next's.
     pub y_row: usize,
-    /// Elements from a row's results to the next's.
-    pub y_step: usize,
     /// Whether to add to what is in `y`.
     pub accumulate: bool,
 }
@@ -44,9 +40,9 @@ pub unsafe fn dots<S: Simd, P: Product<S>>(s: S, d: Dots<P::W>) {
             // SAFETY: a part of what the caller promises.
             unsafe {
                 let part = Dots {
-                    weights: d.weights.add(row * d.stride),
+                    weights: d.weights.add(row * d.cols),
                     x: d.x.add(token * d.x_row),
-                    y: d.y.add(token * d.y_row + row * d.y_step),
+                    y: d.y.add(token * d.y_row + row),
                     ..d
                 };
                 match tokens {

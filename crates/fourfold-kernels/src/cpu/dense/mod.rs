@@ -18,7 +18,7 @@ use half::bf16;
 pub use gradient::weight_gradient;
 pub use transposed::linear_transposed;
 
-pub(super) use self::dots::{Dots, dots};
+use self::dots::{Dots, dots};
 use self::panel::{PANEL_ROWS, PanelProduct, panel_len, panel_product};
 pub(super) use self::product::Fma;
 #[cfg(target_arch = "x86_64")]
@@ -267,10 +267,7 @@ fn run_with<S: Simd, P: Product<S>>(
             let product = PanelProduct { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate };
             panel_product::<S, P>(s, product, panel);
         } else {
-            dots::<S, P>(
-                s,
-                Dots { weights, stride: cols, cols, rows, x, x_row, tokens, y, y_row, y_step: 1, accumulate },
-            );
+            dots::<S, P>(s, Dots { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate });
         }
     }
 }

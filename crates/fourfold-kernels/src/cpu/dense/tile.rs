@@ -75,6 +75,20 @@ unsafe fn product_with<S: Simd, P: Product<S>>(s: S, o: Operands<P::W>, rows: us
     let height = rows.div_ceil(rows.div_ceil(S::TILE_ROWS));
     let width = 2 * S::LANES;
     let mut col = 0;
+    // Few rows are wide tiles, so that enough sums run side by side.
+    while rows <= 4 && S::LANES == 16 && col + 4 * S::LANES <= cols {
+        let o = o.at(0, col, P::PER_LANE);
+        // SAFETY: a part of what the caller promises.
+        unsafe {
+            match rows {
+                1 => tile::<S, P, 1, 4>(s, o, 4 * S::LANES),
+                2 => tile::<S, P, 2, 4>(s, o, 4 * S::LANES),
+                3 => tile::<S, P, 3, 4>(s, o, 4 * S::LANES),
+                _ => tile::<S, P, 4, 4>(s, o, 4 * S::LANES),
+            }
+        }
+        col += 4 * S::LANES;
+    }
     while col < cols {
         let wide = cols - col > S::LANES;
         let mut row = 0;

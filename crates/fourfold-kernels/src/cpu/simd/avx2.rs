@@ -109,6 +109,23 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn four_sums(self, v: [Self::V; 4]) -> [f32; 4] {
+        unsafe {
+            // Pairs of neighbours of two vectors, then of four: each half holds four partial sums.
+            let halves = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+            let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            std::mem::transmute::<__m128, [f32; 4]>(sums)
+        }
+    }
+    #[inline(always)]
     fn transpose(self, square: &mut [Self::V; MAX_LANES]) {
         unsafe {
             let r = *square;

@@ -101,6 +101,24 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(v) }
     }
     #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
+    fn four_sums(self, v: [Self::V; 4]) -> [f32; 4] {
+        unsafe {
+            // Within each 128-bit quarter first, as a transposition of four: then the quarters.
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+            let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+            let quarters = _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd));
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(quarters)));
+            let halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), high);
+            let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            std::mem::transmute::<__m128, [f32; 4]>(sums)
+        }
+    }
+    #[inline(always)]
     fn transpose(self, square: &mut [Self::V; MAX_LANES]) {
         unsafe {
             // Within the 128-bit quarters first (4x4 blocks), then the quarters themselves.

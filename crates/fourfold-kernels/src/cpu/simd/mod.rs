@@ -79,6 +79,12 @@ pub trait Simd: Copy {
     fn pow2(self, v: Self::V) -> Self::V;
     /// The sum of the lanes.
     fn sum(self, v: Self::V) -> f32;
+    /// The sum of the lanes of each of four vectors.
+    fn four_sums(self, v: [Self::V; 4]) -> [f32; 4] {
+        v.map(|v| self.sum(v))
+    }
+    /// The greatest lane.
+    fn largest(self, v: Self::V) -> f32;
     /// Transposes a square of `LANES` vectors: lane j of vector i becomes lane i of vector j. Lanes keep their bits.
     fn transpose(self, square: &mut [Self::V; MAX_LANES]);
 

@@ -95,6 +95,10 @@ impl Simd for Portable {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
     #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
     fn transpose(self, square: &mut [Self::V; MAX_LANES]) {
         let rows = *square;
         for (i, row) in square.iter_mut().enumerate().take(N) {
