@@ -24,9 +24,6 @@ pub fn score<S: Simd, E: Element>(
     }
     let keys = &keys[positions.start * block.key_width + block.kv_head() * key_dim..];
     assert!(keys.len() >= (count - 1) * block.key_width + key_dim);
-    for scores in state.scores_t.chunks_exact_mut(KEYS).take(block.rows()) {
-        scores[count..].fill(f32::NEG_INFINITY);
-    }
     let mut row = 0;
     while row < block.rows() {
         let rows = (block.rows() - row).min(4);
@@ -44,6 +41,9 @@ pub fn score<S: Simd, E: Element>(
             _ => score_rows::<S, E, 4>(s, &part, keys, scores),
         }
         row += rows;
+    }
+    for scores in state.scores_t.chunks_exact_mut(KEYS).take(block.rows()) {
+        scores[count..].fill(f32::NEG_INFINITY);
     }
 }
 
@@ -86,8 +86,8 @@ fn score_rows<S: Simd, E: Element, const ROWS: usize>(s: S, part: &Rows, keys: &
         }
         for (r, &acc) in acc.iter().enumerate() {
             let sums = s.four_sums(acc);
-            let n = (part.count - p).min(4);
-            scores[r * KEYS + p..r * KEYS + p + n].copy_from_slice(&sums[..n]);
+            // All four: KEYS is a multiple of four, and what is beyond the positions is overwritten later.
+            scores[r * KEYS + p..r * KEYS + p + 4].copy_from_slice(&sums);
         }
     }
 }
