@@ -17,22 +17,31 @@ use crate::context::Context;
 use crate::output::Report;
 use crate::{assets, human, interrupt};
 
-#[derive(Args, Default)]
+#[derive(Args)]
 pub struct DemoArgs {
     /// A directory with a model, `calibration.txt` and `eval.txt`, instead of what comes with fourfold.
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
     /// How many times smaller.
-    #[arg(long, value_name = "R", default_value_t = 4.0)]
+    #[arg(long, value_name = "R", default_value_t = RATIO)]
     ratio: f64,
     /// Windows of the evaluation text to use.
-    #[arg(long, value_name = "N", default_value_t = 40)]
+    #[arg(long, value_name = "N", default_value_t = CHUNKS)]
     chunks: u32,
     /// What the samples continue.
     #[arg(short, long, default_value = PROMPT)]
     prompt: String,
 }
 
+/// What clap fills in, for the program without a command.
+impl Default for DemoArgs {
+    fn default() -> Self {
+        Self { folder: None, ratio: RATIO, chunks: CHUNKS, prompt: PROMPT.to_owned() }
+    }
+}
+
+const RATIO: f64 = 4.0;
+const CHUNKS: u32 = 40;
 const PROMPT: &str = "/// Returns the number of elements.\npub fn len(";
 
 /// One model's row.
