@@ -92,6 +92,7 @@ fn llama_is_seen_as_hugging_face_has_it() {
     assert_eq!(c["rope_scaling"], json!(null));
     assert_eq!(c["tie_word_embeddings"], true);
     assert_eq!(checkpoint.tokenizer, TokenizerSource::None);
+    assert_eq!(checkpoint.generation_config, None);
 
     assert_eq!(load(&checkpoint, "model.embed_tokens.weight").to_f32(), values(1, VOCAB * HIDDEN));
     assert_eq!(load(&checkpoint, "model.norm.weight").shape(), [8]);
@@ -151,6 +152,27 @@ fn qwen_keeps_its_rows_biases_and_norms() {
     let checkpoint = checkpoint.unwrap();
     assert_eq!(checkpoint.config["architectures"], json!(["Qwen3ForCausalLM"]));
     assert_eq!(load(&checkpoint, "model.layers.0.self_attn.k_norm.weight").to_f32(), values(13, 4));
+}
+
+#[test]
+fn tokens_that_end_an_answer_are_all_named() {
+    let file = llama()
+        .meta("tokenizer.ggml.model", "gpt2")
+        .meta("tokenizer.ggml.pre", "llama-bpe")
+        .meta("tokenizer.ggml.tokens", &["a", "<s>", "</s>", "<|eot_id|>", "<turn>"][..])
+        .meta("tokenizer.ggml.token_type", &[1, 3, 3, 3, 3][..])
+        .meta("tokenizer.ggml.merges", &[][..] as &[&str])
+        .meta("tokenizer.ggml.bos_token_id", 1u32)
+        .meta("tokenizer.ggml.eos_token_id", 2u32)
+        .meta("tokenizer.ggml.eot_token_id", 4u32)
+        .meta("tokenizer.chat_template", "{{ messages }}");
+    let (_dir, checkpoint) = opened(&file);
+    let checkpoint = checkpoint.unwrap();
+    assert_eq!(checkpoint.special.eos_ids, [2, 4, 3]);
+    assert_eq!(checkpoint.generation_config, Some(json!({"eos_token_id": [2, 4, 3], "bos_token_id": 1})));
+    assert_eq!(checkpoint.config["eos_token_id"], 2);
+    assert_eq!(checkpoint.chat_template.as_deref(), Some("{{ messages }}"));
+    assert!(matches!(checkpoint.tokenizer, TokenizerSource::Embedded(_)));
 }
 
 const RANK: u64 = 6;

@@ -7,6 +7,8 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::{Checkpoint, FormatError, SpecialTokens, TokenizerSource};
 
 mod arch;
@@ -39,11 +41,23 @@ pub fn checkpoint(path: &Path) -> Result<Checkpoint, FormatError> {
     Ok(Checkpoint {
         path: path.to_owned(),
         config: gguf.config,
-        generation_config: None,
+        generation_config: generation_config(&special),
         tokenizer,
         chat_template: gguf.chat_template,
         special,
         weights: Box::new(gguf.source),
         weight_bytes: gguf.weight_bytes,
     })
+}
+
+/// `generation_config.json`: the tokens that end an answer, of which the metadata may know more than `config.json` can say.
+fn generation_config(special: &SpecialTokens) -> Option<Value> {
+    if special.eos_ids.is_empty() {
+        return None;
+    }
+    let mut config = json!({ "eos_token_id": special.eos_ids });
+    if let Some(id) = special.bos_id {
+        config["bos_token_id"] = json!(id);
+    }
+    Some(config)
 }

@@ -16,7 +16,10 @@ use super::header::TensorEntry;
 use super::metadata::Metadata;
 use super::split::{Part, open_parts};
 use super::tokenizer::{self, Embedded};
-use super::{GgmlType, GgufError, blocks};
+use super::{GgmlType, GgufError, blocks, blocks::Decoder};
+
+/// Bytes read at a time, in whole rows.
+const READ_BYTES: u64 = 1 << 20;
 
 /// An opened GGUF model.
 pub struct Gguf {
@@ -58,7 +61,8 @@ fn build(path: &Path, parts: Vec<Part>, metadata: &Metadata) -> Result<Gguf, Ggu
     let mut source = GgufSource::new(path.to_owned(), files);
     let rope_factors = match table.find("rope_freqs.weight") {
         Some((file, entry)) if entry.shape == [sizes.key_dim / 2] => {
-            let bytes = source.files[*file].read(entry.position, entry.bytes)?;
+            let mut bytes = vec![0; entry.bytes as usize];
+            source.files[*file].read(entry.position, &mut bytes)?;
             Some(blocks::decode(entry.ggml_type, &[entry.cols() as usize], &bytes)?.to_f32())
         }
         Some((_, entry)) => return Err(wrong_shape(entry, format!("[{}]", sizes.key_dim / 2))),
@@ -115,13 +119,27 @@ struct DataFile {
 }
 
 impl DataFile {
-    /// Bytes at a position; the header's check has found them inside the file.
-    fn read(&self, position: u64, bytes: u64) -> Result<Vec<u8>, GgufError> {
-        let mut out = vec![0; bytes as usize];
+    /// Fills `out` from a position; the header's check has found the bytes inside the file.
+    fn read(&self, position: u64, out: &mut [u8]) -> Result<(), GgufError> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(position))?;
-        file.read_exact(&mut out)?;
-        Ok(out)
+        Ok(file.read_exact(out)?)
+    }
+
+    /// A tensor, decoded some pieces of `unit` bytes at a time; `reorder` changes each piece before that.
+    fn load(&self, rows: &Rows, shape: &[usize], unit: u64, reorder: impl Fn(&mut [u8])) -> Result<Weight, GgufError> {
+        let mut decoder = Decoder::new(rows.ggml_type, shape);
+        let step = unit * (READ_BYTES / unit).max(1);
+        let mut buffer = vec![0; step.min(rows.bytes) as usize];
+        let mut done = 0;
+        while done < rows.bytes {
+            let part = &mut buffer[..step.min(rows.bytes - done) as usize];
+            self.read(rows.position + done, part)?;
+            part.chunks_exact_mut(unit as usize).for_each(&reorder);
+            decoder.push(part)?;
+            done += part.len() as u64;
+        }
+        Ok(decoder.finish())
     }
 }
 
@@ -133,6 +151,14 @@ struct Rows {
     position: u64,
     bytes: u64,
     shape: Vec<usize>,
+}
+
+impl Rows {
+    /// Bytes of a row.
+    fn row_bytes(&self) -> u64 {
+        let rows: usize = self.shape[..self.shape.len() - 1].iter().product();
+        self.bytes / rows as u64
+    }
 }
 
 /// How a logical tensor comes from the file's.
@@ -272,17 +298,21 @@ impl GgufSource {
     }
 
     fn cook(&self, recipe: &Recipe, shape: &[usize]) -> Result<Weight, (usize, GgufError)> {
-        let read = |rows: &Rows| self.files[rows.file].read(rows.position, rows.bytes).map_err(|e| (rows.file, e));
+        let load = |rows: &Rows, shape: &[usize], unit: u64, reorder: &dyn Fn(&mut [u8])| {
+            self.files[rows.file].load(rows, shape, unit, reorder).map_err(|e| (rows.file, e))
+        };
         match recipe {
-            Recipe::AsIs(rows) => blocks::decode(rows.ggml_type, &rows.shape, &read(rows)?).map_err(|e| (rows.file, e)),
+            Recipe::AsIs(rows) => load(rows, &rows.shape, rows.row_bytes(), &|_| {}),
             Recipe::Interleaved { rows, heads } => {
-                let bytes = halves_together(&read(rows)?, *heads, rows.shape[0]);
-                blocks::decode(rows.ggml_type, &rows.shape, &bytes).map_err(|e| (rows.file, e))
+                let dim = rows.shape[0] / heads;
+                load(rows, &rows.shape, rows.bytes / *heads as u64, &|head| {
+                    let sorted = halves_together(head, dim);
+                    head.copy_from_slice(&sorted);
+                })
             }
             Recipe::KeyValueUp { keys: Some(k), values: Some(v), heads } => {
                 let flat = |rows: &Rows| {
-                    let shape = [rows.shape[0] * rows.shape[1], rows.shape[2]];
-                    blocks::decode(rows.ggml_type, &shape, &read(rows)?).map_err(|e| (rows.file, e))
+                    load(rows, &[rows.shape[0] * rows.shape[1], rows.shape[2]], rows.row_bytes(), &|_| {})
                 };
                 let rank = shape[1];
                 let values = key_value_up(&flat(k)?.to_f32(), &flat(v)?.to_f32(), *heads, rank);
@@ -320,18 +350,12 @@ impl WeightSource for GgufSource {
     }
 }
 
-/// Puts the rows (bytes of `rows` equal rows) of each head back into two halves: the file's row `2·j + p` of a head is row
-/// `p · dim/2 + j`.
-fn halves_together(bytes: &[u8], heads: usize, rows: usize) -> Vec<u8> {
-    let row_bytes = bytes.len() / rows;
-    let dim = rows / heads;
-    let mut out = Vec::with_capacity(bytes.len());
-    for head in bytes.chunks_exact(dim * row_bytes) {
-        for parity in 0..2 {
-            for j in 0..dim / 2 {
-                out.extend_from_slice(&head[(2 * j + parity) * row_bytes..][..row_bytes]);
-            }
-        }
+/// Puts the `dim` rows of a head back into two halves: the file's row `2·j + p` is row `p · dim/2 + j`.
+fn halves_together(head: &[u8], dim: usize) -> Vec<u8> {
+    let row_bytes = head.len() / dim;
+    let mut out = Vec::with_capacity(head.len());
+    for row in (0..2).flat_map(|parity| (0..dim / 2).map(move |j| 2 * j + parity)) {
+        out.extend_from_slice(&head[row * row_bytes..][..row_bytes]);
     }
     out
 }
@@ -359,8 +383,9 @@ mod tests {
 
     #[test]
     fn interleaved_rows_return_to_halves() {
-        // Two heads of four rows of one byte, as the converter interleaves 0 1 | 2 3.
-        assert_eq!(halves_together(&[0, 2, 1, 3, 4, 6, 5, 7], 2, 8), [0, 1, 2, 3, 4, 5, 6, 7]);
+        // Four rows of one byte and of two, as the converter interleaves 0 1 | 2 3.
+        assert_eq!(halves_together(&[0, 2, 1, 3], 4), [0, 1, 2, 3]);
+        assert_eq!(halves_together(&[0, 0, 2, 2, 1, 1, 3, 3], 4), [0, 0, 1, 1, 2, 2, 3, 3]);
     }
 
     #[test]

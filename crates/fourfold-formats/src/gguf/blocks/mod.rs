@@ -70,87 +70,153 @@ fn codec(ggml_type: GgmlType) -> Option<Codec> {
     Some(Codec { bits, group_size, grid, decode })
 }
 
-/// Decodes the bytes of a tensor of logical `shape` (outermost first). Vectors become dense whatever their type; matrices of
-/// a block type become [`Weight::Quantized`].
-///
-/// `bytes` holds whole rows of whole blocks: the header's parser has checked it.
+/// Decodes the bytes of a whole tensor: see [`Decoder`].
 ///
 /// # Errors
 /// A scale that is not finite.
 pub fn decode(ggml_type: GgmlType, shape: &[usize], bytes: &[u8]) -> Result<Weight, GgufError> {
-    let Some(codec) = codec(ggml_type) else {
-        return Ok(Dense::new(shape.to_vec(), plain(ggml_type, bytes)).into());
-    };
-    let cols = shape.last().copied().unwrap_or(1);
-    let rows = shape.iter().product::<usize>() / cols;
-    let quantized = quantized(ggml_type, &codec, rows, cols, bytes)?;
-    if shape.len() == 2 {
-        return Ok(quantized.into());
-    }
-    Ok(Dense::from_f32(shape.to_vec(), Weight::Quantized(quantized).to_f32()).into())
+    let mut decoder = Decoder::new(ggml_type, shape);
+    decoder.push(bytes)?;
+    Ok(decoder.finish())
 }
 
-/// Elements of a float type.
-fn plain(ggml_type: GgmlType, bytes: &[u8]) -> FloatBuffer {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match ggml_type {
-        GgmlType::F16 => FloatBuffer::F16(halves().map(f16::from_bits).collect::<Vec<_>>().into()),
-        GgmlType::BF16 => FloatBuffer::Bf16(halves().map(bf16::from_bits).collect::<Vec<_>>().into()),
-        _ => {
-            let words = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            FloatBuffer::F32(words.collect::<Vec<_>>().into())
+/// Decodes a tensor some rows at a time, so that its bytes need never be in memory beside what they become. Vectors become
+/// dense whatever their type; matrices of a block type become [`Weight::Quantized`].
+pub struct Decoder {
+    shape: Vec<usize>,
+    state: State,
+}
+
+enum State {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+    Blocks(Rows),
+}
+
+impl Decoder {
+    /// A decoder for a tensor of logical `shape`, outermost first, of whole blocks: the header's parser has checked it.
+    pub fn new(ggml_type: GgmlType, shape: &[usize]) -> Self {
+        let elements = shape.iter().product::<usize>();
+        let state = match (codec(ggml_type), ggml_type) {
+            (Some(codec), _) => {
+                State::Blocks(Rows::new(ggml_type, codec, elements, shape.last().copied().unwrap_or(1)))
+            }
+            (None, GgmlType::F16) => State::F16(Vec::with_capacity(elements)),
+            (None, GgmlType::BF16) => State::Bf16(Vec::with_capacity(elements)),
+            (None, _) => State::F32(Vec::with_capacity(elements)),
+        };
+        Self { shape: shape.to_vec(), state }
+    }
+
+    /// The next rows, whole.
+    ///
+    /// # Errors
+    /// A scale that is not finite.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
+        let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        match &mut self.state {
+            State::F32(out) => out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+            State::F16(out) => out.extend(halves().map(f16::from_bits)),
+            State::Bf16(out) => out.extend(halves().map(bf16::from_bits)),
+            State::Blocks(rows) => rows.push(bytes)?,
         }
+        Ok(())
     }
-}
 
-fn quantized(
-    ggml_type: GgmlType,
-    codec: &Codec,
-    rows: usize,
-    cols: usize,
-    bytes: &[u8],
-) -> Result<Quantized, GgufError> {
-    let block_len = ggml_type.block_len() as usize;
-    let row_bytes = cols / block_len * ggml_type.block_bytes() as usize;
-    let block_groups = block_len / codec.group_size;
-    let groups = cols / codec.group_size;
-    let words = packed_words_per_row(cols, codec.bits);
-    let has_mins = matches!(codec.grid, Grid::Min);
-
-    let mut packed = vec![0u32; rows * words];
-    let mut scales = Narrowest::with_capacity(rows * groups);
-    let mut mins = Narrowest::with_capacity(if has_mins { rows * groups } else { 0 });
-    let mut codes = vec![0u8; cols];
-    let mut block = Block { codes: [0; MAX_BLOCK], scales: [0.0; MAX_GROUPS], mins: [0.0; MAX_GROUPS] };
-    for (row, (row_words, row_bytes)) in packed.chunks_exact_mut(words).zip(bytes.chunks_exact(row_bytes)).enumerate() {
-        let blocks = row_bytes.chunks_exact(ggml_type.block_bytes() as usize);
-        for (block_bytes, block_codes) in blocks.zip(codes.chunks_exact_mut(block_len)) {
-            (codec.decode)(block_bytes, &mut block);
-            block_codes.copy_from_slice(&block.codes[..block_len]);
-            scales.extend(&block.scales[..block_groups]);
-            if has_mins {
-                mins.extend(&block.mins[..block_groups]);
+    /// The tensor, once all its rows have been pushed.
+    pub fn finish(self) -> Weight {
+        let dense = |shape, data| Dense::new(shape, data).into();
+        match self.state {
+            State::F32(values) => dense(self.shape, FloatBuffer::F32(values.into())),
+            State::F16(values) => dense(self.shape, FloatBuffer::F16(values.into())),
+            State::Bf16(values) => dense(self.shape, FloatBuffer::Bf16(values.into())),
+            State::Blocks(rows) => {
+                let matrix = Weight::Quantized(rows.finish());
+                if self.shape.len() == 2 {
+                    return matrix;
+                }
+                dense(self.shape, FloatBuffer::F32(matrix.to_f32().into()))
             }
         }
-        if !(scales.finite && mins.finite) {
-            return Err(GgufError::NonFinite { row });
-        }
-        pack_row(&codes, codec.bits, row_words);
     }
-    Ok(Quantized {
-        rows,
-        cols,
-        bits: codec.bits,
-        group_size: codec.group_size,
-        packed: packed.into(),
-        scales: Scales::Float(scales.finish()),
-        offsets: if has_mins { Offsets::Min(mins.finish()) } else { Offsets::Symmetric },
-        codebook: match codec.grid {
-            Grid::Codebook(values) => Some(values.to_vec()),
-            Grid::Symmetric | Grid::Min => None,
-        },
-        g_idx: None,
-    })
+}
+
+/// Rows of blocks being taken apart.
+struct Rows {
+    ggml_type: GgmlType,
+    codec: Codec,
+    rows: usize,
+    cols: usize,
+    packed: Vec<u32>,
+    scales: Narrowest,
+    mins: Narrowest,
+    codes: Vec<u8>,
+    done: usize,
+}
+
+impl Rows {
+    fn new(ggml_type: GgmlType, codec: Codec, elements: usize, cols: usize) -> Self {
+        let rows = elements / cols;
+        let groups = rows * (cols / codec.group_size);
+        let mins = if matches!(codec.grid, Grid::Min) { groups } else { 0 };
+        Self {
+            ggml_type,
+            rows,
+            cols,
+            packed: vec![0; rows * packed_words_per_row(cols, codec.bits)],
+            scales: Narrowest::with_capacity(groups),
+            mins: Narrowest::with_capacity(mins),
+            codes: vec![0; cols],
+            codec,
+            done: 0,
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
+        let (block_len, block_bytes) = (self.ggml_type.block_len() as usize, self.ggml_type.block_bytes() as usize);
+        let groups = block_len / self.codec.group_size;
+        let has_mins = matches!(self.codec.grid, Grid::Min);
+        let words = packed_words_per_row(self.cols, self.codec.bits);
+        let mut block = Block { codes: [0; MAX_BLOCK], scales: [0.0; MAX_GROUPS], mins: [0.0; MAX_GROUPS] };
+        for row_bytes in bytes.chunks_exact(self.cols / block_len * block_bytes) {
+            let blocks = row_bytes.chunks_exact(block_bytes);
+            for (block_bytes, block_codes) in blocks.zip(self.codes.chunks_exact_mut(block_len)) {
+                (self.codec.decode)(block_bytes, &mut block);
+                block_codes.copy_from_slice(&block.codes[..block_len]);
+                self.scales.extend(&block.scales[..groups]);
+                if has_mins {
+                    self.mins.extend(&block.mins[..groups]);
+                }
+            }
+            if !(self.scales.finite && self.mins.finite) {
+                return Err(GgufError::NonFinite { row: self.done });
+            }
+            pack_row(&self.codes, self.codec.bits, &mut self.packed[self.done * words..][..words]);
+            self.done += 1;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Quantized {
+        Quantized {
+            rows: self.rows,
+            cols: self.cols,
+            bits: self.codec.bits,
+            group_size: self.codec.group_size,
+            packed: self.packed.into(),
+            scales: Scales::Float(self.scales.finish()),
+            offsets: match self.codec.grid {
+                Grid::Min => Offsets::Min(self.mins.finish()),
+                Grid::Symmetric | Grid::Codebook(_) => Offsets::Symmetric,
+            },
+            codebook: match self.codec.grid {
+                Grid::Codebook(values) => Some(values.to_vec()),
+                Grid::Symmetric | Grid::Min => None,
+            },
+            g_idx: None,
+        }
+    }
 }
 
 /// Collects floats and stores them in the narrowest type that holds each of them exactly.
