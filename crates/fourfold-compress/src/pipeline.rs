@@ -19,7 +19,7 @@ use crate::drift::Drift;
 use crate::hessian::Hessian;
 use crate::methods::Needs;
 use crate::methods::quantize::grid::GridSpec;
-use crate::plan::{Entry, Plan};
+use crate::plan::{Entry, Plan, shown};
 use crate::planner::{PlanJob, candidates, stats};
 use crate::progress::Progress;
 use crate::sensitivity::Sensitivity;
@@ -305,7 +305,7 @@ impl Run<'_> {
         let moments = hessian.map(Hessian::diagonal);
         let out = entry.method()?.compress(&weight, stats(hessian, &moments)).map_err(|e| e.of(name))?;
         drop(weight);
-        entry.error = (entry.method != "keep").then_some(out.error);
+        entry.error = (entry.method != "keep").then_some(shown(out.error));
         self.sink.write(name, &out.weight)?;
         Ok(out.weight)
     }

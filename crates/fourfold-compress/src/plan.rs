@@ -122,6 +122,11 @@ impl Plan {
     }
 }
 
+/// An error to five digits, as a plan shows it: what is read back is what was written.
+pub(crate) fn shown(error: f64) -> f64 {
+    format!("{error:.4e}").parse().unwrap_or(error)
+}
+
 /// Rows and columns of a shape's matrix view.
 pub(crate) fn matrix(shape: &[usize]) -> (usize, usize) {
     if shape.len() < 2 { (1, shape.iter().product()) } else { (shape[0], shape[1..].iter().product()) }

@@ -13,7 +13,7 @@ use crate::methods::Stats;
 use crate::methods::quantize::estimate::Estimator;
 use crate::methods::quantize::gptq::{self, Gptq};
 use crate::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat};
-use crate::plan::{Choice, Entry, Plan, allocate, header_bound, is_compressible, matrix};
+use crate::plan::{Choice, Entry, Plan, allocate, header_bound, is_compressible, matrix, shown};
 use crate::progress::Progress;
 use crate::sensitivity::{Energies, Sensitivity};
 use crate::{CompressError, MethodError};
@@ -153,8 +153,13 @@ impl PlanJob<'_> {
             let error = estimator.error(grid).map_err(named)?;
             let (method, settings) = settings(grid, factor.is_some(), spec.role);
             let bytes = Form::Quantized(grid.form(rows, cols)).file_bytes();
-            let entry =
-                Entry { name: spec.name.clone(), method: method.to_owned(), settings, bytes, error: Some(error) };
+            let entry = Entry {
+                name: spec.name.clone(),
+                method: method.to_owned(),
+                settings,
+                bytes,
+                error: Some(shown(error)),
+            };
             found.push(Choice { bytes, cost: error * sensitivity, entry });
         }
         // An original that is smaller than every candidate stays.
