@@ -1,14 +1,16 @@
-"""Trains the small DeepSeek-V3-style model that ships inside the binary, on the Rust sources in cargo's registry.
+"""The embedded model's twin in PyTorch: the same architecture, trained on the Rust sources in cargo's registry.
 
     pip install torch safetensors tokenizers numpy
     python scripts/train_embedded.py OUT_DIR [--minutes 60] [--threads 1]
+
+The weights in the binary come from `fourfold train` (scripts/embedded_model.sh). This script made their tokenizer and
+their configuration, and trains the same model independently, to compare with. OUT_DIR is a Hugging Face directory.
 
 About 2.7 M parameters: multi-head latent attention, one dense layer, then mixture-of-experts layers with sigmoid
 routing, a correction bias that balances the load without a loss term (DeepSeek-V3 report, section 2.1.2) and a shared
 expert. Only crates under MIT or Apache-2.0 are read; the crates in HELD_OUT are never trained on. Matrices are updated
 by Muon (orthogonalised momentum), the rest by AdamW. The learning rate follows the clock: a cosine to zero at
-`--minutes`, because the machine is shared. A checkpoint of averaged weights is written every few minutes, so that
-OUT_DIR always holds a usable model in the Hugging Face layout.
+`--minutes`, because the machine is shared. A checkpoint of averaged weights is written every few minutes.
 """
 
 import argparse
