@@ -40,7 +40,9 @@ pub struct Generation {
     pub reused_tokens: usize,
     /// Time for the prompt, up to its logits.
     pub prompt_time: Duration,
-    /// Time for everything after.
+    /// Tokens that went through the model after it; the last one of an answer need not.
+    pub decode_steps: usize,
+    /// Time for everything after the prompt.
     pub decode_time: Duration,
     /// Why it ended.
     pub stop: Stop,
@@ -54,7 +56,7 @@ impl Generation {
 
     /// Tokens a second while the answer was made.
     pub fn decode_rate(&self) -> f64 {
-        rate(self.ids.len(), self.decode_time)
+        rate(self.decode_steps, self.decode_time)
     }
 }
 
@@ -80,6 +82,7 @@ pub fn generate<E: From<InferError>>(
     let decoding = Instant::now();
     let most = settings.max_tokens.unwrap_or(usize::MAX);
     let mut ids = Vec::new();
+    let mut decode_steps = 0;
     let stop = loop {
         if ids.len() >= most {
             break Stop::Length;
@@ -98,8 +101,9 @@ pub fn generate<E: From<InferError>>(
         }
         if ids.len() < most {
             logits = session.push(id)?;
+            decode_steps += 1;
         }
     };
     let decode_time = decoding.elapsed();
-    Ok(Generation { ids, prompt_tokens: prompt.len(), reused_tokens, prompt_time, decode_time, stop })
+    Ok(Generation { ids, prompt_tokens: prompt.len(), reused_tokens, prompt_time, decode_steps, decode_time, stop })
 }

@@ -58,7 +58,7 @@ impl Context {
     /// Says something on stderr, unless quiet.
     pub fn remark(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            output::note(text);
         }
     }
 }

@@ -25,11 +25,11 @@ fn main() -> ExitCode {
         // A reader that has seen enough (`| head`) is no failure.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if interrupt::requested() => {
-            eprintln!("{error:#}");
+            output::note(&format!("{error:#}"));
             ExitCode::from(interrupt::EXIT_CODE)
         }
         Err(error) => {
-            eprintln!("error: {}", output::chain(&error));
+            output::note(&format!("error: {}", output::chain(&error)));
             ExitCode::FAILURE
         }
     }
@@ -41,6 +41,5 @@ fn report_bug(info: &std::panic::PanicHookInfo) {
     let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
     let what = text.unwrap_or("no message");
     let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
-    eprintln!("error: a bug in fourfold: {what}{place}");
-    eprintln!("Please report it with the command that led here.");
+    output::note(&format!("error: a bug in fourfold: {what}{place}\nPlease report it with the command that led here."));
 }

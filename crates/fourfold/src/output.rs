@@ -27,6 +27,11 @@ pub fn write(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
+/// Says something on stderr. Where nobody listens, that is no reason to fail.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// Whether the reader of stdout went away.
 pub fn is_broken_pipe(error: &Error) -> bool {
     let kinds = error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);

@@ -11,7 +11,7 @@ use serde_json::Value;
 #[command(next_help_heading = "Sampling (defaults: the model's generation_config.json, else those of llama.cpp)")]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the most likely token [default: 0.8].
-    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = not_negative)]
+    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = not_negative, allow_negative_numbers = true)]
     temp: Option<f32>,
     /// Keep the K most likely tokens; 0 keeps all [default: 40].
     #[arg(long, value_name = "K")]
