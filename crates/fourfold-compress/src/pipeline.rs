@@ -4,7 +4,7 @@
 //! calibration tokens run through what is already compressed, each block's Hessians are collected, its weights are compressed
 //! and written, and the tokens go on through the compressed block. Either way no more than one tensor or one block is in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use fourfold_kernels::Backend;
@@ -169,15 +169,16 @@ pub fn compress(
     let mut plan = job.plan(progress)?;
     let forms = plan.resolve(job.spec, job.source)?;
     sink.begin(&forms)?;
-    let mut run = Run { job, sink: &mut *sink, plan: &mut plan, coverage: BTreeMap::new() };
+    let places = plan.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+    let mut run = Run { job, sink: &mut *sink, plan: &mut plan, places, coverage: BTreeMap::new() };
     match &job.backend {
         Some(backend) if !job.calibration.is_empty() && run.wants_text()? => run.by_block(backend, progress)?,
         Some(_) | None => run.by_tensor(progress)?,
     }
     let coverage = run.coverage;
     sink.finish()?;
-    let known: Vec<WeightSpec> = job.spec.weights();
-    let dropped = job.source.tensors().iter().map(|t| &t.name).filter(|n| known.iter().all(|w| w.name != **n));
+    let known: HashSet<String> = job.spec.weights().into_iter().map(|w| w.name).collect();
+    let dropped = job.source.tensors().iter().map(|t| &t.name).filter(|name| !known.contains(*name));
     Ok(Report {
         source_bytes: job.source_bytes,
         output_bytes: plan.bytes(),
@@ -191,6 +192,8 @@ struct Run<'a> {
     job: &'a CompressJob<'a>,
     sink: &'a mut dyn WeightSink,
     plan: &'a mut Plan,
+    /// Index of each tensor's entry.
+    places: HashMap<String, usize>,
     coverage: BTreeMap<String, u64>,
 }
 
@@ -311,10 +314,9 @@ impl Run<'_> {
     }
 
     fn entry(&mut self, name: &str) -> Result<&mut Entry, CompressError> {
-        self.plan
-            .tensors
-            .iter_mut()
-            .find(|t| t.name == name)
+        let place = self.places.get(name).copied();
+        place
+            .and_then(|i| self.plan.tensors.get_mut(i))
             .ok_or_else(|| CompressError::Plan(format!("no entry for tensor {name}")))
     }
 }

@@ -2,6 +2,7 @@
 //! again.
 
 use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 
 use fourfold_models::{ModelSpec, Role, WeightSpec};
 use fourfold_tensor::{DType, Form, TensorInfo, WeightSource};
@@ -98,15 +99,18 @@ impl Plan {
         source: &dyn WeightSource,
     ) -> Result<Vec<(String, Form)>, CompressError> {
         let weights = spec.weights();
-        if let Some(missing) = weights.iter().find(|w| self.tensors.iter().all(|t| t.name != w.name)) {
+        let entries: HashSet<&str> = self.tensors.iter().map(|t| t.name.as_str()).collect();
+        if let Some(missing) = weights.iter().find(|w| !entries.contains(w.name.as_str())) {
             return Err(CompressError::Plan(format!("no entry for tensor {}", missing.name)));
         }
+        let known: HashMap<&str, &WeightSpec> = weights.iter().map(|w| (w.name.as_str(), w)).collect();
+        let mut seen = HashSet::new();
         let mut forms: Vec<(String, Form)> = Vec::with_capacity(self.tensors.len());
         for entry in &mut self.tensors {
-            let Some(weight) = weights.iter().find(|w| w.name == entry.name) else {
+            let Some(weight) = known.get(entry.name.as_str()) else {
                 return Err(CompressError::Plan(format!("the model has no tensor {}", entry.name)));
             };
-            if forms.iter().any(|(name, _)| *name == entry.name) {
+            if !seen.insert(entry.name.clone()) {
                 return Err(CompressError::Plan(format!("two entries for tensor {}", entry.name)));
             }
             let method = entry.method()?;
@@ -206,17 +210,19 @@ pub fn allocate(tensors: Vec<Vec<Choice>>, budget: u64) -> Result<Plan, Compress
     if bytes > budget {
         return Err(CompressError::Budget { smallest: bytes, budget });
     }
-    loop {
-        let best = (0..hulls.len())
-            .filter_map(|t| {
-                let (now, next) = (hulls[t].get(picked[t])?, hulls[t].get(picked[t] + 1)?);
-                let more = next.bytes - now.bytes;
-                (bytes + more <= budget).then(|| (t, more, (now.cost - next.cost) / more as f64))
-            })
-            .max_by(|a, b| a.2.total_cmp(&b.2).then(b.0.cmp(&a.0)));
-        let Some((t, more, _)) = best else { break };
-        picked[t] += 1;
-        bytes += more;
+    // On a hull each step saves less a byte than the one before it, so one order of all steps serves every tensor.
+    let mut steps: Vec<(f64, usize, usize)> = Vec::new();
+    for (t, hull) in hulls.iter().enumerate() {
+        let saved = |w: &[Choice]| (w[0].cost - w[1].cost) / (w[1].bytes - w[0].bytes).max(1) as f64;
+        steps.extend(hull.windows(2).enumerate().map(|(i, w)| (saved(w), t, i)));
+    }
+    steps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
+    for (_, t, i) in steps {
+        let more = hulls[t][i + 1].bytes - hulls[t][i].bytes;
+        if picked[t] == i && bytes + more <= budget {
+            picked[t] = i + 1;
+            bytes += more;
+        }
     }
     let tensors = hulls.into_iter().zip(picked).filter_map(|(h, i)| h.into_iter().nth(i)).map(|c| c.entry);
     Ok(Plan { tensors: tensors.collect() })

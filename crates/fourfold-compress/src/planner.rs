@@ -1,5 +1,6 @@
 //! Making a plan for a size: candidates for each tensor, what each would cost, and the best choice under the budget.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use fourfold_kernels::Backend;
@@ -79,8 +80,8 @@ impl PlanJob<'_> {
             }
         }
         // In the order of the stack, whatever the order of finding.
-        let order = |name: &str| weights.iter().position(|w| w.name == name);
-        choices.sort_by_key(|(name, _)| order(name));
+        let order: HashMap<&str, usize> = weights.iter().enumerate().map(|(i, w)| (w.name.as_str(), i)).collect();
+        choices.sort_by_key(|(name, _)| order.get(name.as_str()).copied());
         let header = self.header(&choices);
         let budget = self.budget.saturating_sub(header);
         allocate(choices.into_iter().map(|(_, c)| c).collect(), budget).map_err(|e| match e {
