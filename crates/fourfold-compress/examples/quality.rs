@@ -48,7 +48,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let checkpoint = fourfold_formats::open(Path::new(model))?;
     let spec = spec_from_config(&checkpoint.config)?;
     let calibration = if calibration == "none" { Vec::new() } else { ids(calibration)? };
-    let cpu = Arc::new(Cpu::new(CpuOptions::default())?);
+    let activations = if std::env::var_os("EXACT").is_some() { Activations::F32 } else { Activations::Fast };
+    let cpu = Arc::new(Cpu::new(CpuOptions { activations, ..CpuOptions::default() })?);
     let fast: Arc<dyn Backend> = cpu.clone();
     let source = &*checkpoint.weights;
     let job = CompressJob {
