@@ -14,7 +14,7 @@ pub struct CalibrationArgs {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
     /// Most sequences taken from the text.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     calibration_samples: u32,
     /// Tokens of a sequence [default: 512, or fewer where the model has fewer positions].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
