@@ -149,8 +149,7 @@ impl Trainer {
             x = Block::load(&self.spec, i, &self.store, &backend)?.train_forward(x, &pass).0;
         }
         let head = Head::load_sharing(&self.spec, &self.store, &backend, &embedding)?;
-        let mut nothing = Gradients::new(Trained::Only(Default::default()));
-        let (losses, _) = head.loss_backward(&x, &batch.targets, 0.0, self.recipe.loss_chunk, &pass, &mut nothing);
+        let losses = head.loss(&x, &batch.targets, self.recipe.loss_chunk, &pass);
         Ok(mean(&losses, batch.scored()))
     }
 

@@ -98,19 +98,41 @@ impl Head {
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) -> (Vec<f32>, Tensor) {
-        let normed = self.norm(x);
         let mut d_normed = Tensor::zeros(x.rows(), x.cols());
+        let losses = self.chunked_loss(x, targets, factor, chunk, pass, &mut |rows, part, d_logits| {
+            let d_part = self.lm_head.backward(part, d_logits, pass, gradients);
+            pass.backend.scatter_add_rows(&mut d_normed, &d_part, rows, &vec![1.0; rows.len()]);
+        });
+        let dx = self.norm.backward(x, &d_normed, pass, gradients);
+        (losses, dx)
+    }
+
+    /// The losses of [`Head::loss_backward`] alone.
+    pub fn loss(&self, x: &Tensor, targets: &[u32], chunk: usize, pass: &TrainPass) -> Vec<f32> {
+        self.chunked_loss(x, targets, 0.0, chunk, pass, &mut |_, _, _| {})
+    }
+
+    /// Each token's loss; `visit` is given the rows, normed inputs and logits' gradient of each chunk.
+    fn chunked_loss(
+        &self,
+        x: &Tensor,
+        targets: &[u32],
+        factor: f32,
+        chunk: usize,
+        pass: &TrainPass,
+        visit: &mut dyn FnMut(&[usize], &Tensor, &Tensor),
+    ) -> Vec<f32> {
+        let normed = self.norm(x);
+        let chunk = chunk.clamp(1, x.rows().max(1));
         let mut losses = Vec::with_capacity(targets.len());
-        for first in (0..x.rows()).step_by(chunk.max(1)) {
-            let rows: Vec<usize> = (first..x.rows().min(first + chunk.max(1))).collect();
+        for first in (0..x.rows()).step_by(chunk) {
+            let rows: Vec<usize> = (first..x.rows().min(first + chunk)).collect();
             let part = pass.backend.gather_rows(&normed, &rows);
             let [mut logits] = Linear::train_forward_shared([&self.lm_head], &part, pass);
             losses.extend(pass.backend.cross_entropy(&mut logits, &targets[first..first + rows.len()], factor));
-            let d_part = self.lm_head.backward(&part, &logits, pass, gradients);
-            pass.backend.scatter_add_rows(&mut d_normed, &d_part, &rows, &vec![1.0; rows.len()]);
+            visit(&rows, &part, &logits);
         }
-        let dx = self.norm.backward(x, &d_normed, pass, gradients);
-        (losses, dx)
+        losses
     }
 
     /// Bytes in memory; a tied projection is the embedding's and not counted.
