@@ -7,6 +7,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::batch::Batch;
+use crate::network::BatchSource;
 use crate::random::Stream;
 
 /// Why data cannot be learned from.
@@ -237,7 +238,7 @@ impl<'a> Batches<'a> {
     }
 
     /// Batch `number`, counted from 0. The last batch of an epoch may be smaller.
-    pub fn get(&mut self, number: u64) -> Batch {
+    pub fn batch(&mut self, number: u64) -> Batch {
         let (mut epoch, mut first) = (0u64, 0u64);
         loop {
             if self.per_epoch.len() as u64 <= epoch {
@@ -271,6 +272,12 @@ impl<'a> Batches<'a> {
     }
 }
 
+impl BatchSource<Batch> for Batches<'_> {
+    fn get(&mut self, number: u64) -> Result<Batch, DataError> {
+        Ok(self.batch(number))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,7 +294,7 @@ mod tests {
         let count = corpus.sequences(0).len().div_ceil(2) as u64;
         let mut seen: Vec<u32> = Vec::new();
         for number in 0..count {
-            let batch = batches.get(number);
+            let batch = batches.batch(number);
             assert!(batch.ids.len() <= 16);
             for document in &batch.documents {
                 assert!(batch.ids[document.clone()].windows(2).all(|w| w[1] == w[0] + 1));
@@ -307,12 +314,12 @@ mod tests {
     #[test]
     fn order_depends_on_seed_and_epoch_alone() {
         let corpus = Corpus::new("d", documents(), 8, 1).unwrap();
-        let all: Vec<Batch> = (0..30).map(|n| Batches::new(&corpus, 2).get(n)).collect();
+        let all: Vec<Batch> = (0..30).map(|n| Batches::new(&corpus, 2).batch(n)).collect();
         let mut forward = Batches::new(&corpus, 2);
-        assert!((0..30).all(|n| forward.get(n) == all[n as usize]));
-        assert!(forward.get(2) == all[2], "going back");
+        assert!((0..30).all(|n| forward.batch(n) == all[n as usize]));
+        assert!(forward.batch(2) == all[2], "going back");
         let other = Corpus::new("d", documents(), 8, 2).unwrap();
-        assert_ne!(Batches::new(&other, 2).get(0), all[0]);
+        assert_ne!(Batches::new(&other, 2).batch(0), all[0]);
         assert_ne!(corpus.sequences(0), corpus.sequences(1));
     }
 

@@ -7,7 +7,9 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod data;
+pub mod language;
 pub mod loss_scale;
+pub mod network;
 pub mod optim;
 pub mod random;
 pub mod recipe;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::batch::Batch;
 use crate::checkpoint::{self, CheckpointError, MODEL, State};
-use crate::data::Batches;
+use crate::data::DataError;
+use crate::network::{BatchSource, Network, Score};
 use crate::trainer::{StepReport, TrainError, Trainer};
 
 /// Why a run stopped.
@@ -20,6 +20,9 @@ pub enum RunError {
     /// A step failed.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// A batch could not be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -52,8 +55,8 @@ pub struct Options {
 pub trait Events {
     /// A step is done; `elapsed` is what it took.
     fn step(&mut self, report: &StepReport, elapsed: Duration);
-    /// The held-out loss, in nats, and whether it is the lowest so far.
-    fn evaluated(&mut self, step: u64, loss: f64, best: bool);
+    /// The held-out losses, and whether their mean is the lowest so far.
+    fn evaluated(&mut self, step: u64, score: &Score, best: bool);
     /// A directory is complete.
     fn saved(&mut self, place: &Path);
     /// Whether to stop after this step; a checkpoint is written.
@@ -82,39 +85,34 @@ fn checkpoints(output: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Mean held-out loss over all scored tokens, nats.
+/// The losses of all held-out batches.
 ///
 /// # Errors
 /// As [`Trainer::evaluate`].
-pub fn evaluate(trainer: &Trainer, held_out: &[Batch]) -> Result<f64, TrainError> {
-    let (mut sum, mut tokens) = (0.0, 0);
-    for batch in held_out {
-        sum += trainer.evaluate(batch)? * batch.scored() as f64;
-        tokens += batch.scored();
-    }
-    Ok(sum / tokens.max(1) as f64)
+pub fn evaluate<N: Network>(trainer: &Trainer<N>, held_out: &[N::Batch]) -> Result<Score, TrainError> {
+    held_out.iter().try_fold(Score::default(), |sum, batch| Ok(sum.and(trainer.evaluate(batch)?)))
 }
 
 /// Runs `trainer` from where `state` says to the end, or until `events` says stop. Returns the last state.
 ///
 /// # Errors
 /// A batch the model cannot take, a place that cannot be written, or a loss that stays infinite. Checkpoints written before stay.
-pub fn run(
-    trainer: &mut Trainer,
-    batches: &mut Batches,
-    held_out: &[Batch],
+pub fn run<N: Network>(
+    trainer: &mut Trainer<N>,
+    batches: &mut dyn BatchSource<N::Batch>,
+    held_out: &[N::Batch],
     mut state: State,
     options: &Options,
     events: &mut dyn Events,
 ) -> Result<State, RunError> {
     let mut skipped = 0;
     while state.step < options.steps {
-        let batch = batches.get(state.step);
+        let batch = batches.get(state.step)?;
         let begun = Instant::now();
         let report = trainer.step(&batch)?;
         events.step(&report, begun.elapsed());
         state.step = report.step;
-        state.tokens += report.tokens as u64;
+        state.tokens += report.units as u64;
         skipped = if report.skipped { skipped + 1 } else { 0 };
         if skipped >= MOST_SKIPPED {
             return Err(RunError::Diverged { step: state.step, skipped });
@@ -122,9 +120,10 @@ pub fn run(
         let last = state.step == options.steps;
         let due = |every: u64| every > 0 && state.step.is_multiple_of(every);
         if !held_out.is_empty() && (last || due(options.eval_every)) {
-            let loss = evaluate(trainer, held_out)?;
+            let score = evaluate(trainer, held_out)?;
+            let loss = score.mean_loss();
             let best = state.best_loss.is_none_or(|lowest| loss < lowest);
-            events.evaluated(state.step, loss, best);
+            events.evaluated(state.step, &score, best);
             if best {
                 state.best_loss = Some(loss);
                 save_model(&options.output.join("best"), trainer, events)?;
@@ -152,7 +151,7 @@ pub fn run(
 }
 
 /// Writes the model alone, in place of what `place` held before.
-fn save_model(place: &Path, trainer: &Trainer, events: &dyn Events) -> Result<(), RunError> {
+fn save_model<N: Network>(place: &Path, trainer: &Trainer<N>, events: &dyn Events) -> Result<(), RunError> {
     let (new, old) = (place.with_extension("new"), place.with_extension("old"));
     let io = |source| CheckpointError::Io { file: place.to_path_buf(), source };
     for leftover in [&new, &old] {

@@ -49,15 +49,15 @@ pub struct Update {
 }
 
 impl ParameterStore {
-    /// Reads every tensor of `spec` from a checkpoint, one at a time.
+    /// Reads every tensor of `weights` from a checkpoint, one at a time.
     ///
     /// # Errors
     /// A tensor is missing or cannot be read.
-    pub fn load(spec: &ModelSpec, source: &dyn WeightSource, recipe: &Recipe) -> Result<Self, SourceError> {
+    pub fn load(weights: &[WeightSpec], source: &dyn WeightSource, recipe: &Recipe) -> Result<Self, SourceError> {
         let mut store = Self::empty(recipe);
-        for weight in spec.weights() {
+        for weight in weights {
             let values = source.load(&weight.name)?.to_f32();
-            store.push(&weight, values, recipe);
+            store.push(weight, values, recipe);
         }
         Ok(store)
     }

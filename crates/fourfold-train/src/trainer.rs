@@ -1,19 +1,18 @@
 //! One training step: forward, loss, backward, update.
 //!
-//! With gradient release (Lv et al. 2023, LOMO, section 3.1) a block's gradients are applied as soon as the block's backward is
-//! done, so that one block's gradients are alive at a time. What needs all gradients before any is applied, clipping by
+//! With gradient release (Lv et al. 2023, LOMO, section 3.1) a part's gradients are applied as soon as the part's backward is
+//! done, so that one part's gradients are alive at a time. What needs all gradients before any is applied, clipping by
 //! global norm above all, then takes a second backward pass.
 
 use std::sync::Arc;
 
+use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
-use fourfold_kernels::{Backend, Tensor};
-use fourfold_models::layers::{BlockSaved, Gradients, TrainPass, Trained};
-use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec};
-use half::bf16;
+use fourfold_models::ModelError;
+use fourfold_models::layers::Gradients;
 use thiserror::Error;
 
-use crate::batch::Batch;
+use crate::network::{BatchError, Examples, Network, Run, Score};
 use crate::optim::OptimError;
 use crate::optim::adamw::AdamW;
 use crate::recipe::Recipe;
@@ -34,21 +33,13 @@ pub enum TrainError {
         /// What the optimizer refused.
         source: OptimError,
     },
-    /// A token that the model does not know.
-    #[error("step {step}: token {id}, the vocabulary has {vocabulary}")]
-    Token {
+    /// A batch that the model cannot run.
+    #[error("step {step}: {source}")]
+    Batch {
         /// The step, counted from 1.
         step: u64,
-        /// The token.
-        id: u32,
-        /// Size of the model's vocabulary.
-        vocabulary: usize,
-    },
-    /// Nothing to learn from.
-    #[error("step {step}: no token of the batch is scored")]
-    Empty {
-        /// The step, counted from 1.
-        step: u64,
+        /// What does not fit.
+        source: BatchError,
     },
 }
 
@@ -57,10 +48,10 @@ pub enum TrainError {
 pub struct StepReport {
     /// Number of the step, counted from 1.
     pub step: u64,
-    /// Mean loss of the scored tokens before the update, nats.
+    /// Mean loss of the scored places before the update, nats.
     pub loss: f64,
-    /// Tokens run.
-    pub tokens: usize,
+    /// Tokens or images run.
+    pub units: usize,
     /// Learning rate.
     pub lr: f64,
     /// Norm of all gradients together, before clipping.
@@ -86,8 +77,8 @@ pub struct Hyperparameters {
 }
 
 /// A model in training.
-pub struct Trainer {
-    spec: ModelSpec,
+pub struct Trainer<N> {
+    network: N,
     store: ParameterStore,
     backend: Arc<dyn Backward>,
     recipe: Recipe,
@@ -95,25 +86,17 @@ pub struct Trainer {
     steps_done: u64,
 }
 
-/// What the forward kept of a block.
-enum Kept {
-    /// Everything its gradient needs, and the block.
-    All(Box<(Block, BlockSaved)>),
-    /// Its input, rounded to bf16.
-    Input(Vec<bf16>),
-}
-
-impl Trainer {
+impl<N: Network> Trainer<N> {
     /// A trainer that has done `steps_done` steps.
     pub fn new(
-        spec: ModelSpec,
+        network: N,
         store: ParameterStore,
         backend: Arc<dyn Backward>,
         recipe: Recipe,
         hyper: Hyperparameters,
         steps_done: u64,
     ) -> Self {
-        Self { spec, store, backend, recipe, hyper, steps_done }
+        Self { network, store, backend, recipe, hyper, steps_done }
     }
 
     /// The trained tensors.
@@ -126,9 +109,9 @@ impl Trainer {
         &mut self.store
     }
 
-    /// What the model is made of.
-    pub fn spec(&self) -> &ModelSpec {
-        &self.spec
+    /// What is trained.
+    pub fn network(&self) -> &N {
+        &self.network
     }
 
     /// Steps done.
@@ -136,43 +119,46 @@ impl Trainer {
         self.steps_done
     }
 
-    /// Mean loss of the scored tokens, without learning.
+    /// Losses of a batch, without learning.
     ///
     /// # Errors
     /// As [`Trainer::step`], but for the optimizer's.
-    pub fn evaluate(&self, batch: &Batch) -> Result<f64, TrainError> {
-        let backend: Arc<dyn Backend> = self.backend.clone();
-        let pass = self.pass(batch)?;
-        let embedding = Embedding::load(&self.spec, &self.store, &backend)?;
-        let mut x = embedding.forward(&batch.ids);
-        for i in 0..self.spec.blocks.len() {
-            x = Block::load(&self.spec, i, &self.store, &backend)?.train_forward(x, &pass).0;
-        }
-        let head = Head::load_sharing(&self.spec, &self.store, &backend, &embedding)?;
-        let losses = head.loss(&x, &batch.targets, self.recipe.loss_chunk, &pass);
-        Ok(mean(&losses, batch.scored()))
+    pub fn evaluate(&self, batch: &N::Batch) -> Result<Score, TrainError> {
+        self.check(batch)?;
+        let run = Run { backend: self.backend.clone(), recipe: &self.recipe };
+        self.network.evaluate(&self.store, batch, &run).map_err(|source| self.refused(source))
+    }
+
+    fn check(&self, batch: &N::Batch) -> Result<(), TrainError> {
+        self.network.check(batch).map_err(|source| self.refused(source))
+    }
+
+    fn refused(&self, source: BatchError) -> TrainError {
+        TrainError::Batch { step: self.steps_done + 1, source }
     }
 
     /// Learns from one batch.
     ///
     /// # Errors
-    /// A batch without a scored token or with an unknown one: nothing has changed then.
-    pub fn step(&mut self, batch: &Batch) -> Result<StepReport, TrainError> {
+    /// A batch without a scored place or that does not fit the model: nothing has changed then.
+    pub fn step(&mut self, batch: &N::Batch) -> Result<StepReport, TrainError> {
+        self.check(batch)?;
         let number = self.steps_done + 1;
         let lr = self.hyper.lr * self.hyper.schedule.factor(self.steps_done);
         let mut report =
-            StepReport { step: number, loss: 0.0, tokens: batch.ids.len(), lr, gradient_norm: 0.0, skipped: false };
+            StepReport { step: number, loss: 0.0, units: batch.units(), lr, gradient_norm: 0.0, skipped: false };
         let mut update = Update { number, lr: lr as f32, gradient_factor: 1.0, seed: self.hyper.seed };
+        let adam = self.hyper.adam;
+        let failed = |source| TrainError::Optim { step: number, source };
 
         let gathers = !self.recipe.release;
-        let needs_norm = self.hyper.max_gradient_norm.is_some();
-        if gathers || needs_norm {
+        if gathers || self.hyper.max_gradient_norm.is_some() {
             // All gradients first: kept, or only their norm.
             let mut kept = Vec::new();
             let mut squares = 0.0;
             report.loss = self.backward(batch, &mut |_, gradients| {
                 for (name, gradient) in gradients.take_all() {
-                    squares += gradient.host().iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+                    squares += sum_of_squares(&gradient);
                     if gathers {
                         kept.push((name, gradient));
                     }
@@ -189,24 +175,20 @@ impl Trainer {
                 // PyTorch's clip_grad_norm_.
                 update.gradient_factor = (most / (report.gradient_norm + 1e-6)).min(1.0) as f32;
             }
-            let adam = self.hyper.adam;
             for (name, gradient) in kept {
-                self.store
-                    .update(&name, &gradient, &adam, &update)
-                    .map_err(|source| TrainError::Optim { step: number, source })?;
+                self.store.update(&name, &gradient, &adam, &update).map_err(failed)?;
             }
         }
         if !gathers {
-            let adam = self.hyper.adam;
             let (mut squares, mut refused) = (0.0, false);
             report.loss = self.backward(batch, &mut |store, gradients| {
                 for (name, gradient) in gradients.take_all() {
-                    squares += gradient.host().iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+                    squares += sum_of_squares(&gradient);
                     match store.update(&name, &gradient, &adam, &update) {
                         Ok(()) => {}
                         // The tensor stays as it is; what was applied before it was finite.
                         Err(OptimError::NotFinite { .. }) => refused = true,
-                        Err(source) => return Err(TrainError::Optim { step: number, source }),
+                        Err(source) => return Err(failed(source)),
                     }
                 }
                 Ok(())
@@ -218,89 +200,19 @@ impl Trainer {
         Ok(report)
     }
 
-    fn pass<'a>(&'a self, batch: &'a Batch) -> Result<TrainPass<'a>, TrainError> {
-        let step = self.steps_done + 1;
-        let vocabulary = self.spec.vocab_size;
-        if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(TrainError::Token { step, id, vocabulary });
-        }
-        if batch.scored() == 0 {
-            return Err(TrainError::Empty { step });
-        }
-        Ok(TrainPass { backend: &*self.backend, documents: &batch.documents, positions: &batch.positions })
-    }
-
-    /// Forward and backward. `apply` is given each part's gradients as soon as they are complete, unless the loss is not
-    /// finite. Returns the loss.
+    /// Mean loss of the batch, with each part's gradients given to `apply`.
     fn backward(
         &mut self,
-        batch: &Batch,
+        batch: &N::Batch,
         apply: &mut dyn FnMut(&mut ParameterStore, &mut Gradients) -> Result<(), TrainError>,
     ) -> Result<f64, TrainError> {
-        let backend: Arc<dyn Backend> = self.backend.clone();
-        let trained = self.backend.clone();
-        self.pass(batch)?;
-        let pass = TrainPass { backend: &*trained, documents: &batch.documents, positions: &batch.positions };
-        let (rows, hidden) = (batch.ids.len(), self.spec.hidden_size);
-        let embedding = Embedding::load(&self.spec, &self.store, &backend)?;
-        let mut x = embedding.forward(&batch.ids);
-        let mut kept = Vec::with_capacity(self.spec.blocks.len());
-        for i in 0..self.spec.blocks.len() {
-            let block = Block::load(&self.spec, i, &self.store, &backend)?;
-            if self.recipe.recompute {
-                let input = x.host().iter().map(|&v| bf16::from_f32(v)).collect();
-                x = block.train_forward(x, &pass).0;
-                kept.push(Kept::Input(input));
-            } else {
-                let (y, saved) = block.train_forward(x, &pass);
-                x = y;
-                kept.push(Kept::All(Box::new((block, saved))));
-            }
-        }
-
-        let head = Head::load_sharing(&self.spec, &self.store, &backend, &embedding)?;
-        let mut gradients = Gradients::new(Trained::All);
-        let scored = batch.scored();
-        let factor = 1.0 / scored as f32;
-        let chunk = self.recipe.loss_chunk;
-        let (losses, mut dx) = head.loss_backward(&x, &batch.targets, factor, chunk, &pass, &mut gradients);
-        drop((x, head));
-        let loss = mean(&losses, scored);
-        if !loss.is_finite() {
-            return Ok(loss);
-        }
-        // A tied projection's gradient waits for the embedding's share.
-        let mut tied = self.spec.tied.then(|| gradients.take("model.embed_tokens.weight")).flatten();
-        apply(&mut self.store, &mut gradients)?;
-
-        for i in (0..self.spec.blocks.len()).rev() {
-            let (block, saved) = match kept.pop() {
-                Some(Kept::All(both)) => *both,
-                Some(Kept::Input(input)) => {
-                    let block = Block::load(&self.spec, i, &self.store, &backend)?;
-                    let x = Tensor::new(rows, hidden, input.iter().map(|v| v.to_f32()).collect());
-                    drop(input);
-                    let saved = block.train_forward(x, &pass).1;
-                    (block, saved)
-                }
-                None => unreachable!("one for each block"),
-            };
-            dx = block.backward(saved, dx, &pass, &mut gradients);
-            drop(block);
-            apply(&mut self.store, &mut gradients)?;
-        }
-        embedding.backward(&batch.ids, &dx, &pass, &mut gradients);
-        drop(embedding);
-        if let (Some(share), Some(sum)) =
-            (tied.take(), gradients.of("model.embed_tokens.weight", self.spec.vocab_size, hidden))
-        {
-            trained.add(sum, &share);
-        }
-        apply(&mut self.store, &mut gradients)?;
-        Ok(loss)
+        let run = Run { backend: self.backend.clone(), recipe: &self.recipe };
+        let scored = batch.scored().max(1);
+        let sum = self.network.backward(&mut self.store, batch, 1.0 / scored as f32, &run, apply)?;
+        Ok(sum / scored as f64)
     }
 }
 
-fn mean(losses: &[f32], scored: usize) -> f64 {
-    losses.iter().map(|&l| f64::from(l)).sum::<f64>() / scored.max(1) as f64
+fn sum_of_squares(gradient: &Tensor) -> f64 {
+    gradient.host().iter().map(|&g| f64::from(g) * f64::from(g)).sum()
 }

@@ -6,6 +6,8 @@ use fourfold_kernels::Reference;
 use fourfold_kernels::backward::Backward;
 use fourfold_models::{ModelSpec, spec_from_config};
 use fourfold_train::batch::Batch;
+use fourfold_train::language::LanguageModel;
+use fourfold_train::network::BatchError;
 use fourfold_train::optim::adamw::AdamW;
 use fourfold_train::random::Stream;
 use fourfold_train::recipe::Recipe;
@@ -38,24 +40,24 @@ fn batch(step: u64) -> Batch {
     Batch::from_sequences(sequences.iter().map(Vec::as_slice))
 }
 
-fn trainer(recipe: Recipe, steps: u64, max_gradient_norm: Option<f64>, tied: bool) -> Trainer {
+fn trainer(recipe: Recipe, steps: u64, max_gradient_norm: Option<f64>, tied: bool) -> Trainer<LanguageModel> {
     let spec = spec(tied);
     let store = ParameterStore::initialize(&spec, 0.1, 5, &recipe);
     let schedule = Schedule { warmup_steps: 5, total_steps: steps, decay: Decay::Cosine, floor: 0.1 };
     let hyper = Hyperparameters { adam: AdamW::default(), lr: 1e-2, schedule, max_gradient_norm, seed: 9 };
     let backend: Arc<dyn Backward> = Arc::new(Reference);
-    Trainer::new(spec, store, backend, recipe, hyper, 0)
+    Trainer::new(LanguageModel::new(spec), store, backend, recipe, hyper, 0)
 }
 
 #[test]
 fn every_recipe_learns_and_the_quarter_as_well_as_the_baseline() {
     let learn = |recipe: Recipe| {
         let mut trainer = trainer(recipe, 150, None, true);
-        let before = trainer.evaluate(&batch(1_000_000)).unwrap();
+        let before = trainer.evaluate(&batch(1_000_000)).unwrap().mean_loss();
         for step in 0..150 {
             assert!(!trainer.step(&batch(step)).unwrap().skipped);
         }
-        (before, trainer.evaluate(&batch(1_000_000)).unwrap())
+        (before, trainer.evaluate(&batch(1_000_000)).unwrap().mean_loss())
     };
     let (before, baseline) = learn(Recipe::BASELINE);
     assert!(baseline < 0.5 * before, "{before} to {baseline}");
@@ -90,7 +92,7 @@ fn steps_are_reproducible_and_bad_batches_change_nothing() {
     let mut b = trainer(Recipe::QUARTER, 10, None, true);
     (0..3).for_each(|step| assert_eq!(a.step(&batch(step)).unwrap(), b.step(&batch(step)).unwrap()));
     let unknown = Batch::from_sequences([&[1u32, 2, VOCABULARY][..], &[VOCABULARY, 1][..]]);
-    assert!(matches!(a.step(&unknown), Err(TrainError::Token { step: 4, .. })));
-    assert!(matches!(a.step(&Batch::default()), Err(TrainError::Empty { step: 4 })));
+    assert!(matches!(a.step(&unknown), Err(TrainError::Batch { step: 4, source: BatchError::Token { .. } })));
+    assert!(matches!(a.step(&Batch::default()), Err(TrainError::Batch { step: 4, source: BatchError::Empty })));
     assert_eq!(a.step(&batch(3)).unwrap(), b.step(&batch(3)).unwrap());
 }

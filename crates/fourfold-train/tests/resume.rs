@@ -7,6 +7,7 @@ use fourfold_kernels::Reference;
 use fourfold_models::{ModelSpec, spec_from_config};
 use fourfold_train::batch::Batch;
 use fourfold_train::checkpoint::{self, CheckpointError, State};
+use fourfold_train::language::LanguageModel;
 use fourfold_train::optim::adamw::AdamW;
 use fourfold_train::recipe::{Recipe, Storage};
 use fourfold_train::schedule::{Decay, Schedule};
@@ -24,10 +25,10 @@ fn spec() -> ModelSpec {
     .unwrap()
 }
 
-fn trainer(recipe: Recipe, store: ParameterStore, steps_done: u64) -> Trainer {
+fn trainer(recipe: Recipe, store: ParameterStore, steps_done: u64) -> Trainer<LanguageModel> {
     let schedule = Schedule { warmup_steps: 2, total_steps: 10, decay: Decay::Linear, floor: 0.0 };
     let hyper = Hyperparameters { adam: AdamW::default(), lr: 1e-2, schedule, max_gradient_norm: None, seed: 3 };
-    Trainer::new(spec(), store, Arc::new(Reference), recipe, hyper, steps_done)
+    Trainer::new(LanguageModel::new(spec()), store, Arc::new(Reference), recipe, hyper, steps_done)
 }
 
 fn batch(step: u64) -> Batch {

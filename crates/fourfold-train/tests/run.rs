@@ -10,6 +10,8 @@ use fourfold_kernels::Reference;
 use fourfold_models::{ModelSpec, spec_from_config};
 use fourfold_train::checkpoint::{self, State};
 use fourfold_train::data::{Batches, Corpus, Document};
+use fourfold_train::language::LanguageModel;
+use fourfold_train::network::Score;
 use fourfold_train::optim::adamw::AdamW;
 use fourfold_train::recipe::Recipe;
 use fourfold_train::run::{Events, Options, RunError, latest_checkpoint, run};
@@ -40,7 +42,8 @@ impl Events for Watcher {
     fn step(&mut self, report: &StepReport, _: Duration) {
         self.step = report.step;
     }
-    fn evaluated(&mut self, _: u64, loss: f64, _: bool) {
+    fn evaluated(&mut self, _: u64, score: &Score, _: bool) {
+        let loss = score.mean_loss();
         self.losses.push(loss);
     }
     fn saved(&mut self, _: &Path) {}
@@ -67,7 +70,7 @@ fn go(output: &Path, watcher: &mut Watcher, lr: f64) -> Result<State, RunError> 
     };
     let schedule = Schedule { warmup_steps: 2, total_steps: 12, decay: Decay::Cosine, floor: 0.0 };
     let hyper = Hyperparameters { adam: AdamW::default(), lr, schedule, max_gradient_norm: None, seed: 6 };
-    let mut trainer = Trainer::new(spec(), store, Arc::new(Reference), recipe, hyper, state.step);
+    let mut trainer = Trainer::new(LanguageModel::new(spec()), store, Arc::new(Reference), recipe, hyper, state.step);
     let corpus = corpus();
     let options = Options { steps: 12, eval_every: 5, save_every: 4, keep: 2, output: output.to_path_buf() };
     run(&mut trainer, &mut Batches::new(&corpus, 2), &corpus.in_order(8), state, &options, watcher)

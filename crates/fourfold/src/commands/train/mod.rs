@@ -18,6 +18,8 @@ use fourfold_kernels::{Cpu, CpuOptions};
 use fourfold_models::spec_from_config;
 use fourfold_train::checkpoint::{self, State};
 use fourfold_train::data::{Batches, Corpus};
+use fourfold_train::language::LanguageModel;
+use fourfold_train::network::Score;
 use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, run as run_steps};
 use fourfold_train::store::ParameterStore;
 use fourfold_train::trainer::{StepReport, Trainer};
@@ -106,7 +108,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         activations: context.global.activations.into(),
     };
     let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
-    let mut trainer = Trainer::new(spec, store, backend, settings.recipe, hyper, state.step);
+    let mut trainer = Trainer::new(LanguageModel::new(spec), store, backend, settings.recipe, hyper, state.step);
     let bar = context.progress.bar("training", steps, "steps");
     bar.set_position(state.step);
     let mut watcher = Watcher {
@@ -135,13 +137,13 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         return Err(failure);
     }
     let held_out_loss = match watcher.held_out {
-        None if !held_out.is_empty() && end.step == steps => Some(evaluate(&trainer, &held_out)?),
+        None if !held_out.is_empty() && end.step == steps => Some(evaluate(&trainer, &held_out)?.mean_loss()),
         found => found,
     };
     context.print(&TrainReport {
         output: settings.output.display().to_string(),
         preset: settings.recipe.name,
-        parameters: trainer.spec().parameters(),
+        parameters: trainer.network().spec().parameters(),
         steps: end.step,
         tokens: end.tokens,
         training_loss: watcher.smooth,
@@ -169,7 +171,7 @@ fn start(settings: &Settings, context: &Context) -> Result<(fourfold_models::Mod
     match (&settings.model, &settings.model_config) {
         (Some(name), None) => {
             let open = model::open(name, context)?;
-            let store = ParameterStore::load(&open.spec, &*open.checkpoint.weights, &settings.recipe)?;
+            let store = ParameterStore::load(&open.spec.weights(), &*open.checkpoint.weights, &settings.recipe)?;
             let source = &open.checkpoint;
             let description = Description {
                 config: dense_config(&source.config),
@@ -279,7 +281,7 @@ impl Events for Watcher<'_> {
     fn step(&mut self, report: &StepReport, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
         self.seconds += seconds;
-        self.tokens += report.tokens as u64;
+        self.tokens += report.units as u64;
         if report.loss.is_finite() {
             self.smooth = Some(self.smooth.map_or(report.loss, |s| 0.95 * s + 0.05 * report.loss));
         }
@@ -299,13 +301,14 @@ impl Events for Watcher<'_> {
                 "train/learning_rate": report.lr,
                 "train/grad_norm": report.gradient_norm,
                 "train/skipped": u8::from(report.skipped),
-                "train/tokens_per_second": report.tokens as f64 / seconds.max(1e-9),
+                "train/tokens_per_second": report.units as f64 / seconds.max(1e-9),
                 "memory/peak_bytes": peak,
             }),
         );
     }
 
-    fn evaluated(&mut self, step: u64, loss: f64, best: bool) {
+    fn evaluated(&mut self, step: u64, score: &Score, best: bool) {
+        let loss = score.mean_loss();
         self.held_out = Some(loss);
         self.record(
             step,

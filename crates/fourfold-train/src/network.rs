@@ -1,0 +1,134 @@
+//! What can be trained: a model with a loss, whose parts are run forward and backward one at a time.
+//!
+//! The trainer knows steps, clipping and updates; a network knows its layers. A new kind of model is one file that implements
+//! [`Network`].
+
+use std::sync::Arc;
+
+use fourfold_kernels::backward::Backward;
+use fourfold_models::layers::Gradients;
+use fourfold_models::{ModelError, WeightSpec};
+use thiserror::Error;
+
+use crate::recipe::Recipe;
+use crate::store::ParameterStore;
+use crate::trainer::TrainError;
+
+/// Examples of one step.
+pub trait Examples {
+    /// Tokens, or images: what a rate counts.
+    fn units(&self) -> usize;
+
+    /// Places whose loss counts.
+    fn scored(&self) -> usize;
+}
+
+/// A source of batches by number: the same number gives the same batch, so that a resumed run sees what it would have seen.
+pub trait BatchSource<B> {
+    /// Batch `number`, counted from 0.
+    ///
+    /// # Errors
+    /// What is wrong with the data, by file and line.
+    fn get(&mut self, number: u64) -> Result<B, crate::data::DataError>;
+}
+
+/// What a network makes of a batch without learning.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Score {
+    /// Sum of the losses, nats.
+    pub loss: f64,
+    /// Places scored.
+    pub scored: usize,
+    /// Places where the most likely answer was right; `None` where a network does not say.
+    pub correct: Option<usize>,
+}
+
+impl Score {
+    /// Mean loss, nats.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.scored.max(1) as f64
+    }
+
+    /// Share of right answers.
+    pub fn accuracy(&self) -> Option<f64> {
+        self.correct.map(|correct| correct as f64 / self.scored.max(1) as f64)
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let correct = match (self.correct, other.correct) {
+            (Some(a), Some(b)) => Some(a + b),
+            (one, None) if other.scored == 0 => one,
+            (None, one) if self.scored == 0 => one,
+            _ => None,
+        };
+        Self { loss: self.loss + other.loss, scored: self.scored + other.scored, correct }
+    }
+}
+
+/// Why a batch cannot be run.
+#[derive(Debug, Error)]
+pub enum BatchError {
+    /// A layer could not be built.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A token that the model does not know.
+    #[error("token {id}, the vocabulary has {vocabulary}")]
+    Token {
+        /// The token.
+        id: u32,
+        /// Size of the model's vocabulary.
+        vocabulary: usize,
+    },
+    /// Nothing to learn from.
+    #[error("nothing in the batch is scored")]
+    Empty,
+}
+
+/// How a batch is run.
+#[derive(Clone)]
+pub struct Run<'a> {
+    /// Runs the operations.
+    pub backend: Arc<dyn Backward>,
+    /// What is kept and what is computed anew.
+    pub recipe: &'a Recipe,
+}
+
+/// Is given each part's gradients as soon as they are complete. May change the store: the part does not read it any more.
+pub type Apply<'a> = &'a mut dyn FnMut(&mut ParameterStore, &mut Gradients) -> Result<(), TrainError>;
+
+/// A model with a loss.
+pub trait Network {
+    /// What it learns from.
+    type Batch: Examples;
+
+    /// Its trained tensors, in the order of the stack.
+    fn weights(&self) -> Vec<WeightSpec>;
+
+    /// Whether the model can run the batch.
+    ///
+    /// # Errors
+    /// What does not fit.
+    fn check(&self, batch: &Self::Batch) -> Result<(), BatchError>;
+
+    /// Losses without learning.
+    ///
+    /// # Errors
+    /// A layer cannot be built.
+    fn evaluate(&self, store: &ParameterStore, batch: &Self::Batch, run: &Run) -> Result<Score, BatchError>;
+
+    /// Forward and backward of `factor · Σ losses`. `apply` is given gradients part by part, unless the loss is not finite.
+    /// Returns Σ losses.
+    ///
+    /// # Errors
+    /// A layer cannot be built, or what `apply` says.
+    fn backward(
+        &self,
+        store: &mut ParameterStore,
+        batch: &Self::Batch,
+        factor: f32,
+        run: &Run,
+        apply: Apply,
+    ) -> Result<f64, TrainError>;
+}
