@@ -5,7 +5,9 @@
 
 use std::ops::Range;
 
-use crate::{Backend, RopeSpec, Tensor};
+use half::bf16;
+
+use crate::{Backend, Bf16Tensor, RopeSpec, Tensor};
 
 /// Target of a token whose prediction is not scored.
 pub const IGNORE: u32 = u32::MAX;
@@ -51,6 +53,31 @@ pub struct AttentionGradient {
 
 /// A backend that can train.
 pub trait Backward: Backend {
+    /// `x` rounded to bf16 (nearest, ties to even).
+    fn to_bf16(&self, x: &Tensor) -> Bf16Tensor {
+        Bf16Tensor::new(x.rows(), x.cols(), x.host().iter().map(|&v| bf16::from_f32(v)).collect())
+    }
+
+    /// Rows `range` of `x`, widened.
+    fn rows_of_bf16(&self, x: &Bf16Tensor, range: Range<usize>) -> Tensor {
+        let values = &x.host()[range.start * x.cols()..range.end * x.cols()];
+        // bf16 is the upper half of an f32.
+        let widened = values.iter().map(|v| f32::from_bits(u32::from(v.to_bits()) << 16)).collect();
+        Tensor::new(range.len(), x.cols(), widened)
+    }
+
+    /// Rows `range`.
+    fn rows(&self, x: &Tensor, range: Range<usize>) -> Tensor {
+        Tensor::new(range.len(), x.cols(), x.host()[range.start * x.cols()..range.end * x.cols()].to_vec())
+    }
+
+    /// Replaces the rows of `x` from `first` on.
+    fn set_rows(&self, x: &mut Tensor, first: usize, rows: &Tensor) {
+        assert_eq!(x.cols(), rows.cols(), "rows of another width");
+        let start = first * x.cols();
+        x.host_mut()[start..start + rows.host().len()].copy_from_slice(rows.host());
+    }
+
     /// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`.
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor);
 

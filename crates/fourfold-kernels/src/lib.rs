@@ -16,4 +16,4 @@ pub use cpu::{Activations, Cpu, CpuOptions, Isa};
 pub use error::KernelError;
 pub use kv::{KvCache, KvData, KvDtype};
 pub use reference::Reference;
-pub use tensor::Tensor;
+pub use tensor::{Bf16Tensor, Tensor};

@@ -1,5 +1,7 @@
 //! Activations.
 
+use half::bf16;
+
 /// A matrix of f32 activations, row-major, held by a backend. Rows are tokens, most often; a tensor of heads is the same
 /// data seen as `[tokens · heads, head_dim]` ([`Tensor::reshape`]).
 ///
@@ -60,5 +62,39 @@ impl Tensor {
     /// The values themselves.
     pub fn into_host(self) -> Vec<f32> {
         self.data
+    }
+}
+
+/// Activations in bf16: what training keeps of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bf16Tensor {
+    rows: usize,
+    cols: usize,
+    data: Vec<bf16>,
+}
+
+impl Bf16Tensor {
+    /// A tensor of given values.
+    ///
+    /// # Panics
+    /// When `data.len() != rows · cols`.
+    pub fn new(rows: usize, cols: usize, data: Vec<bf16>) -> Self {
+        assert_eq!(rows * cols, data.len(), "[{rows}, {cols}] does not hold {} values", data.len());
+        Self { rows, cols, data }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The values.
+    pub fn host(&self) -> &[bf16] {
+        &self.data
     }
 }

@@ -1,11 +1,11 @@
 //! A language model as a [`Network`]: next-token prediction over packed documents.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use fourfold_kernels::{Backend, Tensor};
+use fourfold_kernels::{Backend, Bf16Tensor};
 use fourfold_models::layers::{BlockSaved, Gradients, TrainPass, Trained};
 use fourfold_models::{Block, Embedding, Head, ModelSpec, WeightSpec};
-use half::bf16;
 
 use crate::batch::Batch;
 use crate::network::{Apply, BatchError, Examples, Network, Run, Score};
@@ -22,7 +22,7 @@ enum Kept {
     /// Everything its gradient needs, and the block.
     All(Box<(Block, BlockSaved)>),
     /// Its input, rounded to bf16.
-    Input(Vec<bf16>),
+    Input(Bf16Tensor),
 }
 
 impl LanguageModel {
@@ -67,8 +67,13 @@ impl Network for LanguageModel {
         let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
         let embedding = Embedding::load(&self.spec, store, &backend)?;
         let mut x = embedding.forward(&batch.ids);
+        let parts = parts(&batch.documents, run.recipe.block_tokens);
         for i in 0..self.spec.blocks.len() {
-            x = Block::load(&self.spec, i, store, &backend)?.train_forward(x, &pass).0;
+            let block = Block::load(&self.spec, i, store, &backend)?;
+            for part in &parts {
+                let y = block.train_forward(run.backend.rows(&x, part.rows.clone()), &part.pass(batch, run)).0;
+                run.backend.set_rows(&mut x, part.rows.start, &y);
+            }
         }
         let head = Head::load_sharing(&self.spec, store, &backend, &embedding)?;
         let losses = head.loss(&x, &batch.targets, run.recipe.loss_chunk, &pass);
@@ -85,16 +90,19 @@ impl Network for LanguageModel {
     ) -> Result<f64, TrainError> {
         let backend: Arc<dyn Backend> = run.backend.clone();
         let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
-        let (rows, hidden) = (batch.ids.len(), self.spec.hidden_size);
+        let parts = parts(&batch.documents, run.recipe.block_tokens);
+        let trained = &*run.backend;
         let embedding = Embedding::load(&self.spec, store, &backend)?;
         let mut x = embedding.forward(&batch.ids);
         let mut kept = Vec::with_capacity(self.spec.blocks.len());
         for i in 0..self.spec.blocks.len() {
             let block = Block::load(&self.spec, i, store, &backend)?;
             if run.recipe.recompute {
-                let input = x.host().iter().map(|&v| bf16::from_f32(v)).collect();
-                x = block.train_forward(x, &pass).0;
-                kept.push(Kept::Input(input));
+                kept.push(Kept::Input(trained.to_bf16(&x)));
+                for part in &parts {
+                    let y = block.train_forward(trained.rows(&x, part.rows.clone()), &part.pass(batch, run)).0;
+                    trained.set_rows(&mut x, part.rows.start, &y);
+                }
             } else {
                 let (y, saved) = block.train_forward(x, &pass);
                 x = y;
@@ -116,33 +124,81 @@ impl Network for LanguageModel {
         apply(store, &mut gradients)?;
 
         for i in (0..self.spec.blocks.len()).rev() {
-            let (block, saved) = match kept.pop() {
-                Some(Kept::All(both)) => *both,
+            match kept.pop() {
+                Some(Kept::All(both)) => {
+                    let (block, saved) = *both;
+                    dx = block.backward(saved, dx, &pass, &mut gradients);
+                }
                 Some(Kept::Input(input)) => {
                     let block = Block::load(&self.spec, i, store, &backend)?;
-                    let x = Tensor::new(rows, hidden, input.iter().map(|v| v.to_f32()).collect());
-                    drop(input);
-                    let saved = block.train_forward(x, &pass).1;
-                    (block, saved)
+                    for part in &parts {
+                        let pass = part.pass(batch, run);
+                        let saved = block.recompute(trained.rows_of_bf16(&input, part.rows.clone()), &pass);
+                        let dy = trained.rows(&dx, part.rows.clone());
+                        trained.set_rows(&mut dx, part.rows.start, &block.backward(saved, dy, &pass, &mut gradients));
+                    }
                 }
                 None => unreachable!("one for each block"),
-            };
-            dx = block.backward(saved, dx, &pass, &mut gradients);
-            drop(block);
+            }
             apply(store, &mut gradients)?;
         }
         embedding.backward(&batch.ids, &dx, &pass, &mut gradients);
         drop(embedding);
         if let (Some(share), Some(sum)) =
-            (tied.take(), gradients.of("model.embed_tokens.weight", self.spec.vocab_size, hidden))
+            (tied.take(), gradients.of("model.embed_tokens.weight", self.spec.vocab_size, self.spec.hidden_size))
         {
-            run.backend.add(sum, &share);
+            trained.add(sum, &share);
         }
         apply(store, &mut gradients)?;
         Ok(loss)
     }
 }
 
+/// Documents that are run through a block together.
+struct Part {
+    /// Rows of the batch.
+    rows: Range<usize>,
+    /// The documents, counted from the part's first row.
+    documents: Vec<Range<usize>>,
+}
+
+impl Part {
+    fn pass<'a>(&'a self, batch: &'a Batch, run: &'a Run) -> TrainPass<'a> {
+        TrainPass { backend: &*run.backend, documents: &self.documents, positions: &batch.positions[self.rows.clone()] }
+    }
+}
+
+/// Whole documents, at most `most` tokens together unless one alone has more.
+fn parts(documents: &[Range<usize>], most: usize) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    for document in documents {
+        match parts.last_mut() {
+            Some(part) if document.end - part.rows.start <= most => {
+                part.documents.push(document.start - part.rows.start..document.end - part.rows.start);
+                part.rows.end = document.end;
+            }
+            _ => parts.push(Part { rows: document.clone(), documents: std::iter::once(0..document.len()).collect() }),
+        }
+    }
+    parts
+}
+
 fn sum(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| f64::from(l)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_whole_documents_and_all_of_them() {
+        let documents = [0..3, 3..5, 5..12, 12..13, 13..14];
+        let parts_of_5 = parts(&documents, 5);
+        assert_eq!(parts_of_5.iter().map(|p| p.rows.clone()).collect::<Vec<_>>(), [0..5, 5..12, 12..14]);
+        assert_eq!(parts_of_5[0].documents, [0..3, 3..5]);
+        assert_eq!(parts_of_5[2].documents, [0..1, 1..2]);
+        assert_eq!(parts(&documents, usize::MAX).len(), 1);
+        assert!(parts(&[], 5).is_empty());
+    }
 }

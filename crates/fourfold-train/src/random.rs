@@ -19,9 +19,19 @@ impl Stream {
     }
 
     /// Word `index`.
-    #[inline]
+    #[inline(always)]
     pub fn word(self, index: usize) -> u32 {
         mix32((index as u32 ^ self.low).wrapping_add(mix32(self.high ^ (index >> 32) as u32)))
+    }
+
+    /// The words from `first` on, which lie below the next multiple of 2³²: the upper half of the index is mixed in once, so that
+    /// the loop is vectorised.
+    #[inline(always)]
+    pub fn words(self, first: usize, out: &mut [u32]) {
+        let high = mix32(self.high ^ (first >> 32) as u32);
+        for (i, word) in out.iter_mut().enumerate() {
+            *word = mix32(((first as u32).wrapping_add(i as u32) ^ self.low).wrapping_add(high));
+        }
     }
 
     /// Word `index` as a number in [0, 1).
@@ -40,7 +50,7 @@ fn mix64(value: u64) -> u64 {
 }
 
 /// A bijective 32-bit mixer of low bias.
-#[inline]
+#[inline(always)]
 fn mix32(mut x: u32) -> u32 {
     x ^= x >> 16;
     x = x.wrapping_mul(0x7feb_352d);
@@ -70,6 +80,16 @@ mod tests {
         for other in [Stream::new(2, 2, 3), Stream::new(1, 3, 3), Stream::new(1, 2, 4)] {
             let same = (0..n).filter(|&i| stream.word(i) & 0xffff == other.word(i) & 0xffff).count();
             assert!(same < 16, "{same} of {n} words agree in their low half, 1 expected");
+        }
+    }
+
+    #[test]
+    fn words_in_a_row_are_the_words_one_by_one() {
+        let stream = Stream::new(3, 1, 4);
+        for first in [0, 77, (1 << 32) - 4, (5 << 32) + 9] {
+            let mut words = [0; 4];
+            stream.words(first, &mut words);
+            assert_eq!(words, [0, 1, 2, 3].map(|i| stream.word(first + i)), "from {first}");
         }
     }
 

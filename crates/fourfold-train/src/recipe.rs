@@ -1,5 +1,6 @@
 //! How a run stores its numbers: the presets, from f32 AdamW to an eighth of its memory.
 
+use fourfold_kernels::Activations;
 use fourfold_tensor::DType;
 
 /// How weights are stored between steps.
@@ -41,6 +42,9 @@ pub struct Recipe {
     pub recompute: bool,
     /// Apply a block's gradients as soon as they are known, and release them.
     pub release: bool,
+    /// Tokens of whole documents with which a recomputed block is run at once, forward and backward: what is alive of a block
+    /// grows with these, not with the batch. A longer document is run whole.
+    pub block_tokens: usize,
     /// Tokens whose logits are held at once.
     pub loss_chunk: usize,
 }
@@ -54,6 +58,7 @@ impl Recipe {
         moments: MomentPrecision::F32,
         recompute: false,
         release: false,
+        block_tokens: usize::MAX,
         loss_chunk: usize::MAX,
     };
 
@@ -68,6 +73,7 @@ impl Recipe {
         moments: MomentPrecision::Bits8,
         recompute: true,
         release: true,
+        block_tokens: 512,
         loss_chunk: 256,
     };
 
@@ -76,6 +82,14 @@ impl Recipe {
 
     /// Every preset.
     pub const ALL: [Self; 4] = [Self::BASELINE, Self::AMP, Self::QUARTER, Self::EIGHTH];
+
+    /// In which precision activations enter the products.
+    pub fn activations(&self) -> Activations {
+        match self.compute {
+            DType::Bf16 => Activations::Fast,
+            _ => Activations::F32,
+        }
+    }
 
     /// The preset of that name.
     pub fn named(name: &str) -> Option<Self> {

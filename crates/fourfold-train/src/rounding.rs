@@ -8,21 +8,21 @@ use half::bf16;
 
 /// Rounds up or down with probabilities that make the expectation exact. `random`: 16 uniform bits (the low half is used).
 /// Infinities stay; NaN stays NaN; a finite value never becomes infinite.
-#[inline]
+#[inline(always)]
 pub fn stochastic_bf16(value: f32, random: u32) -> bf16 {
+    // Without a branch, so that loops are vectorised.
     let bits = value.to_bits();
-    if !value.is_finite() {
-        return bf16::from_f32(value);
-    }
     let rounded = bits.wrapping_add(random & 0xffff) >> 16;
-    // The largest finite bf16 must not carry into the exponent of infinity.
-    let rounded = if rounded & 0x7fff >= 0x7f80 { bits >> 16 } else { rounded };
-    bf16::from_bits(rounded as u16)
+    // The largest finite bf16 must not carry into the exponent of infinity; infinity and NaN (which stays one: its upper half
+    // is given a quiet bit) are cut off as well.
+    let quiet = if bits & 0x7fff_ffff > 0x7f80_0000 { 0x40 } else { 0 };
+    let cut = (bits >> 16) | quiet;
+    bf16::from_bits(if rounded & 0x7fff >= 0x7f80 { cut } else { rounded } as u16)
 }
 
 /// bf16 with 8 more bits of the exact value beside it: 24 of f32's 32 bits, 3 bytes a weight. The residual is the upper half
 /// of the 16 bits that bf16 cuts off, rounded to nearest.
-#[inline]
+#[inline(always)]
 pub fn split_bf16_residual(value: f32) -> (bf16, u8) {
     if !value.is_finite() {
         return (bf16::from_f32(value), 0);
@@ -34,7 +34,7 @@ pub fn split_bf16_residual(value: f32) -> (bf16, u8) {
 }
 
 /// The value that [`split_bf16_residual`] stored.
-#[inline]
+#[inline(always)]
 pub fn join_bf16_residual(high: bf16, residual: u8) -> f32 {
     f32::from_bits(u32::from(high.to_bits()) << 16 | u32::from(residual) << 8)
 }

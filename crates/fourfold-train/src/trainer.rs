@@ -6,15 +6,14 @@
 
 use std::sync::Arc;
 
-use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
 use fourfold_models::ModelError;
 use fourfold_models::layers::Gradients;
 use thiserror::Error;
 
 use crate::network::{BatchError, Examples, Network, Run, Score};
-use crate::optim::OptimError;
 use crate::optim::adamw::AdamW;
+use crate::optim::{OptimError, sum_of_squares};
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
 use crate::store::{ParameterStore, Update};
@@ -158,7 +157,7 @@ impl<N: Network> Trainer<N> {
             let mut squares = 0.0;
             report.loss = self.backward(batch, &mut |_, gradients| {
                 for (name, gradient) in gradients.take_all() {
-                    squares += sum_of_squares(&gradient);
+                    squares += sum_of_squares(gradient.host());
                     if gathers {
                         kept.push((name, gradient));
                     }
@@ -183,7 +182,7 @@ impl<N: Network> Trainer<N> {
             let (mut squares, mut refused) = (0.0, false);
             report.loss = self.backward(batch, &mut |store, gradients| {
                 for (name, gradient) in gradients.take_all() {
-                    squares += sum_of_squares(&gradient);
+                    squares += sum_of_squares(gradient.host());
                     match store.update(&name, &gradient, &adam, &update) {
                         Ok(()) => {}
                         // The tensor stays as it is; what was applied before it was finite.
@@ -211,8 +210,4 @@ impl<N: Network> Trainer<N> {
         let sum = self.network.backward(&mut self.store, batch, 1.0 / scored as f32, &run, apply)?;
         Ok(sum / scored as f64)
     }
-}
-
-fn sum_of_squares(gradient: &Tensor) -> f64 {
-    gradient.host().iter().map(|&g| f64::from(g) * f64::from(g)).sum()
 }

@@ -6,6 +6,7 @@ mod bandwidth;
 mod dense;
 mod elementwise;
 mod isa;
+mod memory;
 pub mod pool;
 pub mod quant;
 mod simd;
@@ -16,6 +17,7 @@ use fourfold_tensor::{Dense, Weight};
 
 pub use bandwidth::measure_read_bandwidth;
 pub use isa::Isa;
+pub use memory::keep_freed_memory;
 
 use self::dense::DenseArg;
 use self::pool::Pool;

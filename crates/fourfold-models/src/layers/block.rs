@@ -108,21 +108,7 @@ impl Block {
 
     /// As [`Block::forward`] for a packed batch without a cache, and what [`Block::backward`] needs.
     pub fn train_forward(&self, x: Tensor, pass: &TrainPass) -> (Tensor, BlockSaved) {
-        let normed = pass.run(|p| self.input_norm.forward(&x, p));
-        let (mixed, attention) = match &self.attention {
-            Attention::Gqa(gqa) => {
-                let (y, saved) = gqa.train_forward(&normed, pass);
-                (y, AttentionSaved::Gqa(saved))
-            }
-            Attention::Mla(mla) => {
-                let (y, saved) = mla.train_forward(&normed, pass);
-                (y, AttentionSaved::Mla(saved))
-            }
-        };
-        drop(normed);
-        let mut middle = x.clone();
-        pass.backend.add(&mut middle, &mixed);
-        drop(mixed);
+        let (middle, attention) = self.attend(&x, pass);
         let normed = pass.run(|p| self.post_norm.forward(&middle, p));
         let (fed, feed_forward) = match &self.feed_forward {
             FeedForwardLayer::Mlp(mlp) => {
@@ -137,6 +123,38 @@ impl Block {
         let mut y = middle.clone();
         pass.backend.add(&mut y, &fed);
         (y, BlockSaved { x, middle, attention, feed_forward })
+    }
+
+    /// What [`Block::train_forward`] saves, computed anew from the block's input: without the output, and so without a gated
+    /// feed-forward's last product.
+    pub fn recompute(&self, x: Tensor, pass: &TrainPass) -> BlockSaved {
+        let (middle, attention) = self.attend(&x, pass);
+        let normed = pass.run(|p| self.post_norm.forward(&middle, p));
+        let feed_forward = match &self.feed_forward {
+            FeedForwardLayer::Mlp(mlp) => FeedForwardSaved::Mlp(mlp.recompute(&normed, pass)),
+            // Its backward needs the experts' outputs.
+            FeedForwardLayer::Moe(moe) => FeedForwardSaved::Moe(moe.train_forward(&normed, pass).1),
+        };
+        BlockSaved { x, middle, attention, feed_forward }
+    }
+
+    /// The residual stream after attention.
+    fn attend(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, AttentionSaved) {
+        let normed = pass.run(|p| self.input_norm.forward(x, p));
+        let (mixed, attention) = match &self.attention {
+            Attention::Gqa(gqa) => {
+                let (y, saved) = gqa.train_forward(&normed, pass);
+                (y, AttentionSaved::Gqa(saved))
+            }
+            Attention::Mla(mla) => {
+                let (y, saved) = mla.train_forward(&normed, pass);
+                (y, AttentionSaved::Mla(saved))
+            }
+        };
+        drop(normed);
+        let mut middle = x.clone();
+        pass.backend.add(&mut middle, &mixed);
+        (middle, attention)
     }
 
     /// The gradient of the block's input from that of its output. The norms are computed anew.

@@ -82,10 +82,16 @@ impl Mlp {
 
     /// As [`Mlp::forward`], and what [`Mlp::backward`] needs besides `x`: 2 · intermediate elements a token.
     pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, MlpSaved) {
-        let [gate, up] = Linear::train_forward_shared([&self.gate, &self.up], x, pass);
-        let inner = pass.backend.swiglu(gate.clone(), &up);
+        let saved = self.recompute(x, pass);
+        let inner = pass.backend.swiglu(saved.gate.clone(), &saved.up);
         let [y] = Linear::train_forward_shared([&self.down], &inner, pass);
-        (y, MlpSaved { gate, up })
+        (y, saved)
+    }
+
+    /// What [`Mlp::train_forward`] saves, without its output.
+    pub fn recompute(&self, x: &Tensor, pass: &TrainPass) -> MlpSaved {
+        let [gate, up] = Linear::train_forward_shared([&self.gate, &self.up], x, pass);
+        MlpSaved { gate, up }
     }
 
     /// The gradient of `x`. The product of gate and up is computed anew.

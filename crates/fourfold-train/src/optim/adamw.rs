@@ -126,28 +126,26 @@ impl Moments {
 }
 
 impl MomentsMut<'_> {
+    #[inline(always)]
     fn read(&self, m: &mut [f32], v: &mut [f32]) {
         match self {
-            Self::F32(stored_m, stored_v) => {
-                m.copy_from_slice(stored_m);
-                v.copy_from_slice(stored_v);
-            }
-            Self::Bits8(stored) => {
-                for ((codes, scales), (out, code)) in stored.iter().zip([(m, Code::signed8()), (v, Code::unsigned8())])
-                {
-                    let blocks = out.chunks_mut(BLOCK8).zip(codes.chunks(BLOCK8)).zip(scales.iter());
-                    blocks.for_each(|((out, codes), &scale)| decode8(codes, scale, code, out));
-                }
-            }
-            Self::Bits4(stored) => {
-                for ((codes, scales), (out, code)) in stored.iter().zip([(m, Code::signed4()), (v, Code::linear4())]) {
-                    let blocks = out.chunks_mut(BLOCK4).zip(codes.chunks(BLOCK4 / 2)).zip(scales.iter());
-                    blocks.for_each(|((out, codes), &scale)| decode4(codes, scale, code, out));
-                }
-            }
+            Self::F32(stored, _) => m.copy_from_slice(stored),
+            Self::Bits8([stored, _]) => read8(stored, Code::signed8(), m),
+            Self::Bits4([stored, _]) => read4(stored, Code::signed4(), m),
+        }
+        self.read_second(v);
+    }
+
+    #[inline(always)]
+    fn read_second(&self, v: &mut [f32]) {
+        match self {
+            Self::F32(_, stored) => v.copy_from_slice(stored),
+            Self::Bits8([_, stored]) => read8(stored, Code::unsigned8(), v),
+            Self::Bits4([_, stored]) => read4(stored, Code::linear4(), v),
         }
     }
 
+    #[inline(always)]
     fn write(&mut self, m: &[f32], v: &[f32]) {
         match self {
             Self::F32(stored_m, stored_v) => {
@@ -172,6 +170,18 @@ impl MomentsMut<'_> {
             }
         }
     }
+}
+
+#[inline(always)]
+fn read8((codes, scales): &(&mut [u8], &mut [f32]), code: &Code, out: &mut [f32]) {
+    let blocks = out.chunks_mut(BLOCK8).zip(codes.chunks(BLOCK8)).zip(scales.iter());
+    blocks.for_each(|((out, codes), &scale)| decode8(codes, scale, code, out));
+}
+
+#[inline(always)]
+fn read4((codes, scales): &(&mut [u8], &mut [f32]), code: &Code, out: &mut [f32]) {
+    let blocks = out.chunks_mut(BLOCK4).zip(codes.chunks(BLOCK4 / 2)).zip(scales.iter());
+    blocks.for_each(|((out, codes), &scale)| decode4(codes, scale, code, out));
 }
 
 /// What an update needs besides the tensor.
@@ -211,21 +221,12 @@ impl AdamW {
         let rate = (lr / correction1) as f32;
         let decay = (1.0 - lr * f64::from(self.weight_decay)) as f32;
 
+        let arch = pulp::Arch::new();
         let chunks: Vec<(Block, MomentsMut)> = parameter.blocks(CHUNK).into_iter().zip(moments.chunks()).collect();
         chunks.into_par_iter().zip(gradient.par_chunks(CHUNK)).enumerate().for_each(
-            |(i, ((mut block, mut stored), g))| {
-                let (mut w, mut m, mut v) = ([0.0f32; CHUNK], [0.0f32; CHUNK], [0.0f32; CHUNK]);
-                let (w, m, v) = (&mut w[..g.len()], &mut m[..g.len()], &mut v[..g.len()]);
-                block.read(w);
-                stored.read(m, v);
-                for (((w, m), v), &g) in w.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g) {
-                    let g = g * step.gradient_factor;
-                    *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-                    *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-                    *w = *w * decay - rate * *m / ((*v * inverse2).sqrt() + self.eps);
-                }
-                stored.write(m, v);
-                block.write(w, step.stream, i * CHUNK);
+            |(i, ((block, stored), gradient))| {
+                let first = i * CHUNK;
+                arch.dispatch(ChunkUpdate { adam: self, step, decay, rate, inverse2, block, stored, gradient, first });
             },
         );
         Ok(())
@@ -233,22 +234,79 @@ impl AdamW {
 
     /// `√mean(g² / v̂)` with the second moments as they will be after this step.
     fn update_size(&self, moments: &mut Moments, gradient: &[f32], step: &Step, inverse2: f32) -> f64 {
-        let sums: Vec<f64> = moments
-            .chunks()
-            .into_par_iter()
-            .zip(gradient.par_chunks(CHUNK))
-            .map(|(stored, g)| {
-                let (mut m, mut v) = ([0.0f32; CHUNK], [0.0f32; CHUNK]);
-                stored.read(&mut m[..g.len()], &mut v[..g.len()]);
-                let ratio = |(&g, &v): (&f32, &f32)| {
-                    let g = g * step.gradient_factor;
-                    let v = (self.beta2 * v + (1.0 - self.beta2) * g * g) * inverse2;
-                    f64::from(g * g / v.max(self.eps * self.eps))
-                };
-                g.iter().zip(&v).map(ratio).sum()
-            })
-            .collect();
+        let arch = pulp::Arch::new();
+        let sum = |(stored, gradient)| arch.dispatch(ChunkSize { adam: self, step, inverse2, stored, gradient });
+        let sums: Vec<f64> = moments.chunks().into_par_iter().zip(gradient.par_chunks(CHUNK)).map(sum).collect();
         (sums.iter().sum::<f64>() / gradient.len().max(1) as f64).sqrt()
+    }
+}
+
+/// The update of one chunk, compiled for the machine's widest vectors (a closure of this size would not be inlined where they
+/// are). Multiplications and additions stay apart, so that the result is the same everywhere.
+struct ChunkUpdate<'a> {
+    adam: &'a AdamW,
+    step: &'a Step,
+    decay: f32,
+    rate: f32,
+    inverse2: f32,
+    block: Block<'a>,
+    stored: MomentsMut<'a>,
+    gradient: &'a [f32],
+    /// Index of the first element.
+    first: usize,
+}
+
+impl pulp::NullaryFnOnce for ChunkUpdate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { adam: &AdamW { beta1, beta2, eps, .. }, step, decay, rate, inverse2, .. } = self;
+        let Self { mut block, mut stored, gradient, first, .. } = self;
+        let (mut w, mut m, mut v) = ([0.0f32; CHUNK], [0.0f32; CHUNK], [0.0f32; CHUNK]);
+        let n = gradient.len();
+        let (w, m, v) = (&mut w[..n], &mut m[..n], &mut v[..n]);
+        block.read(w);
+        stored.read(m, v);
+        for (((w, m), v), &g) in w.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(gradient) {
+            let g = g * step.gradient_factor;
+            *m = beta1 * *m + (1.0 - beta1) * g;
+            *v = beta2 * *v + (1.0 - beta2) * g * g;
+            *w = *w * decay - rate * *m / ((*v * inverse2).sqrt() + eps);
+        }
+        stored.write(m, v);
+        block.write(w, step.stream, first);
+    }
+}
+
+/// `Σ g² / v̂` over one chunk, compiled as [`ChunkUpdate`].
+struct ChunkSize<'a> {
+    adam: &'a AdamW,
+    step: &'a Step,
+    inverse2: f32,
+    stored: MomentsMut<'a>,
+    gradient: &'a [f32],
+}
+
+impl pulp::NullaryFnOnce for ChunkSize<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        const LANES: usize = 8;
+        let Self { adam: &AdamW { beta2, eps, .. }, step, inverse2, stored, gradient } = self;
+        let mut v = [0.0f32; CHUNK];
+        let v = &mut v[..gradient.len()];
+        stored.read_second(v);
+        let mut lanes = [0.0f64; LANES];
+        for (v, g) in v.chunks(LANES).zip(gradient.chunks(LANES)) {
+            for ((sum, &v), &g) in lanes.iter_mut().zip(v).zip(g) {
+                let g = g * step.gradient_factor;
+                let v = (beta2 * v + (1.0 - beta2) * g * g) * inverse2;
+                *sum += f64::from(g * g / v.max(eps * eps));
+            }
+        }
+        lanes.iter().sum()
     }
 }
 

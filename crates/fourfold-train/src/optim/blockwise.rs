@@ -13,10 +13,18 @@ pub const BLOCK8: usize = 256;
 /// Elements that share a scale, 4-bit states.
 pub const BLOCK4: usize = 128;
 
-/// A code: sorted values in [−1, 1], and for each upper half of an f32's bits the code nearest to it.
+/// Bits of 2⁻²⁵: what is nearer to zero has the code of zero (or of the smallest value, where there is no zero).
+const SMALLEST: u32 = 0x3300_0000;
+/// Cells of the table of a sign: exponents from −25 to 0, with 7 bits of mantissa.
+const CELLS: usize = 1 << 12;
+
+/// A code: sorted values in [−1, 1], and the nearest code for each cell of a number's sign, exponent and upper mantissa: 8 KB,
+/// which stay in the first cache.
 pub struct Code {
-    values: Vec<f32>,
-    nearest: Vec<u8>,
+    /// The values, then copies of the last: a code needs no check to be looked up.
+    values: Box<[f32; 256]>,
+    len: usize,
+    nearest: Box<[u8; 2 * CELLS]>,
 }
 
 impl Code {
@@ -45,41 +53,59 @@ impl Code {
     }
 
     fn new(values: Vec<f32>) -> Self {
-        // The table is addressed by sign, exponent and 7 bits of mantissa: the middle of that cell decides, which is the exact
-        // nearest code but for quotients within 0.4 % of a boundary, where either neighbour is as good.
-        let nearest = (0..1u32 << 16)
-            .map(|high| {
-                let x = f32::from_bits(high << 16 | 0x8000);
-                let x = if x.is_nan() { 0.0 } else { x.clamp(-1.0, 1.0) };
-                let after = values.partition_point(|&v| v < x);
-                let code = match after {
-                    0 => 0,
-                    n if n == values.len() => n - 1,
-                    n if x - values[n - 1] <= values[n] - x => n - 1,
-                    n => n,
-                };
-                code as u8
-            })
-            .collect();
-        Self { values, nearest }
+        // The middle of a table's cell decides, which is the exact nearest code but for quotients within 0.4 % of a boundary,
+        // where either neighbour is as good.
+        let mut nearest = Box::new([0; 2 * CELLS]);
+        for (i, nearest) in nearest.iter_mut().enumerate() {
+            let magnitude = f32::from_bits(SMALLEST + ((i % CELLS) << 16 | 0x8000) as u32).min(1.0);
+            let x = if i < CELLS { magnitude } else { -magnitude };
+            let after = values.partition_point(|&v| v < x);
+            let code = match after {
+                0 => 0,
+                n if n == values.len() => n - 1,
+                n if x - values[n - 1] <= values[n] - x => n - 1,
+                n => n,
+            };
+            *nearest = code as u8;
+        }
+        let mut padded = Box::new([values[values.len() - 1]; 256]);
+        padded[..values.len()].copy_from_slice(&values);
+        Self { values: padded, len: values.len(), nearest }
     }
 
     /// The code values, ascending.
     pub fn values(&self) -> &[f32] {
-        &self.values
+        &self.values[..self.len]
     }
 
     /// The value of a code.
-    #[inline]
+    #[inline(always)]
     pub fn decode(&self, code: u8) -> f32 {
         self.values[code as usize]
     }
 
     /// The code nearest to `x`, |x| ≤ 1.
-    #[inline]
+    #[inline(always)]
     pub fn encode(&self, x: f32) -> u8 {
-        self.nearest[(x.to_bits() >> 16) as usize]
+        self.nearest[cell(x) as usize % (2 * CELLS)]
     }
+
+    /// The codes nearest to `values · factor`, at most [`BLOCK8`] of them.
+    #[inline(always)]
+    fn encode_all(&self, values: &[f32], factor: f32, codes: &mut [u8]) {
+        // The cells first, in a loop that is vectorised; the table is looked up one by one.
+        let mut cells = [0u16; BLOCK8];
+        cells.iter_mut().zip(values).for_each(|(cell_of, &v)| *cell_of = cell(v * factor));
+        codes.iter_mut().zip(&cells).for_each(|(code, &cell)| *code = self.nearest[cell as usize % (2 * CELLS)]);
+    }
+}
+
+/// Where a number stands in the table of [`Code`].
+#[inline(always)]
+fn cell(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let magnitude = (bits & 0x7fff_ffff).clamp(SMALLEST, 0x3f80_ffff) - SMALLEST;
+    (magnitude >> 16 | bits >> 31 << 12) as u16
 }
 
 /// The values of the dynamic tree code of `bits` bits: decades 10⁰, 10⁻¹, …, with twice as many values in each higher one, each
@@ -147,19 +173,22 @@ impl State4 {
 }
 
 /// Decodes one block of 8-bit codes.
+#[inline(always)]
 pub fn decode8(codes: &[u8], scale: f32, code: &Code, out: &mut [f32]) {
     out.iter_mut().zip(codes).for_each(|(o, &c)| *o = code.decode(c) * scale);
 }
 
 /// Encodes one block, and returns its scale.
+#[inline(always)]
 pub fn encode8(values: &[f32], code: &Code, codes: &mut [u8]) -> f32 {
     let scale = largest(values);
     let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
-    codes.iter_mut().zip(values).for_each(|(c, &v)| *c = code.encode(v * inverse));
+    code.encode_all(values, inverse, codes);
     scale
 }
 
 /// Decodes one block of 4-bit codes.
+#[inline(always)]
 pub fn decode4(codes: &[u8], scale: f32, code: &Code, out: &mut [f32]) {
     for (pair, &byte) in out.chunks_mut(2).zip(codes) {
         pair[0] = code.decode(byte & 15) * scale;
@@ -170,6 +199,7 @@ pub fn decode4(codes: &[u8], scale: f32, code: &Code, out: &mut [f32]) {
 }
 
 /// Encodes one block, and returns its scale.
+#[inline(always)]
 pub fn encode4(values: &[f32], code: &Code, codes: &mut [u8]) -> f32 {
     let scale = largest(values);
     let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
@@ -180,8 +210,10 @@ pub fn encode4(values: &[f32], code: &Code, codes: &mut [u8]) -> f32 {
     scale
 }
 
+/// The largest magnitude. Magnitudes are ordered as their bits are, whose comparison is vectorised.
+#[inline(always)]
 fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0f32, |most, v| most.max(v.abs()))
+    f32::from_bits(values.iter().fold(0, |most: u32, v| most.max(v.abs().to_bits())))
 }
 
 #[cfg(test)]

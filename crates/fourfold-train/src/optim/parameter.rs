@@ -124,10 +124,14 @@ impl Parameter {
 
 impl Block<'_> {
     /// The block's elements as f32.
+    #[inline(always)]
     pub fn read(&self, out: &mut [f32]) {
         match self {
             Self::F32(w) => out.copy_from_slice(w),
-            Self::Bf16(w) | Self::Bf16Nearest(w) => out.iter_mut().zip(w.iter()).for_each(|(o, v)| *o = v.to_f32()),
+            Self::Bf16(w) | Self::Bf16Nearest(w) => {
+                // bf16 is the upper half of an f32.
+                out.iter_mut().zip(w.iter()).for_each(|(o, v)| *o = f32::from_bits(u32::from(v.to_bits()) << 16));
+            }
             Self::Bf16Residual(high, low) => {
                 let stored = high.iter().zip(low.iter());
                 out.iter_mut().zip(stored).for_each(|(o, (&h, &l))| *o = join_bf16_residual(h, l));
@@ -135,13 +139,20 @@ impl Block<'_> {
         }
     }
 
-    /// Stores new values. `first`: index of the block's first element in its tensor, for `stream`.
+    /// Stores new values. `first`: index of the block's first element in its tensor, for `stream`;
+    /// blocks lie within 2³² elements.
+    #[inline(always)]
     pub fn write(&mut self, values: &[f32], stream: Stream, first: usize) {
         match self {
             Self::F32(w) => w.copy_from_slice(values),
             Self::Bf16(w) => {
-                let values = values.iter().enumerate();
-                w.iter_mut().zip(values).for_each(|(w, (i, &v))| *w = stochastic_bf16(v, stream.word(first + i)));
+                const GROUP: usize = 256;
+                let mut words = [0; GROUP];
+                for (i, (w, values)) in w.chunks_mut(GROUP).zip(values.chunks(GROUP)).enumerate() {
+                    let words = &mut words[..values.len()];
+                    stream.words(first + i * GROUP, words);
+                    w.iter_mut().zip(values).zip(words).for_each(|((w, &v), &mut r)| *w = stochastic_bf16(v, r));
+                }
             }
             Self::Bf16Nearest(w) => w.iter_mut().zip(values).for_each(|(w, &v)| *w = bf16::from_f32(v)),
             Self::Bf16Residual(high, low) => {

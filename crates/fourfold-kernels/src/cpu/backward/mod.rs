@@ -4,9 +4,13 @@ mod rowwise;
 
 use super::{Cpu, attention, dense, elementwise};
 use crate::backward::{AttentionGradient, AttentionOutput, Backward, SelfAttention};
-use crate::{RopeSpec, Tensor};
+use crate::{Bf16Tensor, RopeSpec, Tensor};
 
 impl Backward for Cpu {
+    fn to_bf16(&self, x: &Tensor) -> Bf16Tensor {
+        Bf16Tensor::new(x.rows(), x.cols(), dense::to_bf16(self.context(), x.host()))
+    }
+
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
         dense::weight_gradient(self.context(), x, dy, dw);
     }

@@ -174,6 +174,15 @@ impl Lanes {
     }
 }
 
+/// Rounds to nearest, ties to even.
+pub fn to_bf16(context: Context, values: &[f32]) -> Vec<bf16> {
+    let mut rounded = vec![bf16::ZERO; values.len()];
+    context.pool.for_chunks_mut(&mut rounded, 1, 1 << 14, |first, rounded| {
+        round_to_bf16(context.isa, &values[first..first + rounded.len()], rounded);
+    });
+    rounded
+}
+
 for_isa! {
     /// Rounds to nearest, ties to even.
     fn round_to_bf16(from: &[f32], to: &mut [bf16]) = round_to_bf16_with

