@@ -71,6 +71,18 @@ pub trait Backward: Backend {
         Tensor::new(range.len(), x.cols(), x.host()[range.start * x.cols()..range.end * x.cols()].to_vec())
     }
 
+    /// `a + b`, of equal shapes.
+    fn sum(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        let mut sum = a.clone();
+        self.add(&mut sum, b);
+        sum
+    }
+
+    /// [`Backend::swiglu`], of a `gate` that is kept.
+    fn swiglu_of(&self, gate: &Tensor, up: &Tensor) -> Tensor {
+        self.swiglu(gate.clone(), up)
+    }
+
     /// Replaces the rows of `x` from `first` on.
     fn set_rows(&self, x: &mut Tensor, first: usize, rows: &Tensor) {
         assert_eq!(x.cols(), rows.cols(), "rows of another width");

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::Isa;
 use super::pool::Pool;
-use super::simd::{Map2, Simd, dot, exp, for_isa, map2_in_place};
+use super::simd::{Map2, Simd, dot, exp, for_isa, map2, map2_in_place};
+use super::unwritten::Unwritten;
 use crate::{RopeSpec, Tensor};
 
 /// Elements below which threads do not pay, for operations that read and write memory and little else.
@@ -16,21 +17,19 @@ const EXP_GRAIN: usize = 1 << 13;
 /// `x / √(mean(x²) + eps) · weight` over each row.
 pub fn rms_norm(pool: &Pool, isa: Isa, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
     assert_eq!(x.cols(), weight.cols(), "a norm of {} elements on rows of {}", weight.cols(), x.cols());
-    let mut y = x.clone();
     let cols = x.cols().max(1);
-    pool.for_chunks_mut(y.host_mut(), cols, GRAIN / cols, |_, rows| norm_rows(isa, rows, weight.host(), eps));
-    y
+    map(pool, x, cols, GRAIN, |from, to, _| norm_rows(isa, from, to, weight.host(), eps))
 }
 
 for_isa! {
-    fn norm_rows(rows: &mut [f32], weight: &[f32], eps: f32) = norm_rows_with
+    fn norm_rows(from: &[f32], to: &mut [f32], weight: &[f32], eps: f32) = norm_rows_with
 }
 
 #[inline(always)]
-fn norm_rows_with<S: Simd>(s: S, rows: &mut [f32], weight: &[f32], eps: f32) {
-    for row in rows.chunks_exact_mut(weight.len()) {
-        let inverse = 1.0 / (dot(s, row, row) / row.len() as f32 + eps).sqrt();
-        map2_in_place(s, row, weight, Scaled(s.splat(inverse)));
+fn norm_rows_with<S: Simd>(s: S, from: &[f32], to: &mut [f32], weight: &[f32], eps: f32) {
+    for (from, to) in from.chunks_exact(weight.len()).zip(to.chunks_exact_mut(weight.len())) {
+        let inverse = 1.0 / (dot(s, from, from) / from.len() as f32 + eps).sqrt();
+        map2(s, from, weight, to, Scaled(s.splat(inverse)));
     }
 }
 
@@ -74,6 +73,45 @@ pub fn rope(pool: &Pool, x: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &Rope
             }
         }
     });
+}
+
+/// A tensor of `x`'s shape, of which `write(elements of x, elements of the result, first)` writes runs of whole units.
+fn map(pool: &Pool, x: &Tensor, unit: usize, grain: usize, write: impl Fn(&[f32], &mut [f32], usize) + Sync) -> Tensor {
+    let len = x.host().len();
+    let mut y = Unwritten::<f32>::new(len);
+    let to = y.target();
+    pool.for_ranges(len.div_ceil(unit), grain / unit, |units| {
+        let range = units.start * unit..(units.end * unit).min(len);
+        // SAFETY: ranges do not overlap, and `write` does not read what it has not written.
+        let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(range.start), range.len()) };
+        write(&x.host()[range.clone()], to, range.start);
+    });
+    // SAFETY: the units are all elements.
+    Tensor::new(x.rows(), x.cols(), unsafe { y.written() })
+}
+
+/// `silu(gate) ⊙ up`, beside `gate`.
+pub fn swiglu_of(pool: &Pool, isa: Isa, gate: &Tensor, up: &Tensor) -> Tensor {
+    assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "swiglu of unequal shapes");
+    map(pool, gate, 64, EXP_GRAIN, |gate, to, first| swiglu_out(isa, gate, &up.host()[first..first + gate.len()], to))
+}
+
+for_isa! {
+    fn swiglu_out(gate: &[f32], up: &[f32], to: &mut [f32]) = swiglu_out_with
+}
+
+#[inline(always)]
+fn swiglu_out_with<S: Simd>(s: S, gate: &[f32], up: &[f32], to: &mut [f32]) {
+    map2(s, gate, up, to, Swiglu);
+}
+
+/// `x + y`.
+pub fn sum(pool: &Pool, x: &Tensor, y: &Tensor) -> Tensor {
+    assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "sum of unequal shapes");
+    map(pool, x, 64, GRAIN, |x, to, first| {
+        let y = &y.host()[first..first + x.len()];
+        to.iter_mut().zip(x).zip(y).for_each(|((to, x), y)| *to = x + y);
+    })
 }
 
 /// `silu(gate) ⊙ up`.

@@ -10,6 +10,7 @@ mod memory;
 pub mod pool;
 pub mod quant;
 mod simd;
+mod unwritten;
 
 use std::ops::Range;
 

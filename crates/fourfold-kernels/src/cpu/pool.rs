@@ -214,6 +214,11 @@ impl<T> SendPtr<T> {
         Self(elements.as_mut_ptr())
     }
 
+    /// Of memory that outlives the region.
+    pub(crate) fn of(memory: *mut T) -> Self {
+        Self(memory)
+    }
+
     /// The pointer. (A method, so that closures capture the whole and with it `Sync`.)
     pub(crate) fn get(&self) -> *mut T {
         self.0

@@ -120,8 +120,7 @@ impl Block {
                 (y, FeedForwardSaved::Moe(saved))
             }
         };
-        let mut y = middle.clone();
-        pass.backend.add(&mut y, &fed);
+        let y = pass.backend.sum(&middle, &fed);
         (y, BlockSaved { x, middle, attention, feed_forward })
     }
 
@@ -152,9 +151,7 @@ impl Block {
             }
         };
         drop(normed);
-        let mut middle = x.clone();
-        pass.backend.add(&mut middle, &mixed);
-        (middle, attention)
+        (pass.backend.sum(x, &mixed), attention)
     }
 
     /// The gradient of the block's input from that of its output. The norms are computed anew.

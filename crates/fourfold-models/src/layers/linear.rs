@@ -149,10 +149,14 @@ impl Linear {
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) -> Tensor {
-        let mut dx = Tensor::zeros(x.rows(), x.cols());
+        let mut sum: Option<Tensor> = None;
         for (layer, dy) in layers {
-            pass.backend.add(&mut dx, &layer.backward(x, dy, pass, gradients));
+            let dx = layer.backward(x, dy, pass, gradients);
+            match &mut sum {
+                Some(sum) => pass.backend.add(sum, &dx),
+                None => sum = Some(dx),
+            }
         }
-        dx
+        sum.unwrap_or_else(|| Tensor::zeros(x.rows(), x.cols()))
     }
 }

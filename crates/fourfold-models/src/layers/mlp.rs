@@ -83,7 +83,7 @@ impl Mlp {
     /// As [`Mlp::forward`], and what [`Mlp::backward`] needs besides `x`: 2 · intermediate elements a token.
     pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, MlpSaved) {
         let saved = self.recompute(x, pass);
-        let inner = pass.backend.swiglu(saved.gate.clone(), &saved.up);
+        let inner = pass.backend.swiglu_of(&saved.gate, &saved.up);
         let [y] = Linear::train_forward_shared([&self.down], &inner, pass);
         (y, saved)
     }
@@ -104,7 +104,7 @@ impl Mlp {
         gradients: &mut Gradients,
     ) -> Tensor {
         let MlpSaved { gate, up } = saved;
-        let inner = pass.backend.swiglu(gate.clone(), &up);
+        let inner = pass.backend.swiglu_of(&gate, &up);
         let d_inner = self.down.backward(&inner, dy, pass, gradients);
         drop(inner);
         let (d_gate, d_up) = pass.backend.swiglu_backward(&gate, &up, &d_inner);

@@ -11,6 +11,14 @@ impl Backward for Cpu {
         Bf16Tensor::new(x.rows(), x.cols(), dense::to_bf16(self.context(), x.host()))
     }
 
+    fn sum(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        elementwise::sum(&self.pool, a, b)
+    }
+
+    fn swiglu_of(&self, gate: &Tensor, up: &Tensor) -> Tensor {
+        elementwise::swiglu_of(&self.pool, self.isa, gate, up)
+    }
+
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
         dense::weight_gradient(self.context(), x, dy, dw);
     }

@@ -1,10 +1,13 @@
 //! Gradients of the operations on rows and elements, and the loss.
 
+use std::ops::Range;
+
 use crate::Tensor;
 use crate::backward::IGNORE;
 use crate::cpu::Isa;
 use crate::cpu::pool::{Pool, SendPtr};
 use crate::cpu::simd::{MAX_LANES, Simd, dot, exp, for_isa};
+use crate::cpu::unwritten::Unwritten;
 
 /// Elements below which threads do not pay.
 const GRAIN: usize = 1 << 13;
@@ -41,23 +44,31 @@ pub fn rms_norm_backward(
 ) -> Tensor {
     let cols = x.cols();
     assert_eq!((dy.rows(), dy.cols(), weight.cols(), dweight.cols()), (x.rows(), cols, cols, cols), "norm backward");
-    let mut dx = Tensor::zeros(x.rows(), cols);
     if x.host().is_empty() {
-        return dx;
+        return Tensor::zeros(x.rows(), cols);
     }
+    let mut dx = Unwritten::new(x.rows() * cols);
     let mut factors = vec![0.0f32; x.rows()];
-    let kept = SendPtr::new(&mut factors);
-    pool.for_chunks_mut(dx.host_mut(), cols, GRAIN / cols, |first, dx| {
-        let rows = first * cols..first * cols + dx.len();
-        // SAFETY: each row has a factor of its own.
-        let factors = unsafe { std::slice::from_raw_parts_mut(kept.get().add(first), dx.len() / cols) };
-        norm_rows(isa, &x.host()[rows.clone()], weight.host(), eps, &dy.host()[rows], dx, factors);
+    let (to, kept) = (dx.target(), SendPtr::new(&mut factors));
+    pool.for_ranges(x.rows(), GRAIN / cols, |rows| {
+        let range = rows.start * cols..rows.end * cols;
+        // SAFETY: each row and its factor are one item's; `norm_rows` writes before it reads.
+        let (dx, factors) = unsafe { (slice_of(to, range.clone()), slice_of(kept, rows)) };
+        norm_rows(isa, &x.host()[range.clone()], weight.host(), eps, &dy.host()[range], dx, factors);
     });
     // Threads share columns, not rows, so that sums do not depend on their number.
     pool.for_chunks_mut(dweight.host_mut(), 16, (GRAIN / x.rows() / 16).max(2), |first, sums| {
         add_columns(isa, x, dy, &factors, first * 16, sums);
     });
-    dx
+    // SAFETY: all rows have been written.
+    Tensor::new(x.rows(), cols, unsafe { dx.written() })
+}
+
+/// # Safety
+/// The elements are inside the memory, and nobody else uses them; the caller writes them before it reads them.
+unsafe fn slice_of<'a>(memory: SendPtr<f32>, range: Range<usize>) -> &'a mut [f32] {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(memory.get().add(range.start), range.len()) }
 }
 
 for_isa! {
@@ -100,27 +111,29 @@ fn add_columns_with<S: Simd>(_s: S, x: &Tensor, dy: &Tensor, factors: &[f32], fi
 pub fn swiglu_backward(pool: &Pool, isa: Isa, gate: &Tensor, up: &Tensor, dy: &Tensor) -> (Tensor, Tensor) {
     let shape = (gate.rows(), gate.cols());
     assert_eq!(((up.rows(), up.cols()), (dy.rows(), dy.cols())), (shape, shape), "swiglu backward: shapes");
-    let (mut dgate, mut dup) = (gate.clone(), Tensor::zeros(shape.0, shape.1));
-    let to_dup = SendPtr::new(dup.host_mut());
-    pool.for_chunks_mut(dgate.host_mut(), 64, GRAIN / 64, |first, dgate| {
-        let range = first * 64..first * 64 + dgate.len();
-        // SAFETY: the same ranges as of dgate, which do not overlap.
-        let dup = unsafe { std::slice::from_raw_parts_mut(to_dup.get().add(range.start), dgate.len()) };
-        swiglu_slices(isa, dgate, dup, &up.host()[range.clone()], &dy.host()[range]);
+    let len = shape.0 * shape.1;
+    let (mut dgate, mut dup) = (Unwritten::new(len), Unwritten::new(len));
+    let (to_dgate, to_dup) = (dgate.target(), dup.target());
+    pool.for_ranges(len.div_ceil(64), GRAIN / 64, |units| {
+        let range = units.start * 64..(units.end * 64).min(len);
+        // SAFETY: ranges do not overlap, and `swiglu_slices` only writes.
+        let (dgate, dup) = unsafe { (slice_of(to_dgate, range.clone()), slice_of(to_dup, range.clone())) };
+        swiglu_slices(isa, &gate.host()[range.clone()], &up.host()[range.clone()], &dy.host()[range], dgate, dup);
     });
-    (dgate, dup)
+    // SAFETY: the units are all elements.
+    let tensor = |t: Unwritten<f32>| Tensor::new(shape.0, shape.1, unsafe { t.written() });
+    (tensor(dgate), tensor(dup))
 }
 
 for_isa! {
-    /// `gate` becomes its gradient.
-    fn swiglu_slices(gate: &mut [f32], dup: &mut [f32], up: &[f32], dy: &[f32]) = swiglu_slices_with
+    fn swiglu_slices(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) = swiglu_slices_with
 }
 
 #[inline(always)]
-fn swiglu_slices_with<S: Simd>(s: S, gate: &mut [f32], dup: &mut [f32], up: &[f32], dy: &[f32]) {
+fn swiglu_slices_with<S: Simd>(s: S, gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
     let one = s.splat(1.0);
     let n = gate.len();
-    assert_eq!((dup.len(), up.len(), dy.len()), (n, n, n));
+    assert_eq!((dgate.len(), dup.len(), up.len(), dy.len()), (n, n, n, n));
     for i in (0..n).step_by(S::LANES) {
         let count = S::LANES.min(n - i);
         // SAFETY: `count` elements of each slice are left.
@@ -129,7 +142,7 @@ fn swiglu_slices_with<S: Simd>(s: S, gate: &mut [f32], dup: &mut [f32], up: &[f3
             let (u, d) = (s.load_first(up.as_ptr().add(i), count), s.load_first(dy.as_ptr().add(i), count));
             let sigma = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), g))));
             let slope = s.mul(sigma, s.mul_add(g, s.sub(one, sigma), one));
-            s.store_first(gate.as_mut_ptr().add(i), s.mul(s.mul(d, u), slope), count);
+            s.store_first(dgate.as_mut_ptr().add(i), s.mul(s.mul(d, u), slope), count);
             s.store_first(dup.as_mut_ptr().add(i), s.mul(s.mul(d, g), sigma), count);
         }
     }

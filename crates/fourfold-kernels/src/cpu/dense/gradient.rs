@@ -8,6 +8,7 @@ use crate::Tensor;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::simd::{MAX_LANES, Simd, for_isa};
+use crate::cpu::unwritten::Unwritten;
 
 /// Columns of a strip of `x`.
 const STRIP: usize = PANEL_ROWS;
@@ -31,17 +32,23 @@ pub fn weight_gradient(context: Context, x: &Tensor, dy: &Tensor, dw: &mut Tenso
     // As f32, `dy` is lanes as it lies.
     let width = if pairs { outputs.next_multiple_of(MAX_LANES) } else { outputs };
     let (strips, chunks) = (inputs.div_ceil(STRIP), outputs.div_ceil(ROWS));
-    let mut rounded = vec![0.0f32; if pairs { TOKENS.min(x.rows()).div_ceil(2) * width } else { 0 }];
     for first in (0..x.rows()).step_by(TOKENS) {
         let tokens = TOKENS.min(x.rows() - first);
         let steps = tokens.div_ceil(per_lane(pairs));
+        let rounded;
         let dy = &dy.host()[first * outputs..(first + tokens) * outputs];
         let lanes = if pairs {
-            context.pool.for_chunks_mut(&mut rounded[..steps * width], width, 16, |step, lanes| {
-                let end = ((step + lanes.len() / width) * 2).min(tokens);
-                let data = &dy[step * 2 * outputs..end * outputs];
+            let mut memory = Unwritten::<f32>::new(steps * width);
+            let to = memory.target();
+            context.pool.for_ranges(steps, 16, |range| {
+                // SAFETY: these steps are inside the memory and one item's alone; `fill` does not read.
+                let lanes =
+                    unsafe { std::slice::from_raw_parts_mut(to.get().add(range.start * width), range.len() * width) };
+                let data = &dy[range.start * 2 * outputs..(range.end * 2).min(tokens) * outputs];
                 fill(context, pairs, &Rows { data, stride: outputs, cols: outputs }, lanes, width);
             });
+            // SAFETY: every step has been written, whole vectors to the padded width.
+            rounded = unsafe { memory.written() };
             &rounded
         } else {
             dy

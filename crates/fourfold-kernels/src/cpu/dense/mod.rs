@@ -28,6 +28,7 @@ pub(super) use self::tile::{Operands, product};
 use super::pool::SendPtr;
 use super::quant::Context;
 use super::simd::{Element, MAX_LANES, Simd, for_isa};
+use super::unwritten::Unwritten;
 use super::{Activations, Isa};
 use crate::Tensor;
 
@@ -57,10 +58,10 @@ thread_local! {
 
 /// `y_i = x · W_i[rows_i, :]ᵀ + b_i`, in one parallel region.
 pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
-    let mut outputs: Vec<Tensor> = args.iter().map(|arg| output(x, arg)).collect();
     if x.rows() == 0 || x.cols() == 0 {
-        return outputs;
+        return args.iter().map(|arg| bias_rows(x, arg)).collect();
     }
+    let mut outputs: Vec<Output> = args.iter().map(|arg| Output::new(x, arg)).collect();
     let is_pairs = |arg: &DenseArg| matches!(arg.weight.data(), FloatBuffer::Bf16(_)) && uses_pairs(context);
     let floats = (!args.iter().all(is_pairs)).then(|| Lanes::floats(context, x));
     let pairs = args.iter().any(is_pairs).then(|| Lanes::pairs(context, x));
@@ -74,7 +75,7 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
     for (arg, y) in args.iter().zip(&mut outputs) {
         let lanes = if is_pairs(arg) { pairs.as_ref() } else { floats.as_ref() };
         let Some(lanes) = lanes else { continue };
-        jobs.push(Job { arg, lanes, pairs: is_pairs(arg), y: SendPtr::new(y.host_mut()), first_item: items });
+        jobs.push(Job { arg, lanes, pairs: is_pairs(arg), y: y.target(), first_item: items });
         items += arg.rows.len().div_ceil(unit) * chunks;
     }
     context.pool.for_ranges(items, 1, |range| {
@@ -103,7 +104,46 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
             start = end;
         }
     });
-    outputs
+    drop(jobs);
+    let shaped = outputs.into_iter().zip(args);
+    // SAFETY: the items of a weight are all its rows wanted, for all tokens.
+    shaped.map(|(y, arg)| unsafe { y.written(x.rows(), arg.rows.len()) }).collect()
+}
+
+/// The memory of an output.
+enum Output {
+    /// Holds the bias, to be added to.
+    Bias(Tensor),
+    Unwritten(Unwritten<f32>),
+}
+
+impl Output {
+    fn new(x: &Tensor, arg: &DenseArg) -> Self {
+        match arg.bias {
+            Some(_) => Self::Bias(bias_rows(x, arg)),
+            None => {
+                check(x, arg);
+                Self::Unwritten(Unwritten::new(x.rows() * arg.rows.len()))
+            }
+        }
+    }
+
+    fn target(&mut self) -> SendPtr<f32> {
+        match self {
+            Self::Bias(y) => SendPtr::new(y.host_mut()),
+            Self::Unwritten(y) => y.target(),
+        }
+    }
+
+    /// # Safety
+    /// Every element has been written.
+    unsafe fn written(self, rows: usize, cols: usize) -> Tensor {
+        match self {
+            Self::Bias(y) => y,
+            // SAFETY: the caller's promise.
+            Self::Unwritten(y) => Tensor::new(rows, cols, unsafe { y.written() }),
+        }
+    }
 }
 
 /// Whether bf16 weights meet activations rounded to bf16.
@@ -111,10 +151,14 @@ fn uses_pairs(context: Context) -> bool {
     context.isa == Isa::Avx512 && context.activations == Activations::Fast
 }
 
-/// The output, which holds the bias (to be added to) where there is one.
-fn output(x: &Tensor, arg: &DenseArg) -> Tensor {
+fn check(x: &Tensor, arg: &DenseArg) {
     assert_eq!(x.cols(), arg.weight.cols(), "an input of {} columns for a weight of {}", x.cols(), arg.weight.cols());
     assert!(arg.rows.end <= arg.weight.rows(), "rows {:?} of a weight of {}", arg.rows, arg.weight.rows());
+}
+
+/// The bias for each token; zeros where there is none.
+fn bias_rows(x: &Tensor, arg: &DenseArg) -> Tensor {
+    check(x, arg);
     match arg.bias {
         None => Tensor::zeros(x.rows(), arg.rows.len()),
         Some(bias) => {
@@ -150,27 +194,35 @@ impl Lanes {
 
     fn floats(context: Context, x: &Tensor) -> Self {
         let row = Self::stride(x.cols());
-        let mut data = vec![0.0f32; row * x.rows()];
-        let grain = (1 << 14) / row + 1;
-        context.pool.for_chunks_mut(&mut data, row, grain, |first, lanes| {
-            for (t, lanes) in lanes.chunks_exact_mut(row).enumerate() {
-                lanes[..x.cols()].copy_from_slice(x.row(first + t));
-            }
-        });
-        Self { data, row }
+        Self::fill(context, x.rows(), row, |t, lanes| {
+            lanes[..x.cols()].copy_from_slice(x.row(t));
+        })
     }
 
     fn pairs(context: Context, x: &Tensor) -> Self {
         let row = Self::stride(x.cols().div_ceil(2));
-        let mut data = vec![0.0f32; row * x.rows()];
-        let grain = (1 << 14) / row + 1;
-        context.pool.for_chunks_mut(&mut data, row, grain, |first, lanes| {
-            for (t, lanes) in lanes.chunks_exact_mut(row).enumerate() {
-                let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);
-                round_to_bf16(context.isa, x.row(first + t), &mut halves[..x.cols()]);
+        Self::fill(context, x.rows(), row, |t, lanes| {
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);
+            round_to_bf16(context.isa, x.row(t), &mut halves[..x.cols()]);
+        })
+    }
+
+    /// Rows of `row` lanes, zero (the first cache holds one) and then written by `write`.
+    fn fill(context: Context, rows: usize, row: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let mut data = Unwritten::<f32>::new(rows * row);
+        let to = data.target();
+        context.pool.for_ranges(rows, (1 << 14) / row + 1, |range| {
+            for t in range {
+                // SAFETY: row t is inside the memory and this item's alone; it is zeroed before it is a slice.
+                let lanes = unsafe {
+                    to.get().add(t * row).write_bytes(0, row);
+                    std::slice::from_raw_parts_mut(to.get().add(t * row), row)
+                };
+                write(t, lanes);
             }
         });
-        Self { data, row }
+        // SAFETY: every row has been written.
+        Self { data: unsafe { data.written() }, row }
     }
 }
 

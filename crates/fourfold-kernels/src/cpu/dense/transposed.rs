@@ -14,6 +14,7 @@ use crate::Tensor;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::simd::{Element, MAX_LANES, Simd, for_isa};
+use crate::cpu::unwritten::Unwritten;
 
 /// Columns of a work item where tokens are few.
 const COLUMNS: usize = 8 * MAX_LANES;
@@ -32,11 +33,11 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
     assert_eq!(x.cols(), rows.len(), "an input of {} columns for {} rows of a weight", x.cols(), rows.len());
     assert!(rows.end <= weight.rows(), "rows {rows:?} of a weight of {}", weight.rows());
     let cols = weight.cols();
-    let mut y = Tensor::zeros(x.rows(), cols);
     if x.rows() == 0 || cols == 0 || rows.is_empty() {
-        return y;
+        return Tensor::zeros(x.rows(), cols);
     }
-    let to = SendPtr::new(y.host_mut());
+    let mut y = Unwritten::new(x.rows() * cols);
+    let to = y.target();
     let many = x.rows() >= PANEL_TOKENS;
     let pairs = many && uses_pairs(context) && matches!(weight.data(), FloatBuffer::Bf16(_));
     let lanes = if pairs { Lanes::pairs(context, x) } else { Lanes::floats(context, x) };
@@ -69,7 +70,8 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
             }
         });
     });
-    y
+    // SAFETY: the items are all columns, for all tokens.
+    Tensor::new(x.rows(), cols, unsafe { y.written() })
 }
 
 /// Some columns for some tokens.

@@ -30,18 +30,33 @@ pub trait Map2<S: Simd> {
 #[inline(always)]
 pub fn map2_in_place<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Map2<S>) {
     assert_eq!(x.len(), y.len());
-    let whole = x.len() / S::LANES * S::LANES;
-    let (p, q) = (x.as_mut_ptr(), y.as_ptr());
+    // SAFETY: both are as long.
+    unsafe { map2_by_pointers(s, x.as_ptr(), y.as_ptr(), x.as_mut_ptr(), x.len(), f) }
+}
+
+/// `to = f(x, y)` for each pair of elements.
+#[inline(always)]
+pub fn map2<S: Simd>(s: S, x: &[f32], y: &[f32], to: &mut [f32], f: impl Map2<S>) {
+    assert_eq!((x.len(), y.len()), (to.len(), to.len()));
+    // SAFETY: all are as long.
+    unsafe { map2_by_pointers(s, x.as_ptr(), y.as_ptr(), to.as_mut_ptr(), to.len(), f) }
+}
+
+/// # Safety
+/// `x` and `y` hold `len` elements, `to` has room for as many; it may be `x`.
+#[inline(always)]
+unsafe fn map2_by_pointers<S: Simd>(s: S, x: *const f32, y: *const f32, to: *mut f32, len: usize, f: impl Map2<S>) {
+    let whole = len / S::LANES * S::LANES;
     for i in (0..whole).step_by(S::LANES) {
-        // SAFETY: i + LANES ≤ whole ≤ both lengths.
-        unsafe { s.store(p.add(i), f.apply(s, s.load(p.add(i)), s.load(q.add(i)))) }
+        // SAFETY: i + LANES ≤ whole ≤ len.
+        unsafe { s.store(to.add(i), f.apply(s, s.load(x.add(i)), s.load(y.add(i)))) }
     }
-    let rest = x.len() - whole;
+    let rest = len - whole;
     if rest > 0 {
-        // SAFETY: `rest` elements follow `whole` in both.
+        // SAFETY: `rest` elements follow `whole`.
         unsafe {
-            let v = f.apply(s, s.load_first(p.add(whole).cast_const(), rest), s.load_first(q.add(whole), rest));
-            s.store_first(p.add(whole), v, rest);
+            let v = f.apply(s, s.load_first(x.add(whole), rest), s.load_first(y.add(whole), rest));
+            s.store_first(to.add(whole), v, rest);
         }
     }
 }
