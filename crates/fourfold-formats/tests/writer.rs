@@ -9,8 +9,8 @@ use std::process::Command;
 use common::Random;
 use fourfold_formats::{Access, Fp8Decode, ModelFiles, OpenOptions, SafetensorsWriter, WriteOptions};
 use fourfold_tensor::{
-    DType, Dense, FloatBuffer, Form, Offsets, Quantized, Scales, SourceError, Weight, WeightSink, pack_row,
-    packed_words_per_row,
+    DType, Dense, Double, DoubleCodes, FloatBuffer, Form, Offsets, Quantized, Scales, SourceError, Weight, WeightSink,
+    pack_row, packed_words_per_row,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -29,18 +29,26 @@ fn quantized(seed: u64, rows: usize, cols: usize, bits: u8, group_size: usize, s
         FloatBuffer::from_f32((0..n).map(|_| (random.below(1000) as f32 + 1.0) / 256.0).collect(), dtype)
     };
     let dtype = [DType::F32, DType::F16, DType::Bf16][seed as usize % 3];
+    let double = |floats: &mut dyn FnMut(usize, DType) -> FloatBuffer, span: usize, signed: bool| {
+        let span = span.min(groups);
+        let codes = (0..rows * groups).map(|i| i.wrapping_mul(7));
+        let codes = match signed {
+            true => DoubleCodes::Signed(codes.map(|i| i as i8).collect::<Vec<_>>().into()),
+            false => DoubleCodes::Unsigned(codes.map(|i| i as u8).collect::<Vec<_>>().into()),
+        };
+        Double { floats: floats(rows * groups.div_ceil(span), dtype), codes, span }
+    };
     let scales = match scales {
         0 => Scales::Float(floats(1, dtype)),
         1 => Scales::Float(floats(rows * groups, dtype)),
-        _ => Scales::Double {
-            row: floats(rows, dtype),
-            codes: (0..rows * groups).map(|i| (i * 7) as u8).collect::<Vec<_>>().into(),
-        },
+        2 => Scales::Double(double(&mut floats, groups, false)),
+        _ => Scales::Double(double(&mut floats, 2, true)),
     };
     let with_codebook = offsets == 4 && bits <= 4;
     let offsets = match offsets {
         1 => Offsets::ZeroPoint((0..rows * groups).map(|i| ((i * 5) % (1 << bits)) as u8).collect::<Vec<_>>().into()),
         2 => Offsets::Min(floats(rows * groups, dtype)),
+        5 => Offsets::Double(double(&mut floats, 4, false)),
         3 => Offsets::ZeroPoint(vec![((1usize << bits) - 1) as u8].into()),
         _ => Offsets::Symmetric,
     };
@@ -102,7 +110,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read(
         seed in 0u64..1000, rows in 1usize..20, cols in 1usize..70, bits in 2u8..=8, group in 1usize..80,
-        scales in 0u8..3, offsets in 0u8..5,
+        scales in 0u8..4, offsets in 0u8..6,
     ) {
         let weight = quantized(seed, rows, cols, bits, group, scales, offsets);
         weight.validate().unwrap();

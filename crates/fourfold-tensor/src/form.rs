@@ -1,6 +1,6 @@
 //! A weight's storage form without its values: what a plan knows of a weight before any of it is computed.
 
-use crate::{DType, Offsets, Quantized, Scales, Weight, packed_words_per_row};
+use crate::{DType, Double, DoubleCodes, Offsets, Quantized, Scales, Weight, packed_words_per_row};
 
 /// The form of a [`Weight`]: enough to say how many bytes it takes and how a file lays it out. Closed like `Weight` itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,8 +44,32 @@ pub enum ScalesForm {
     PerTensor(DType),
     /// One float for each row and group.
     PerGroup(DType),
-    /// One byte for each row and group, one float of this type for each row.
-    Double(DType),
+    /// One byte for each row and group, one float for each run of groups.
+    Double(DoubleForm),
+}
+
+/// The form of a [`Double`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DoubleForm {
+    /// Type of the floats.
+    pub dtype: DType,
+    /// Groups that share a float.
+    pub span: usize,
+    /// Whether the codes have a sign.
+    pub signed: bool,
+}
+
+impl DoubleForm {
+    /// The form of a [`Double`].
+    pub fn of(double: &Double) -> Self {
+        let signed = matches!(double.codes, DoubleCodes::Signed(_));
+        Self { dtype: double.floats.dtype(), span: double.span, signed }
+    }
+
+    /// As [`Form::file_bytes`], for a matrix of so many rows and groups a row.
+    pub fn file_bytes(&self, rows: usize, groups: usize) -> usize {
+        rows * groups.div_ceil(self.span) * self.dtype.size() + rows * groups
+    }
 }
 
 /// The form of [`Offsets`].
@@ -59,6 +83,8 @@ pub enum OffsetsForm {
     ZeroPoint,
     /// One float for each row and group.
     Min(DType),
+    /// One byte for each row and group, one float for each run of groups.
+    Double(DoubleForm),
 }
 
 impl Form {
@@ -90,13 +116,14 @@ impl QuantizedForm {
             scales: match &weight.scales {
                 Scales::Float(s) if s.len() == 1 => ScalesForm::PerTensor(s.dtype()),
                 Scales::Float(s) => ScalesForm::PerGroup(s.dtype()),
-                Scales::Double { row, .. } => ScalesForm::Double(row.dtype()),
+                Scales::Double(double) => ScalesForm::Double(DoubleForm::of(double)),
             },
             offsets: match &weight.offsets {
                 Offsets::Symmetric => OffsetsForm::Symmetric,
                 Offsets::ZeroPoint(z) if z.len() == 1 => OffsetsForm::ZeroPointPerTensor,
                 Offsets::ZeroPoint(_) => OffsetsForm::ZeroPoint,
                 Offsets::Min(m) => OffsetsForm::Min(m.dtype()),
+                Offsets::Double(double) => OffsetsForm::Double(DoubleForm::of(double)),
             },
             codebook: weight.codebook.is_some(),
             g_idx: weight.g_idx.is_some(),
@@ -115,7 +142,7 @@ impl QuantizedForm {
         let scales = match self.scales {
             ScalesForm::PerTensor(dtype) => dtype.size(),
             ScalesForm::PerGroup(dtype) => rows * groups * dtype.size(),
-            ScalesForm::Double(dtype) => rows * dtype.size() + rows * groups,
+            ScalesForm::Double(form) => form.file_bytes(rows, groups),
         };
         let offsets = match self.offsets {
             OffsetsForm::Symmetric => 0,
@@ -123,6 +150,7 @@ impl QuantizedForm {
             // Packed along the rows, each column of groups beginning a word.
             OffsetsForm::ZeroPoint => packed_words_per_row(rows, self.bits) * 4 * groups,
             OffsetsForm::Min(dtype) => rows * groups * dtype.size(),
+            OffsetsForm::Double(form) => form.file_bytes(rows, groups),
         };
         let codebook = if self.codebook { 1 << self.bits } else { 0 };
         let g_idx = if self.g_idx { self.cols * 4 } else { 0 };

@@ -5,6 +5,7 @@
 
 mod buffer;
 mod dense;
+mod double;
 mod dtype;
 mod form;
 mod quantized;
@@ -13,8 +14,9 @@ mod weight;
 
 pub use buffer::{Buffer, FloatBuffer, SharedBytes};
 pub use dense::Dense;
+pub use double::{Double, DoubleCodes};
 pub use dtype::DType;
-pub use form::{Form, OffsetsForm, QuantizedForm, ScalesForm};
+pub use form::{DoubleForm, Form, OffsetsForm, QuantizedForm, ScalesForm};
 pub use quantized::{Offsets, Quantized, QuantizedError, Scales, pack_row, packed_words_per_row, unpack_row};
 pub use source::{SourceError, TensorInfo, WeightSink, WeightSource};
 pub use weight::Weight;

@@ -14,20 +14,15 @@
 use half::f16;
 use thiserror::Error;
 
-use crate::{Buffer, FloatBuffer};
+use crate::{Buffer, Double, FloatBuffer};
 
 /// The scales of a quantized matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scales {
     /// One float for each row and group, row-major `[rows, groups]`; or a single one for the whole tensor (per-tensor).
     Float(FloatBuffer),
-    /// Double quantization (QLoRA, section 3): `scale[r, g] = row[r] · codes[r, g]`, one byte a group.
-    Double {
-        /// `[rows]`.
-        row: FloatBuffer,
-        /// `[rows, groups]`.
-        codes: Buffer<u8>,
-    },
+    /// One byte a group, a float for a run of groups.
+    Double(Double),
 }
 
 /// What is subtracted from `scale · code` on a uniform grid.
@@ -37,8 +32,10 @@ pub enum Offsets {
     Symmetric,
     /// Integer zero points `[rows, groups]` (or one), in the codes' range: `min = scale · zero`.
     ZeroPoint(Buffer<u8>),
-    /// Real offsets `[rows, groups]`, as GGUF's K-quants and `Q4_1` store them: `min` itself.
+    /// Real offsets `[rows, groups]`, as GGUF's `Q4_1` stores them: `min` itself.
     Min(FloatBuffer),
+    /// Real offsets as GGUF's K-quants store them: one byte a group, a float for a run of groups.
+    Double(Double),
 }
 
 /// A matrix of b-bit codes with group scales. See the module's text for what it stands for.
@@ -88,6 +85,14 @@ pub enum QuantizedError {
         cols: usize,
         /// Columns a scale covers.
         group_size: usize,
+    },
+    /// Runs of groups of no length, or of one that has no kernel.
+    #[error("a float for each {span} of {groups} groups: the run is no power of two, nor the whole row")]
+    Span {
+        /// Groups that share a float.
+        span: usize,
+        /// Groups of a row.
+        groups: usize,
     },
     /// A codebook on a grid that cannot have one.
     #[error("a codebook needs at most 4 bits and no offsets")]
@@ -167,7 +172,7 @@ impl Quantized {
         match &self.scales {
             Scales::Float(s) if s.len() == 1 => s.get(0),
             Scales::Float(s) => s.get(r * self.groups() + g),
-            Scales::Double { row, codes } => row.get(r) * f32::from(codes[r * self.groups() + g]),
+            Scales::Double(double) => double.get(r, g, self.groups()),
         }
     }
 
@@ -181,6 +186,7 @@ impl Quantized {
             Offsets::ZeroPoint(z) if z.len() == 1 => self.scale(r, g) * f32::from(z[0]),
             Offsets::ZeroPoint(z) => self.scale(r, g) * f32::from(z[r * self.groups() + g]),
             Offsets::Min(m) => m.get(r * self.groups() + g),
+            Offsets::Double(double) => double.get(r, g, self.groups()),
         }
     }
 
@@ -205,7 +211,7 @@ impl Quantized {
                         let zero = if z.len() == 1 { z[0] } else { z[r * self.groups() + g] };
                         self.scale(r, g) * (f32::from(code) - f32::from(zero))
                     }
-                    Offsets::Min(_) => self.scale(r, g) * f32::from(code) - self.min(r, g),
+                    Offsets::Min(_) | Offsets::Double(_) => self.scale(r, g) * f32::from(code) - self.min(r, g),
                 },
             };
         }
@@ -215,13 +221,14 @@ impl Quantized {
     pub fn byte_len(&self) -> usize {
         let scales = match &self.scales {
             Scales::Float(s) => s.byte_len(),
-            Scales::Double { row, codes } => row.byte_len() + codes.len(),
+            Scales::Double(double) => double.byte_len(),
         };
         let offsets = match &self.offsets {
             Offsets::Symmetric => 0,
             // Stored packed, `bits` each, along the rows.
             Offsets::ZeroPoint(z) => (z.len() * self.bits as usize).div_ceil(8),
             Offsets::Min(m) => m.byte_len(),
+            Offsets::Double(double) => double.byte_len(),
         };
         self.packed.byte_len()
             + scales
@@ -249,14 +256,19 @@ impl Quantized {
                 Err(QuantizedError::Length { part, found, expected, rows, cols, group_size })
             }
         };
+        let check_span = |span| {
+            let groups = self.groups();
+            if Double::is_span(span, groups) { Ok(()) } else { Err(QuantizedError::Span { span, groups }) }
+        };
         let per_group = self.rows * self.groups();
         length("packed", self.packed.len(), self.rows * packed_words_per_row(self.cols, self.bits))?;
         match &self.scales {
             Scales::Float(s) if s.len() == 1 => {}
             Scales::Float(s) => length("scales", s.len(), per_group)?,
-            Scales::Double { row, codes } => {
-                length("row scales", row.len(), self.rows)?;
-                length("scale codes", codes.len(), per_group)?;
+            Scales::Double(double) => {
+                check_span(double.span)?;
+                length("run scales", double.floats.len(), self.rows * double.spans(self.groups()))?;
+                length("scale codes", double.codes.len(), per_group)?;
             }
         }
         match &self.offsets {
@@ -264,6 +276,11 @@ impl Quantized {
             Offsets::ZeroPoint(z) if z.len() == 1 => {}
             Offsets::ZeroPoint(z) => length("zero points", z.len(), per_group)?,
             Offsets::Min(m) => length("mins", m.len(), per_group)?,
+            Offsets::Double(double) => {
+                check_span(double.span)?;
+                length("run mins", double.floats.len(), self.rows * double.spans(self.groups()))?;
+                length("min codes", double.codes.len(), per_group)?;
+            }
         }
         if let Some(codebook) = &self.codebook {
             if self.bits > 4 || self.offsets != Offsets::Symmetric {

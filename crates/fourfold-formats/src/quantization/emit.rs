@@ -74,7 +74,7 @@ fn is_expressible(form: &QuantizedForm) -> bool {
         OffsetsForm::Symmetric => true,
         OffsetsForm::ZeroPoint => matches!(form.scales, ScalesForm::PerGroup(_)),
         OffsetsForm::ZeroPointPerTensor => matches!(form.scales, ScalesForm::PerTensor(_)),
-        OffsetsForm::Min(_) => false,
+        OffsetsForm::Min(_) | OffsetsForm::Double(_) => false,
     };
     scales && offsets && whole_groups && !form.codebook && !form.g_idx
 }

@@ -6,10 +6,11 @@
 //! | part | type | shape | what |
 //! |---|---|---|---|
 //! | `packed` | I32 | [N, ceil(K·b/32)] | codes, element i of a row at bit i·b, as compressed-tensors `pack-quantized` |
-//! | `scale` | F16, BF16, F32 | [N, groups], [N, 1] or [1] | scales; with `scale_code` the scale of each row, [N, 1] |
-//! | `scale_code` | U8 | [N, groups] | double quantization: scale = `scale`[r] · code (ours) |
+//! | `scale` | F16, BF16, F32 | [N, groups], [N, 1] or [1] | scales; with `scale_code` those of runs of groups, [N, runs] |
+//! | `scale_code` | U8, I8 | [N, groups] | double quantization: scale = `scale`[r, run] · code (ours) |
 //! | `zero_point` | I32 | [ceil(N·b/32), groups] | zero points, packed down the columns; per tensor I8 [1], less 2^(b−1) |
-//! | `min` | F16, BF16, F32 | [N, groups] | real offsets (ours) |
+//! | `min` | F16, BF16, F32 | [N, groups] | real offsets (ours); with `min_code` those of runs of groups, [N, runs] |
+//! | `min_code` | U8, I8 | [N, groups] | offset = `min`[r, run] · code (ours) |
 //! | `codebook` | I8 | [2^b] | values of the codes (ours) |
 //! | `g_idx` | I32 | [K] | group of each column |
 //! | `shape` | I64 | [2] | N, K |

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use fourfold_tensor::{Buffer, DType, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row};
+use fourfold_tensor::{
+    Buffer, DType, Double, DoubleCodes, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row,
+};
 
 use super::config::{Scheme, Strategy};
 use super::parts::unpack_columns;
@@ -142,11 +144,8 @@ fn assemble(
 fn scales(parts: &Parts<'_>, scheme: Scheme, rows: usize, groups: usize) -> Result<Scales, Failure> {
     let (file, entry) = parts.need("_scale")?;
     let values = read_floats(file, entry)?;
-    if let Some((code_file, code_entry)) = parts.get("_scale_code") {
-        expect_dtype(code_entry, DType::U8)?;
-        expect_shape(code_entry, &[rows, groups])?;
-        expect_shape(entry, &[rows, 1])?;
-        return Ok(Scales::Double { row: values, codes: code_file.read(code_entry)? });
+    if let Some(codes) = parts.get("_scale_code") {
+        return Ok(Scales::Double(double(values, entry, codes, rows, groups)?));
     }
     let expected = if scheme.strategy == Strategy::Tensor { vec![1] } else { vec![rows, groups] };
     // Vectors and matrices of the same elements are both seen: [N] for [N, 1], [] or [1, 1] for [1]. One scale serves any
@@ -158,8 +157,36 @@ fn scales(parts: &Parts<'_>, scheme: Scheme, rows: usize, groups: usize) -> Resu
     Err(TensorError::PartShape { part: entry.name.clone(), expected, found: entry.shape.clone() }.into())
 }
 
+/// Floats for runs of groups, of `entry`, and the codes of the groups.
+fn double(
+    floats: FloatBuffer,
+    entry: &Entry,
+    (code_file, code_entry): (&DataFile, &Entry),
+    rows: usize,
+    groups: usize,
+) -> Result<Double, Failure> {
+    expect_shape(code_entry, &[rows, groups])?;
+    let span = match entry.shape[..] {
+        [r, spans] if r == rows => Double::span_of(groups, spans),
+        _ => None,
+    };
+    let Some(span) = span else {
+        let (part, found) = (entry.name.clone(), entry.shape.clone());
+        return Err(TensorError::PartShape { part, expected: vec![rows, 1], found }.into());
+    };
+    let codes = match code_entry.dtype {
+        DType::U8 => DoubleCodes::Unsigned(code_file.read(code_entry)?),
+        DType::I8 => DoubleCodes::Signed(code_file.read(code_entry)?),
+        found => return Err(wrong_dtype(code_entry, "U8 or I8", found).into()),
+    };
+    Ok(Double { floats, codes, span })
+}
+
 fn offsets(parts: &Parts<'_>, scheme: Scheme, rows: usize, groups: usize) -> Result<Offsets, Failure> {
     if let Some((file, entry)) = parts.get("_min") {
+        if let Some(codes) = parts.get("_min_code") {
+            return Ok(Offsets::Double(double(read_floats(file, entry)?, entry, codes, rows, groups)?));
+        }
         expect_shape(entry, &[rows, groups])?;
         return Ok(Offsets::Min(read_floats(file, entry)?));
     }

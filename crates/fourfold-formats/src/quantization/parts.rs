@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 
 use fourfold_tensor::{
-    DType, Form, Offsets, OffsetsForm, Quantized, QuantizedForm, Scales, ScalesForm, Weight, pack_row,
+    DType, DoubleForm, Form, Offsets, OffsetsForm, Quantized, QuantizedForm, Scales, ScalesForm, Weight, pack_row,
     packed_words_per_row,
 };
 
 /// Suffixes of the parts of a packed weight.
 pub const PARTS: &[&str] =
-    &["_packed", "_scale", "_scale_code", "_zero_point", "_min", "_codebook", "_g_idx", "_shape"];
+    &["_packed", "_scale", "_scale_code", "_zero_point", "_min", "_min_code", "_codebook", "_g_idx", "_shape"];
 
 /// One stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +46,9 @@ fn quantized_parts(name: &str, form: &QuantizedForm) -> Vec<Part> {
     match form.scales {
         ScalesForm::PerTensor(dtype) => push("_scale", dtype, vec![1]),
         ScalesForm::PerGroup(dtype) => push("_scale", dtype, vec![rows, groups]),
-        ScalesForm::Double(dtype) => {
-            push("_scale", dtype, vec![rows, 1]);
-            push("_scale_code", DType::U8, vec![rows, groups]);
+        ScalesForm::Double(form) => {
+            push("_scale", form.dtype, vec![rows, groups.div_ceil(form.span)]);
+            push("_scale_code", code_dtype(form), vec![rows, groups]);
         }
     }
     match form.offsets {
@@ -56,6 +56,10 @@ fn quantized_parts(name: &str, form: &QuantizedForm) -> Vec<Part> {
         OffsetsForm::ZeroPointPerTensor => push("_zero_point", DType::I8, vec![1]),
         OffsetsForm::ZeroPoint => push("_zero_point", DType::I32, vec![packed_words_per_row(rows, form.bits), groups]),
         OffsetsForm::Min(dtype) => push("_min", dtype, vec![rows, groups]),
+        OffsetsForm::Double(form) => {
+            push("_min", form.dtype, vec![rows, groups.div_ceil(form.span)]);
+            push("_min_code", code_dtype(form), vec![rows, groups]);
+        }
     }
     if form.codebook {
         push("_codebook", DType::I8, vec![1 << form.bits]);
@@ -65,6 +69,10 @@ fn quantized_parts(name: &str, form: &QuantizedForm) -> Vec<Part> {
     }
     push("_shape", DType::I64, vec![2]);
     parts
+}
+
+fn code_dtype(form: DoubleForm) -> DType {
+    if form.signed { DType::I8 } else { DType::U8 }
 }
 
 /// The bytes of [`parts`], in its order.
@@ -79,9 +87,9 @@ fn quantized_bytes(w: &Quantized) -> Vec<Cow<'_, [u8]>> {
     let mut bytes: Vec<Cow<'_, [u8]>> = vec![w.packed.as_bytes().into()];
     match &w.scales {
         Scales::Float(scales) => bytes.push(scales.as_bytes().into()),
-        Scales::Double { row, codes } => {
-            bytes.push(row.as_bytes().into());
-            bytes.push(codes.as_bytes().into());
+        Scales::Double(double) => {
+            bytes.push(double.floats.as_bytes().into());
+            bytes.push(double.codes.as_bytes().into());
         }
     }
     match &w.offsets {
@@ -95,6 +103,10 @@ fn quantized_bytes(w: &Quantized) -> Vec<Cow<'_, [u8]>> {
             bytes.push(bytemuck::cast_slice(&words).to_vec().into());
         }
         Offsets::Min(min) => bytes.push(min.as_bytes().into()),
+        Offsets::Double(double) => {
+            bytes.push(double.floats.as_bytes().into());
+            bytes.push(double.codes.as_bytes().into());
+        }
     }
     if let Some(codebook) = &w.codebook {
         bytes.push(bytemuck::cast_slice(codebook).into());

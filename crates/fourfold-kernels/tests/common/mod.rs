@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 use fourfold_kernels::{Activations, Cpu, CpuOptions, Isa, Tensor};
-use fourfold_tensor::{DType, Dense, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row};
+use fourfold_tensor::{
+    DType, Dense, Double, DoubleCodes, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row,
+};
 
 /// A generator of values in [−1, 1) (xorshift).
 pub struct Noise(u64);
@@ -37,13 +39,37 @@ pub fn noise(rows: usize, cols: usize, seed: u64) -> Tensor {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Form {
     Dense(DType),
-    Symmetric { bits: u8, group: usize },
-    ZeroPoint { bits: u8, group: usize },
-    Min { bits: u8, group: usize },
-    Codebook { group: usize },
-    DoubleScales { bits: u8, group: usize },
-    ActOrder { bits: u8, group: usize },
-    PerTensor { bits: u8 },
+    Symmetric {
+        bits: u8,
+        group: usize,
+    },
+    ZeroPoint {
+        bits: u8,
+        group: usize,
+    },
+    Min {
+        bits: u8,
+        group: usize,
+    },
+    Codebook {
+        group: usize,
+    },
+    DoubleScales {
+        bits: u8,
+        group: usize,
+    },
+    /// As GGUF's K-quants: runs of groups share a float, scales and offsets alike.
+    DoubleRuns {
+        bits: u8,
+        group: usize,
+    },
+    ActOrder {
+        bits: u8,
+        group: usize,
+    },
+    PerTensor {
+        bits: u8,
+    },
 }
 
 pub const FORMS: &[Form] = &[
@@ -58,6 +84,8 @@ pub const FORMS: &[Form] = &[
     Form::Min { bits: 5, group: 32 },
     Form::Codebook { group: 32 },
     Form::DoubleScales { bits: 6, group: 16 },
+    Form::DoubleRuns { bits: 4, group: 32 },
+    Form::DoubleRuns { bits: 2, group: 16 },
     Form::ActOrder { bits: 4, group: 16 },
     Form::PerTensor { bits: 8 },
 ];
@@ -77,6 +105,7 @@ pub fn weight(form: Form, rows: usize, cols: usize, seed: u64) -> Weight {
         | Form::ZeroPoint { bits, group }
         | Form::Min { bits, group }
         | Form::DoubleScales { bits, group }
+        | Form::DoubleRuns { bits, group }
         | Form::ActOrder { bits, group } => (bits, group.min(cols)),
     };
     let groups = cols.div_ceil(group);
@@ -90,16 +119,27 @@ pub fn weight(form: Form, rows: usize, cols: usize, seed: u64) -> Weight {
     let count = if matches!(form, Form::PerTensor { .. }) { 1 } else { rows * groups };
     let scale_values: Vec<f32> = (0..count).map(|_| (1.0 + 0.5 * noise.value()) / top).collect();
     let scales = match form {
-        Form::DoubleScales { .. } => Scales::Double {
-            row: FloatBuffer::from_f32((0..rows).map(|_| 1.0 / (200.0 * top)).collect(), DType::F32),
-            codes: (0..count).map(|_| (100 + noise.bits() % 156) as u8).collect::<Vec<_>>().into(),
-        },
+        Form::DoubleScales { .. } => Scales::Double(Double::by_row(
+            FloatBuffer::from_f32((0..rows).map(|_| 1.0 / (200.0 * top)).collect(), DType::F32),
+            (0..count).map(|_| (100 + noise.bits() % 156) as u8).collect(),
+            groups,
+        )),
+        Form::DoubleRuns { .. } => Scales::Double(Double {
+            floats: FloatBuffer::from_f32(vec![1.0 / (100.0 * top); rows * groups.div_ceil(2)], DType::F16),
+            codes: DoubleCodes::Signed((0..count).map(|_| noise.bits() as i8).collect::<Vec<_>>().into()),
+            span: 2,
+        }),
         _ => Scales::Float(FloatBuffer::from_f32(scale_values.clone(), DType::F16)),
     };
     let offsets = match form {
         Form::ZeroPoint { .. } => {
             Offsets::ZeroPoint((0..count).map(|_| (noise.bits() % (1 << bits)) as u8).collect::<Vec<_>>().into())
         }
+        Form::DoubleRuns { .. } => Offsets::Double(Double {
+            floats: FloatBuffer::from_f32(vec![1.0 / 30.0; rows * groups.div_ceil(4)], DType::F16),
+            codes: DoubleCodes::Unsigned((0..count).map(|_| (noise.bits() % 64) as u8).collect::<Vec<_>>().into()),
+            span: 4,
+        }),
         Form::Min { .. } => Offsets::Min(FloatBuffer::from_f32(
             scale_values.iter().map(|s| s * top * (1.0 + 0.2 * noise.value())).collect(),
             DType::F16,

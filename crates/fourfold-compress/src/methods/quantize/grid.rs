@@ -1,6 +1,6 @@
 //! What grid a weight is rounded to: a plan's words for it, and its exact size.
 
-use fourfold_tensor::{DType, OffsetsForm, QuantizedForm, ScalesForm};
+use fourfold_tensor::{DType, DoubleForm, OffsetsForm, QuantizedForm, ScalesForm};
 use serde::{Deserialize, Serialize};
 
 use crate::MethodError;
@@ -149,7 +149,9 @@ impl GridSpec {
             bits: self.bits,
             group_size: self.group_size(cols),
             scales: match self.scales {
-                ScaleFormat::Double => ScalesForm::Double(dtype),
+                ScaleFormat::Double => {
+                    ScalesForm::Double(DoubleForm { dtype, span: self.groups(cols).max(1), signed: false })
+                }
                 ScaleFormat::F16 | ScaleFormat::Bf16 | ScaleFormat::F32 if single || rows * self.groups(cols) == 1 => {
                     ScalesForm::PerTensor(dtype)
                 }

@@ -1,6 +1,8 @@
 //! Rows of codes and groups, and the [`Quantized`] they make.
 
-use fourfold_tensor::{Buffer, DType, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row};
+use fourfold_tensor::{
+    Buffer, DType, Double, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row,
+};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -111,10 +113,10 @@ impl Parts {
             ScaleFormat::F16 | ScaleFormat::Bf16 | ScaleFormat::F32 => {
                 Scales::Float(FloatBuffer::from_f32(scales, dtype))
             }
-            ScaleFormat::Double => Scales::Double {
-                row: FloatBuffer::from_f32(self.row_scales, DType::F16),
-                codes: self.groups.iter().map(|g| g.code).collect::<Vec<u8>>().into(),
-            },
+            ScaleFormat::Double => {
+                let rows = FloatBuffer::from_f32(self.row_scales, DType::F16);
+                Scales::Double(Double::by_row(rows, self.groups.iter().map(|g| g.code).collect(), self.per_row))
+            }
         };
         let offsets = match spec.zero {
             ZeroKind::Symmetric => Offsets::Symmetric,

@@ -5,10 +5,9 @@ use super::{Block, half_at, nibbles};
 
 /// 16 bytes of (scale, minimum) nibbles, 64 bytes of 2-bit codes, f16 scale, f16 minimum.
 pub(super) fn q2_k(bytes: &[u8], block: &mut Block) {
-    let (scale, min) = (half_at(bytes, 80), half_at(bytes, 82));
+    (block.scale, block.min) = (half_at(bytes, 80), half_at(bytes, 82));
     for (g, &b) in bytes[..16].iter().enumerate() {
-        block.scales[g] = scale * f32::from(b & 15);
-        block.mins[g] = min * f32::from(b >> 4);
+        (block.scale_codes[g], block.min_codes[g]) = (b & 15, b >> 4);
     }
     two_bits(&bytes[16..80], &mut block.codes);
 }
@@ -20,11 +19,11 @@ pub(super) fn q3_k(bytes: &[u8], block: &mut Block) {
         *code |= (bytes[i % 32] >> (i / 32) & 1) << 2;
     }
     let (low, high) = (&bytes[96..104], &bytes[104..108]);
-    let scale = half_at(bytes, 108);
+    block.scale = half_at(bytes, 108);
     for g in 0..16 {
         let low = low[g % 8] >> (4 * (g / 8)) & 15;
         let high = high[g % 4] >> (2 * (g / 4)) & 3;
-        block.scales[g] = scale * (f32::from(low | high << 4) - 32.0);
+        block.scale_codes[g] = (low | high << 4).wrapping_sub(32);
     }
 }
 
@@ -53,10 +52,8 @@ pub(super) fn q6_k(bytes: &[u8], block: &mut Block) {
             *code |= (high[32 * h + i % 32] >> (2 * (i / 32)) & 3) << 4;
         }
     }
-    let scale = half_at(bytes, 208);
-    for (out, &code) in block.scales.iter_mut().zip(&bytes[192..208]) {
-        *out = scale * f32::from(code as i8);
-    }
+    block.scale = half_at(bytes, 208);
+    block.scale_codes.copy_from_slice(&bytes[192..208]);
 }
 
 /// Each 32 bytes hold 128 codes: four groups of 32, one in each bit pair.
@@ -78,13 +75,12 @@ fn four_bits(bytes: &[u8], codes: &mut [u8]) {
 /// The eight 6-bit scales and minimums of [`q4_k`] and [`q5_k`]. The first four of each are the low six bits of bytes 0–3
 /// and 4–7; the last four have their low nibbles in bytes 8–11 and their upper two bits atop bytes 0–3 and 4–7.
 fn scales_and_mins(bytes: &[u8], block: &mut Block) {
-    let (scale, min) = (half_at(bytes, 0), half_at(bytes, 2));
+    (block.scale, block.min) = (half_at(bytes, 0), half_at(bytes, 2));
     let packed = &bytes[4..16];
     for g in 0..4 {
         let (s, m, last) = (packed[g], packed[4 + g], packed[8 + g]);
-        block.scales[g] = scale * f32::from(s & 63);
-        block.mins[g] = min * f32::from(m & 63);
-        block.scales[4 + g] = scale * f32::from(last & 15 | s >> 6 << 4);
-        block.mins[4 + g] = min * f32::from(last >> 4 | m >> 6 << 4);
+        (block.scale_codes[g], block.min_codes[g]) = (s & 63, m & 63);
+        block.scale_codes[4 + g] = last & 15 | s >> 6 << 4;
+        block.min_codes[4 + g] = last >> 4 | m >> 6 << 4;
     }
 }

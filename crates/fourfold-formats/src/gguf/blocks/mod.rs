@@ -9,15 +9,16 @@
 //! codebook    w = scale · value[code]             IQ4_NL IQ4_XS MXFP4
 //! ```
 //!
-//! The K- and IQ-quants hold a group's scale as an f16 times a small integer. The product has up to 19 significant bits, so
-//! it is kept as f32 wherever a narrower type would round it: the values are exactly the file's, and the price is 16 bits or
-//! less a group (Q4_K takes 6.0 bits a weight in memory, 4.5 in the file).
+//! The K-quants and IQ4_XS hold a group's scale as the block's f16 times a small integer, and stay so ([`Double`]): the product
+//! has up to 19 significant bits, exact in f32 where a kernel forms it, and a byte a group is all it takes in memory.
 
 mod kquant;
 mod legacy;
 mod nonlinear;
 
-use fourfold_tensor::{DType, Dense, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row};
+use fourfold_tensor::{
+    DType, Dense, Double, DoubleCodes, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row,
+};
 use half::{bf16, f16};
 
 use super::{GgmlType, GgufError};
@@ -30,8 +31,12 @@ const MAX_GROUPS: usize = 16;
 /// One block taken apart. A codec fills as many entries as its block has.
 struct Block {
     codes: [u8; MAX_BLOCK],
-    scales: [f32; MAX_GROUPS],
-    mins: [f32; MAX_GROUPS],
+    /// The block's, or that of its one group.
+    scale: f32,
+    min: f32,
+    /// What each group multiplies them with, where the block has groups; signed ones in two's complement.
+    scale_codes: [u8; MAX_GROUPS],
+    min_codes: [u8; MAX_GROUPS],
 }
 
 /// What a code stands for.
@@ -47,27 +52,39 @@ struct Codec {
     bits: u8,
     group_size: usize,
     grid: Grid,
+    groups: Groups,
     decode: fn(&[u8], &mut Block),
 }
 
+/// What is stored of a group's scale and minimum.
+#[derive(Clone, Copy, PartialEq)]
+enum Groups {
+    /// A block is a group: floats.
+    Floats,
+    /// Unsigned bytes beside the block's floats.
+    Unsigned,
+    /// Signed bytes beside the block's floats.
+    Signed,
+}
+
 fn codec(ggml_type: GgmlType) -> Option<Codec> {
-    let (bits, group_size, grid, decode): (_, _, _, fn(&[u8], &mut Block)) = match ggml_type {
+    let (bits, group_size, grid, groups, decode): (_, _, _, _, fn(&[u8], &mut Block)) = match ggml_type {
         GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => return None,
-        GgmlType::Q4_0 => (4, 32, Grid::Symmetric, legacy::q4_0),
-        GgmlType::Q4_1 => (4, 32, Grid::Min, legacy::q4_1),
-        GgmlType::Q5_0 => (5, 32, Grid::Symmetric, legacy::q5_0),
-        GgmlType::Q5_1 => (5, 32, Grid::Min, legacy::q5_1),
-        GgmlType::Q8_0 => (8, 32, Grid::Symmetric, legacy::q8_0),
-        GgmlType::Q2_K => (2, 16, Grid::Min, kquant::q2_k),
-        GgmlType::Q3_K => (3, 16, Grid::Symmetric, kquant::q3_k),
-        GgmlType::Q4_K => (4, 32, Grid::Min, kquant::q4_k),
-        GgmlType::Q5_K => (5, 32, Grid::Min, kquant::q5_k),
-        GgmlType::Q6_K => (6, 16, Grid::Symmetric, kquant::q6_k),
-        GgmlType::IQ4_NL => (4, 32, Grid::Codebook(&nonlinear::IQ4_VALUES), nonlinear::iq4_nl),
-        GgmlType::IQ4_XS => (4, 32, Grid::Codebook(&nonlinear::IQ4_VALUES), nonlinear::iq4_xs),
-        GgmlType::MXFP4 => (4, 32, Grid::Codebook(&nonlinear::FP4_VALUES), nonlinear::mxfp4),
+        GgmlType::Q4_0 => (4, 32, Grid::Symmetric, Groups::Floats, legacy::q4_0),
+        GgmlType::Q4_1 => (4, 32, Grid::Min, Groups::Floats, legacy::q4_1),
+        GgmlType::Q5_0 => (5, 32, Grid::Symmetric, Groups::Floats, legacy::q5_0),
+        GgmlType::Q5_1 => (5, 32, Grid::Min, Groups::Floats, legacy::q5_1),
+        GgmlType::Q8_0 => (8, 32, Grid::Symmetric, Groups::Floats, legacy::q8_0),
+        GgmlType::Q2_K => (2, 16, Grid::Min, Groups::Unsigned, kquant::q2_k),
+        GgmlType::Q3_K => (3, 16, Grid::Symmetric, Groups::Signed, kquant::q3_k),
+        GgmlType::Q4_K => (4, 32, Grid::Min, Groups::Unsigned, kquant::q4_k),
+        GgmlType::Q5_K => (5, 32, Grid::Min, Groups::Unsigned, kquant::q5_k),
+        GgmlType::Q6_K => (6, 16, Grid::Symmetric, Groups::Signed, kquant::q6_k),
+        GgmlType::IQ4_NL => (4, 32, Grid::Codebook(&nonlinear::IQ4_VALUES), Groups::Floats, nonlinear::iq4_nl),
+        GgmlType::IQ4_XS => (4, 32, Grid::Codebook(&nonlinear::IQ4_VALUES), Groups::Signed, nonlinear::iq4_xs),
+        GgmlType::MXFP4 => (4, 32, Grid::Codebook(&nonlinear::FP4_VALUES), Groups::Floats, nonlinear::mxfp4),
     };
-    Some(Codec { bits, group_size, grid, decode })
+    Some(Codec { bits, group_size, grid, groups, decode })
 }
 
 /// Decodes the bytes of a whole tensor: see [`Decoder`].
@@ -150,7 +167,9 @@ struct Rows {
     cols: usize,
     packed: Vec<u32>,
     scales: Narrowest,
+    scale_codes: Vec<u8>,
     mins: Narrowest,
+    min_codes: Vec<u8>,
     codes: Vec<u8>,
     done: usize,
 }
@@ -158,15 +177,18 @@ struct Rows {
 impl Rows {
     fn new(ggml_type: GgmlType, codec: Codec, elements: usize, cols: usize) -> Self {
         let rows = elements / cols;
-        let groups = rows * (cols / codec.group_size);
-        let mins = if matches!(codec.grid, Grid::Min) { groups } else { 0 };
+        let blocks = elements / ggml_type.block_len() as usize;
+        let codes = if codec.groups == Groups::Floats { 0 } else { elements / codec.group_size };
+        let has_mins = usize::from(matches!(codec.grid, Grid::Min));
         Self {
             ggml_type,
             rows,
             cols,
             packed: vec![0; rows * packed_words_per_row(cols, codec.bits)],
-            scales: Narrowest::with_capacity(groups),
-            mins: Narrowest::with_capacity(mins),
+            scales: Narrowest::with_capacity(blocks),
+            scale_codes: Vec::with_capacity(codes),
+            mins: Narrowest::with_capacity(blocks * has_mins),
+            min_codes: Vec::with_capacity(codes * has_mins),
             codes: vec![0; cols],
             codec,
             done: 0,
@@ -175,18 +197,26 @@ impl Rows {
 
     fn push(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
         let (block_len, block_bytes) = (self.ggml_type.block_len() as usize, self.ggml_type.block_bytes() as usize);
-        let groups = block_len / self.codec.group_size;
+        let codes = if self.codec.groups == Groups::Floats { 0 } else { block_len / self.codec.group_size };
         let has_mins = matches!(self.codec.grid, Grid::Min);
         let words = packed_words_per_row(self.cols, self.codec.bits);
-        let mut block = Block { codes: [0; MAX_BLOCK], scales: [0.0; MAX_GROUPS], mins: [0.0; MAX_GROUPS] };
+        let mut block = Block {
+            codes: [0; MAX_BLOCK],
+            scale: 0.0,
+            min: 0.0,
+            scale_codes: [0; MAX_GROUPS],
+            min_codes: [0; MAX_GROUPS],
+        };
         for row_bytes in bytes.chunks_exact(self.cols / block_len * block_bytes) {
             let blocks = row_bytes.chunks_exact(block_bytes);
             for (block_bytes, block_codes) in blocks.zip(self.codes.chunks_exact_mut(block_len)) {
                 (self.codec.decode)(block_bytes, &mut block);
                 block_codes.copy_from_slice(&block.codes[..block_len]);
-                self.scales.extend(&block.scales[..groups]);
+                self.scales.push(block.scale);
+                self.scale_codes.extend_from_slice(&block.scale_codes[..codes]);
                 if has_mins {
-                    self.mins.extend(&block.mins[..groups]);
+                    self.mins.push(block.min);
+                    self.min_codes.extend_from_slice(&block.min_codes[..codes]);
                 }
             }
             if !(self.scales.finite && self.mins.finite) {
@@ -199,15 +229,24 @@ impl Rows {
     }
 
     fn finish(self) -> Quantized {
+        let span = self.ggml_type.block_len() as usize / self.codec.group_size;
+        let double = |floats: Narrowest, codes: Vec<u8>| {
+            let codes = match self.codec.groups {
+                Groups::Floats => return Err(floats.finish()),
+                Groups::Unsigned => DoubleCodes::Unsigned(codes.into()),
+                Groups::Signed => DoubleCodes::Signed(bytemuck::cast_vec::<u8, i8>(codes).into()),
+            };
+            Ok(Double { floats: floats.finish(), codes, span })
+        };
         Quantized {
             rows: self.rows,
             cols: self.cols,
             bits: self.codec.bits,
             group_size: self.codec.group_size,
             packed: self.packed.into(),
-            scales: Scales::Float(self.scales.finish()),
+            scales: double(self.scales, self.scale_codes).map_or_else(Scales::Float, Scales::Double),
             offsets: match self.codec.grid {
-                Grid::Min => Offsets::Min(self.mins.finish()),
+                Grid::Min => double(self.mins, self.min_codes).map_or_else(Offsets::Min, Offsets::Double),
                 Grid::Symmetric | Grid::Codebook(_) => Offsets::Symmetric,
             },
             codebook: match self.codec.grid {
@@ -232,13 +271,11 @@ impl Narrowest {
         Self { values: Vec::with_capacity(capacity), fits_f16: true, fits_bf16: true, finite: true }
     }
 
-    fn extend(&mut self, values: &[f32]) {
-        for &v in values {
-            self.finite &= v.is_finite();
-            self.fits_f16 = self.fits_f16 && f16::from_f32(v).to_f32() == v;
-            self.fits_bf16 = self.fits_bf16 && v.to_bits() & 0xffff == 0;
-        }
-        self.values.extend_from_slice(values);
+    fn push(&mut self, v: f32) {
+        self.finite &= v.is_finite();
+        self.fits_f16 = self.fits_f16 && f16::from_f32(v).to_f32() == v;
+        self.fits_bf16 = self.fits_bf16 && v.to_bits() & 0xffff == 0;
+        self.values.push(v);
     }
 
     fn finish(self) -> FloatBuffer {

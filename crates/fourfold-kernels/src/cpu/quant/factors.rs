@@ -1,6 +1,6 @@
 //! Scales and offsets, sixteen rows side by side: `[strips, groups, 16]`.
 
-use fourfold_tensor::{FloatBuffer, Offsets, Quantized, Scales};
+use fourfold_tensor::{Double, DoubleCodes, FloatBuffer, Offsets, Quantized, Scales};
 use half::{bf16, f16};
 
 use super::layout::STRIP;
@@ -13,14 +13,51 @@ pub(super) enum Floats {
     Bf16(Vec<u16>),
 }
 
+/// Small integers in strip order, in as few bits as hold them.
+pub(super) enum Bytes {
+    /// Two in a byte: see [`Simd::load_nibbles`].
+    Nibbles(Vec<u8>),
+    Unsigned(Vec<u8>),
+    Signed(Vec<i8>),
+}
+
+/// See [`Double`].
+pub(super) struct StripDouble {
+    /// `[strips, spans, 16]`.
+    floats: Floats,
+    /// `[strips, groups, 16]`.
+    codes: Bytes,
+    /// Floats of a row.
+    spans: usize,
+    /// Group `g` has float `g >> shift`.
+    shift: u32,
+}
+
+/// A strip's place among scales and offsets.
+#[derive(Clone, Copy)]
+pub(super) struct Spot {
+    strip: usize,
+    group: usize,
+    /// `(strip · groups + group) · 16`.
+    at: usize,
+}
+
+impl Spot {
+    /// Group `group` of `groups`.
+    #[inline(always)]
+    pub fn new(strip: usize, group: usize, groups: usize) -> Self {
+        Self { strip, group, at: (strip * groups + group) * STRIP }
+    }
+}
+
 /// What multiplies the codes.
 pub(super) enum StripScales {
     /// One scale for all.
     One(f32),
     /// `[strips, groups, 16]`.
     Groups(Floats),
-    /// `row [strips, 16] · codes [strips, groups, 16]`.
-    Double { row: Floats, codes: Vec<u8> },
+    /// Floats times integers.
+    Double(StripDouble),
 }
 
 /// What is subtracted.
@@ -29,12 +66,12 @@ pub(super) enum StripOffsets {
     PowerOfTwo(u32),
     /// One zero point for all.
     OneZero(f32),
-    /// Zero points, two in a byte: see [`Simd::load_nibbles`].
-    Nibbles(Vec<u8>),
-    /// Zero points, a byte each.
-    Bytes(Vec<u8>),
+    /// Zero points.
+    Zeros(Bytes),
     /// Products of scale and zero point.
     Mins(Floats),
+    /// The same, as floats times integers.
+    DoubleMins(StripDouble),
 }
 
 /// How the offsets enter a kernel.
@@ -106,38 +143,114 @@ impl Floats {
     }
 }
 
+impl Bytes {
+    /// Takes `[rows, groups]` numbers into strip order.
+    fn unsigned(from: &[u8], rows: usize, groups: usize) -> Self {
+        let bytes = to_strips(from, rows, groups);
+        if bytes.iter().any(|&b| b > 15) {
+            return Self::Unsigned(bytes);
+        }
+        let pair = |strip: &[u8; STRIP]| -> [u8; 8] { std::array::from_fn(|i| strip[i] | strip[i + 8] << 4) };
+        Self::Nibbles(bytes.as_chunks().0.iter().flat_map(pair).collect())
+    }
+
+    /// Number `lane` of those at `at`.
+    fn get(&self, at: usize, lane: usize) -> f32 {
+        match self {
+            Self::Nibbles(v) => f32::from((v[at / 2 + lane % 8] >> (lane / 8 * 4)) & 15),
+            Self::Unsigned(v) => f32::from(v[at + lane]),
+            Self::Signed(v) => f32::from(v[at + lane]),
+        }
+    }
+
+    /// Numbers `at .. at + 16`.
+    ///
+    /// # Safety
+    /// They exist, and the instruction set is available.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, at: usize) -> S::Float {
+        // SAFETY: promised by the caller.
+        unsafe {
+            match self {
+                Self::Nibbles(v) => S::load_nibbles(v.as_ptr().add(at / 2)),
+                Self::Unsigned(v) => S::load_u8(v.as_ptr().add(at)),
+                Self::Signed(v) => S::load_i8(v.as_ptr().add(at)),
+            }
+        }
+    }
+
+    fn byte_len(&self) -> usize {
+        match self {
+            Self::Nibbles(v) | Self::Unsigned(v) => v.len(),
+            Self::Signed(v) => v.len(),
+        }
+    }
+}
+
+impl StripDouble {
+    /// `source.groups()` and `groups` differ only where one group is left of many.
+    fn new(double: &Double, rows: usize, groups: usize) -> Self {
+        let spans = double.spans(groups);
+        // All groups of a row may be any number; no group is 2^31.
+        let shift = if spans == 1 { u32::BITS - 1 } else { double.span.trailing_zeros() };
+        let codes = match &double.codes {
+            DoubleCodes::Unsigned(codes) => Bytes::unsigned(codes, rows, groups),
+            DoubleCodes::Signed(codes) => Bytes::Signed(to_strips(codes, rows, groups)),
+        };
+        Self { floats: Floats::new(&double.floats, rows, spans), codes, spans, shift }
+    }
+
+    fn float_at(&self, spot: Spot) -> usize {
+        (spot.strip * self.spans + (spot.group >> self.shift)) * STRIP
+    }
+
+    fn get(&self, spot: Spot, lane: usize) -> f32 {
+        self.floats.get(self.float_at(spot) + lane) * self.codes.get(spot.at, lane)
+    }
+
+    /// # Safety
+    /// The spot exists, and the instruction set is available.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, spot: Spot) -> S::Float {
+        // SAFETY: promised by the caller.
+        unsafe { S::mul(self.floats.load::<S>(self.float_at(spot)), self.codes.load::<S>(spot.at)) }
+    }
+
+    fn byte_len(&self) -> usize {
+        self.floats.byte_len() + self.codes.byte_len()
+    }
+}
+
 impl StripScales {
     pub fn new(source: &Quantized, groups: usize) -> Self {
         match &source.scales {
             Scales::Float(s) if s.len() == 1 => Self::One(s.get(0)),
             Scales::Float(s) => Self::Groups(Floats::new(s, source.rows, groups)),
-            Scales::Double { row, codes } => {
-                Self::Double { row: Floats::new(row, source.rows, 1), codes: to_strips(codes, source.rows, groups) }
-            }
+            Scales::Double(double) => Self::Double(StripDouble::new(double, source.rows, groups)),
         }
     }
 
-    /// The scale of row `row`; `at` is that of its strip and group, `(strip · groups + group) · 16`.
-    pub fn get(&self, row: usize, at: usize) -> f32 {
+    /// The scale of a row: of `lane` of the strip.
+    pub fn get(&self, spot: Spot, lane: usize) -> f32 {
         match self {
             Self::One(scale) => *scale,
-            Self::Groups(scales) => scales.get(at + row % STRIP),
-            Self::Double { row: scales, codes } => scales.get(row) * f32::from(codes[at + row % STRIP]),
+            Self::Groups(scales) => scales.get(spot.at + lane),
+            Self::Double(double) => double.get(spot, lane),
         }
     }
 
     /// The scales of a strip's rows.
     ///
     /// # Safety
-    /// The strip and the group exist, and the instruction set is available.
+    /// The spot exists, and the instruction set is available.
     #[inline(always)]
-    pub unsafe fn load<S: Simd>(&self, strip: usize, at: usize) -> S::Float {
+    pub unsafe fn load<S: Simd>(&self, spot: Spot) -> S::Float {
         // SAFETY: promised by the caller.
         unsafe {
             match self {
                 Self::One(scale) => S::splat(*scale),
-                Self::Groups(scales) => scales.load::<S>(at),
-                Self::Double { row, codes } => S::mul(row.load::<S>(strip * STRIP), S::load_u8(codes.as_ptr().add(at))),
+                Self::Groups(scales) => scales.load::<S>(spot.at),
+                Self::Double(double) => double.load::<S>(spot),
             }
         }
     }
@@ -146,7 +259,7 @@ impl StripScales {
         match self {
             Self::One(_) => 4,
             Self::Groups(scales) => scales.byte_len(),
-            Self::Double { row, codes } => row.byte_len() + codes.len(),
+            Self::Double(double) => double.byte_len(),
         }
     }
 }
@@ -159,17 +272,9 @@ impl StripOffsets {
         match &source.offsets {
             Offsets::Symmetric => Self::PowerOfTwo(u32::from(source.bits) - 1),
             Offsets::ZeroPoint(zeros) if zeros.len() == 1 => Self::OneZero(f32::from(zeros[0])),
-            Offsets::ZeroPoint(zeros) => {
-                let bytes = to_strips(zeros, source.rows, groups);
-                if zeros.iter().all(|&z| z < 16) {
-                    let pair =
-                        |strip: &[u8; STRIP]| -> [u8; 8] { std::array::from_fn(|i| strip[i] | strip[i + 8] << 4) };
-                    Self::Nibbles(bytes.as_chunks().0.iter().flat_map(pair).collect())
-                } else {
-                    Self::Bytes(bytes)
-                }
-            }
+            Offsets::ZeroPoint(zeros) => Self::Zeros(Bytes::unsigned(zeros, source.rows, groups)),
             Offsets::Min(mins) => Self::Mins(Floats::new(mins, source.rows, groups)),
+            Offsets::Double(double) => Self::DoubleMins(StripDouble::new(double, source.rows, groups)),
         }
     }
 
@@ -177,37 +282,36 @@ impl StripOffsets {
     pub fn kind(&self) -> OffsetKind {
         match self {
             Self::PowerOfTwo(shift) => OffsetKind::Shift(*shift),
-            Self::OneZero(_) | Self::Nibbles(_) | Self::Bytes(_) => OffsetKind::Zero,
-            Self::Mins(_) => OffsetKind::Min,
+            Self::OneZero(_) | Self::Zeros(_) => OffsetKind::Zero,
+            Self::Mins(_) | Self::DoubleMins(_) => OffsetKind::Min,
         }
     }
 
-    /// Zero point or min of row `row`; `at` as for [`StripScales::get`].
-    pub fn get(&self, row: usize, at: usize) -> f32 {
-        let lane = row % STRIP;
+    /// Zero point or min of a row: of `lane` of the strip.
+    pub fn get(&self, spot: Spot, lane: usize) -> f32 {
         match self {
             Self::PowerOfTwo(shift) => (1u32 << shift) as f32,
             Self::OneZero(zero) => *zero,
-            Self::Nibbles(zeros) => f32::from((zeros[at / 2 + lane % 8] >> (lane / 8 * 4)) & 15),
-            Self::Bytes(zeros) => f32::from(zeros[at + lane]),
-            Self::Mins(mins) => mins.get(at + lane),
+            Self::Zeros(zeros) => zeros.get(spot.at, lane),
+            Self::Mins(mins) => mins.get(spot.at + lane),
+            Self::DoubleMins(double) => double.get(spot, lane),
         }
     }
 
     /// Zero points or mins of a strip's rows.
     ///
     /// # Safety
-    /// The strip and the group exist, and the instruction set is available.
+    /// The spot exists, and the instruction set is available.
     #[inline(always)]
-    pub unsafe fn load<S: Simd>(&self, at: usize) -> S::Float {
+    pub unsafe fn load<S: Simd>(&self, spot: Spot) -> S::Float {
         // SAFETY: promised by the caller.
         unsafe {
             match self {
                 Self::PowerOfTwo(shift) => S::splat((1u32 << shift) as f32),
                 Self::OneZero(zero) => S::splat(*zero),
-                Self::Nibbles(zeros) => S::load_nibbles(zeros.as_ptr().add(at / 2)),
-                Self::Bytes(zeros) => S::load_u8(zeros.as_ptr().add(at)),
-                Self::Mins(mins) => mins.load::<S>(at),
+                Self::Zeros(zeros) => zeros.load::<S>(spot.at),
+                Self::Mins(mins) => mins.load::<S>(spot.at),
+                Self::DoubleMins(double) => double.load::<S>(spot),
             }
         }
     }
@@ -215,8 +319,9 @@ impl StripOffsets {
     pub fn byte_len(&self) -> usize {
         match self {
             Self::PowerOfTwo(_) | Self::OneZero(_) => 0,
-            Self::Nibbles(zeros) | Self::Bytes(zeros) => zeros.len(),
+            Self::Zeros(zeros) => zeros.byte_len(),
             Self::Mins(mins) => mins.byte_len(),
+            Self::DoubleMins(double) => double.byte_len(),
         }
     }
 }

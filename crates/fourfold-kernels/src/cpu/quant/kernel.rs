@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::QuantWeight;
 use super::activations::ActBlock;
-use super::factors::OffsetKind;
+use super::factors::{OffsetKind, Spot};
 use super::layout::{BLOCK, Columns, Grouping, Line, QUAD, QUADS, STRIP};
 use super::simd::Simd;
 use super::transposed;
@@ -151,9 +151,9 @@ unsafe fn tile<S: Simd, const BITS: u32, const TABLE: bool, const FORM: u8, cons
             Grouping::Uniform(blocks_of_group) if FORM != PIECES => {
                 let mut block = 0;
                 for group in 0..columns.groups {
-                    let at = (strip * columns.groups + group) * STRIP;
-                    let scale = w.scales.load::<S>(strip, at);
-                    let offset = w.offsets.load::<S>(at);
+                    let spot = Spot::new(strip, group, columns.groups);
+                    let scale = w.scales.load::<S>(spot);
+                    let offset = w.offsets.load::<S>(spot);
                     let end = (block + blocks_of_group).min(columns.blocks);
                     while block < end {
                         let codes = operands::<S, BITS, TABLE>(w, lines);
@@ -188,9 +188,9 @@ unsafe fn tile<S: Simd, const BITS: u32, const TABLE: bool, const FORM: u8, cons
                     let act = &*blocks.add(block);
                     for p in first[block] as usize..first[block + 1] as usize {
                         let piece = pieces[p];
-                        let at = (strip * columns.groups + piece.group as usize) * STRIP;
-                        let scale = w.scales.load::<S>(strip, at);
-                        let offset = w.offsets.load::<S>(at);
+                        let spot = Spot::new(strip, piece.group as usize, columns.groups);
+                        let scale = w.scales.load::<S>(spot);
+                        let offset = w.offsets.load::<S>(spot);
                         for t in 0..T {
                             let sum = *piece_sums.add(p * T + t);
                             let mut acc = start::<S>(kind, sum);
@@ -286,8 +286,8 @@ unsafe fn panel<S: Simd, const BITS: u32, const TABLE: bool>(
             let lines = w.codes.as_ptr().add((strip * columns.blocks + block) * BITS as usize);
             let codes = operands::<S, BITS, TABLE>(w, lines);
             for (q, codes) in codes.into_iter().enumerate() {
-                let at = (strip * columns.groups + columns.quad_group(block, q)) * STRIP;
-                let (scale, offset) = (w.scales.load::<S>(strip, at), w.offsets.load::<S>(at));
+                let spot = Spot::new(strip, columns.quad_group(block, q), columns.groups);
+                let (scale, offset) = (w.scales.load::<S>(spot), w.offsets.load::<S>(spot));
                 for i in 0..QUAD {
                     let code = S::byte_to_float(codes, i as u32);
                     let value =

@@ -22,7 +22,7 @@ use fourfold_tensor::{Offsets, Quantized, Scales};
 
 use self::activations::Rounded;
 use self::arena::Lines;
-use self::factors::{OffsetKind, StripOffsets, StripScales};
+use self::factors::{OffsetKind, Spot, StripOffsets, StripScales};
 use self::kernel::{TileKernel, tile_kernel, widest_tile};
 use self::layout::{BLOCK, Columns, Line, STRIP, pack_block, quad_at};
 use super::pool::{Pool, SendPtr};
@@ -68,7 +68,7 @@ impl QuantWeight {
         let one_zero = match &source.offsets {
             Offsets::Symmetric => true,
             Offsets::ZeroPoint(zeros) => zeros.len() == 1,
-            Offsets::Min(_) => false,
+            Offsets::Min(_) | Offsets::Double(_) => false,
         };
         let columns = Columns::new(&source, one_scale && one_zero);
         let mut table = [0; 16];
@@ -115,16 +115,16 @@ impl QuantWeight {
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let columns = &self.columns;
-        let (strip, bits) = (row / STRIP, self.bits as usize);
+        let (strip, lane, bits) = (row / STRIP, row % STRIP, self.bits as usize);
         let is_min = self.offsets.kind() == OffsetKind::Min;
         let mut values = [0.0; BLOCK];
         for block in 0..columns.blocks {
             let at = (strip * columns.blocks + block) * bits;
             let lines = &self.codes[at..at + bits];
             for (quad, values) in values.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                let at = (strip * columns.groups + columns.quad_group(block, quad)) * STRIP;
-                let (scale, offset) = (self.scales.get(row, at), self.offsets.get(row, at));
-                let codes = quad_at(lines, self.bits, row % STRIP, quad);
+                let spot = Spot::new(strip, columns.quad_group(block, quad), columns.groups);
+                let (scale, offset) = (self.scales.get(spot, lane), self.offsets.get(spot, lane));
+                let codes = quad_at(lines, self.bits, lane, quad);
                 for (value, mut code) in values.iter_mut().zip(codes) {
                     if self.has_table {
                         code = self.table[usize::from(code)];

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use fourfold_tensor::{DType, FloatBuffer, pack_row, packed_words_per_row};
+use fourfold_tensor::{DType, Double, DoubleCodes, FloatBuffer, pack_row, packed_words_per_row};
 use proptest::prelude::*;
 
 use super::*;
@@ -33,6 +33,8 @@ enum ScaleForm {
     F16,
     Bf16,
     Double,
+    /// A float for every other group, signed codes.
+    DoubleRuns,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,12 +43,20 @@ enum OffsetForm {
     OneZero,
     Zeros,
     Mins,
+    DoubleMins,
     Codebook,
 }
 
-const SCALES: [ScaleForm; 5] = [ScaleForm::One, ScaleForm::F32, ScaleForm::F16, ScaleForm::Bf16, ScaleForm::Double];
-const OFFSETS: [OffsetForm; 5] =
-    [OffsetForm::Symmetric, OffsetForm::OneZero, OffsetForm::Zeros, OffsetForm::Mins, OffsetForm::Codebook];
+const SCALES: [ScaleForm; 6] =
+    [ScaleForm::One, ScaleForm::F32, ScaleForm::F16, ScaleForm::Bf16, ScaleForm::Double, ScaleForm::DoubleRuns];
+const OFFSETS: [OffsetForm; 6] = [
+    OffsetForm::Symmetric,
+    OffsetForm::OneZero,
+    OffsetForm::Zeros,
+    OffsetForm::Mins,
+    OffsetForm::DoubleMins,
+    OffsetForm::Codebook,
+];
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -78,16 +88,27 @@ impl Case {
             ScaleForm::F32 => Scales::Float(floats(rows * groups, DType::F32)),
             ScaleForm::F16 => Scales::Float(floats(rows * groups, DType::F16)),
             ScaleForm::Bf16 => Scales::Float(floats(rows * groups, DType::Bf16)),
-            ScaleForm::Double => Scales::Double {
-                row: floats(rows, DType::F16),
-                codes: (0..rows * groups).map(|i| (i * 29 % 255 + 1) as u8).collect::<Vec<_>>().into(),
-            },
+            ScaleForm::Double => {
+                let codes = (0..rows * groups).map(|i| (i * 29 % 255 + 1) as u8).collect();
+                Scales::Double(Double::by_row(floats(rows, DType::F16), codes, groups))
+            }
+            ScaleForm::DoubleRuns => Scales::Double(Double {
+                floats: floats(rows * groups.div_ceil(2), DType::F16),
+                codes: DoubleCodes::Signed((0..rows * groups).map(|i| (i * 29) as i8).collect::<Vec<_>>().into()),
+                span: 2,
+            }),
         };
         let mut zeros = |count: usize| -> Vec<u8> { (0..count).map(|_| (n.next() % (1 << bits)) as u8).collect() };
         let offsets = match self.offsets {
             OffsetForm::Symmetric | OffsetForm::Codebook => Offsets::Symmetric,
             OffsetForm::OneZero => Offsets::ZeroPoint(zeros(1).into()),
             OffsetForm::Zeros => Offsets::ZeroPoint(zeros(rows * groups).into()),
+            // Below 16: half a byte each in the kernels' layout.
+            OffsetForm::DoubleMins => Offsets::Double(Double {
+                floats: FloatBuffer::from_f32(n.floats(rows * groups.div_ceil(4)), DType::F16),
+                codes: DoubleCodes::Unsigned((0..rows * groups).map(|i| (i * 7 % 16) as u8).collect::<Vec<_>>().into()),
+                span: 4,
+            }),
             OffsetForm::Mins => Offsets::Min(FloatBuffer::from_f32(n.floats(rows * groups), DType::F16)),
         };
         let codebook = (self.offsets == OffsetForm::Codebook).then(|| {
@@ -357,10 +378,10 @@ proptest! {
     #[test]
     fn any_shape(
         (rows, cols, bits, group) in (1usize..60, 1usize..150, 2u8..=8, 1usize..100),
-        (scales, offsets, act_order) in (0usize..5, 0usize..5, any::<bool>()),
+        (scales, offsets, act_order) in (0usize..6, 0usize..6, any::<bool>()),
         (tokens, seed) in (1usize..20, any::<u32>()),
     ) {
-        let offsets = if bits > 4 { offsets.min(3) } else { offsets };
+        let offsets = if bits > 4 { offsets.min(4) } else { offsets };
         let case = Case { rows, cols, bits, group, scales: SCALES[scales], offsets: OFFSETS[offsets], act_order };
         check(case, tokens, u64::from(seed), pools());
     }

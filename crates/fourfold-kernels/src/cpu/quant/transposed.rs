@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::exact::{ColumnKernel, PANEL, TOKENS, column_kernel};
-use super::factors::OffsetKind;
+use super::factors::{OffsetKind, Spot};
 use super::kernel::{BlockKernel, PanelKernel, block_kernel, operands, panel_kernel};
 use super::layout::{BLOCK, Grouping, QUAD, QUADS, STRIP};
 use super::simd::Simd;
@@ -155,9 +155,9 @@ unsafe fn half<S: Simd, const BITS: u32, const TABLE: bool, const FIRST: usize>(
             let mut scaled = x;
             for q in 0..HALF {
                 if q == 0 || !uniform {
-                    let at = (strip * columns.groups + columns.quad_group(block, FIRST + q)) * STRIP;
-                    scaled = S::mul(x, w.scales.load::<S>(strip, at));
-                    let offset = w.offsets.load::<S>(at);
+                    let spot = Spot::new(strip, columns.quad_group(block, FIRST + q), columns.groups);
+                    scaled = S::mul(x, w.scales.load::<S>(spot));
+                    let offset = w.offsets.load::<S>(spot);
                     minus[q] = S::fma(if is_min { x } else { scaled }, offset, minus[q]);
                 }
                 for (i, sum) in sums[q].iter_mut().enumerate() {

@@ -66,6 +66,8 @@ pub(super) trait Simd: Copy {
     unsafe fn load_nibbles(from: *const u8) -> Self::Float;
     /// 16 unsigned bytes.
     unsafe fn load_u8(from: *const u8) -> Self::Float;
+    /// 16 signed bytes.
+    unsafe fn load_i8(from: *const i8) -> Self::Float;
     /// Writes 16 floats.
     unsafe fn store(to: *mut f32, a: Self::Float);
     /// `a · b`.

@@ -114,6 +114,10 @@ impl Simd for Portable {
         each(unsafe { from.cast::<[u8; LANES]>().read_unaligned() }, f32::from)
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::Float {
+        each(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }, f32::from)
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, a: Self::Float) {
         unsafe { to.cast::<Self::Float>().write_unaligned(a) }
     }
