@@ -4,6 +4,8 @@ use crate::{Dense, Quantized};
 
 /// A stored weight. The set is closed: a new form makes the compiler list every kernel and codec that has to learn it, so no
 /// `match` on it has a `_` arm.
+// A few hundred bytes beside the megabytes they describe.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Weight {
     /// One float an element.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use fourfold_formats::{Checkpoint, TokenizerSource};
 use fourfold_infer::{ChatTemplate, Tokenizer};
-use fourfold_kernels::Backend;
+use fourfold_kernels::{Backend, release_freed_memory};
 use fourfold_models::{Model, ModelSpec, spec_from_config};
 use serde_json::Value;
 
@@ -51,6 +51,7 @@ impl OpenModel {
         let model =
             Model::load(&self.spec, &*self.checkpoint.weights, backend, &mut |part| bar.set_message(part.to_owned()))?;
         bar.finish_and_clear();
+        release_freed_memory();
         Ok(Arc::new(model))
     }
 
@@ -75,6 +76,8 @@ impl OpenModel {
             Some(false) => None,
             None => tokenizer.prefix_token()?,
         };
+        // Its text, its parts and what they were built from are many times what is left.
+        release_freed_memory();
         Ok(tokenizer.with_bos(bos))
     }
 

@@ -87,6 +87,8 @@ impl Cpu {
 }
 
 /// A weight in this backend's layout.
+// A few hundred bytes beside the megabytes they hold.
+#[allow(clippy::large_enum_variant)]
 enum CpuWeight {
     Dense(Dense),
     Quantized(QuantWeight),

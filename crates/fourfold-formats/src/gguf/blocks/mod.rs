@@ -108,7 +108,7 @@ enum State {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
-    Blocks(Rows),
+    Blocks(Box<Rows>),
 }
 
 impl Decoder {
@@ -117,7 +117,7 @@ impl Decoder {
         let elements = shape.iter().product::<usize>();
         let state = match (codec(ggml_type), ggml_type) {
             (Some(codec), _) => {
-                State::Blocks(Rows::new(ggml_type, codec, elements, shape.last().copied().unwrap_or(1)))
+                State::Blocks(Box::new(Rows::new(ggml_type, codec, elements, shape.last().copied().unwrap_or(1))))
             }
             (None, GgmlType::F16) => State::F16(Vec::with_capacity(elements)),
             (None, GgmlType::BF16) => State::Bf16(Vec::with_capacity(elements)),
