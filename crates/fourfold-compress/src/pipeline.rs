@@ -19,7 +19,7 @@ use crate::drift::Drift;
 use crate::hessian::Hessian;
 use crate::methods::Needs;
 use crate::methods::quantize::grid::GridSpec;
-use crate::plan::{Entry, Plan, shown};
+use crate::plan::{Entry, HeaderBytes, Plan, shown};
 use crate::planner::{PlanJob, candidates, stats};
 use crate::progress::Progress;
 use crate::sensitivity::Sensitivity;
@@ -63,6 +63,8 @@ pub struct CompressJob<'a> {
     pub goal: Goal,
     /// Grids to choose from for [`Goal::Ratio`] and [`Goal::Bytes`]; see [`candidates`].
     pub candidates: Vec<GridSpec>,
+    /// Bytes of the output's file headers, for [`Goal::Ratio`] and [`Goal::Bytes`]; [`CompressJob::new`] counts none.
+    pub header: &'a HeaderBytes<'a>,
     /// Measures how much each tensor's error matters, for [`Goal::Ratio`] and [`Goal::Bytes`]; without it a rule by role and place is
     /// used.
     pub backward: Option<Arc<dyn Backward>>,
@@ -98,6 +100,7 @@ impl<'a> CompressJob<'a> {
             calibration: &[],
             goal,
             candidates: candidates(false),
+            header: &|_| 0,
             backward: None,
             correct_drift: false,
         }
@@ -131,6 +134,7 @@ impl<'a> CompressJob<'a> {
             budget,
             candidates: &self.candidates,
             sensitivity: &sensitivity,
+            header: self.header,
         };
         self.resolved(job.plan(progress)?)
     }

@@ -137,7 +137,7 @@ pub(crate) fn matrix(shape: &[usize]) -> (usize, usize) {
 }
 
 /// The form of a tensor that stays as it is; a storage that its name does not tell is read to see.
-fn kept_form(source: &dyn WeightSource, name: &str) -> Result<Form, CompressError> {
+pub(crate) fn kept_form(source: &dyn WeightSource, name: &str) -> Result<Form, CompressError> {
     let known = source.info(name).and_then(|info: &TensorInfo| {
         let dtype = [DType::F32, DType::F16, DType::Bf16].into_iter().find(|d| d.name() == info.storage)?;
         Some(Form::Dense { shape: info.shape.clone(), dtype })
@@ -174,23 +174,15 @@ fn without_gptq(settings: &Value) -> Value {
     settings
 }
 
-/// An upper bound for the header of a safetensors file that holds `forms`.
-pub fn header_bound(forms: &[(String, Form)]) -> u64 {
-    let parts = |form: &Form| match form {
-        Form::Dense { .. } => 1,
-        Form::Quantized(q) => {
-            4 + u64::from(q.codebook)
-                + u64::from(q.g_idx)
-                + u64::from(q.offsets != fourfold_tensor::OffsetsForm::Symmetric)
-        }
-    };
-    512 + forms.iter().map(|(name, form)| parts(form) * (name.len() as u64 + 96)).sum::<u64>()
-}
+/// Bytes that file headers take beside tensors of these names and forms: the output's format knows.
+pub type HeaderBytes<'a> = dyn Fn(&[(String, Form)]) -> u64 + 'a;
 
 /// One way to store one tensor.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// Bytes in the file.
+    /// The form, which says the bytes in the file.
+    pub form: Form,
+    /// Those bytes.
     pub bytes: u64,
     /// What it costs, in one unit for all tensors: an estimate of the model's divergence.
     pub cost: f64,
@@ -198,18 +190,40 @@ pub struct Choice {
     pub entry: Entry,
 }
 
-/// Picks one choice a tensor so that the bytes are at most `budget` and the summed cost is small: from each tensor's lower convex
-/// hull, always the step that saves most cost a byte, as long as one fits.
+/// Picks one choice a tensor so that their bytes and the file headers are at most `budget` and the summed cost is small: from each
+/// tensor's lower convex hull, always the step that saves most cost a byte, as long as one fits.
 ///
 /// # Errors
 /// [`CompressError::Budget`] where even the smallest choices are too large.
-pub fn allocate(tensors: Vec<Vec<Choice>>, budget: u64) -> Result<Plan, CompressError> {
+pub fn allocate(tensors: Vec<Vec<Choice>>, budget: u64, header: &HeaderBytes) -> Result<Plan, CompressError> {
     let hulls: Vec<Vec<Choice>> = tensors.into_iter().map(hull).collect();
+    let with_header = |picked: &[usize]| {
+        let choices = || hulls.iter().zip(picked).filter_map(|(hull, &i)| hull.get(i));
+        let forms: Vec<(String, Form)> = choices().map(|c| (c.entry.name.clone(), c.form.clone())).collect();
+        (choices().map(|c| c.bytes).sum::<u64>(), header(&forms))
+    };
+    let (data, around) = with_header(&vec![0; hulls.len()]);
+    if data + around > budget {
+        return Err(CompressError::Budget { smallest: data + around, budget });
+    }
+    // What is picked decides the headers' length, by some bytes: the room for data shrinks until both fit.
+    let mut room = budget - around;
+    let picked = loop {
+        let picked = fill(&hulls, room);
+        let (data, around) = with_header(&picked);
+        if data + around <= budget || picked.iter().all(|&i| i == 0) {
+            break picked;
+        }
+        room = (room - 1).min(budget.saturating_sub(around));
+    };
+    let tensors = hulls.into_iter().zip(picked).filter_map(|(h, i)| h.into_iter().nth(i)).map(|c| c.entry);
+    Ok(Plan { tensors: tensors.collect() })
+}
+
+/// The choice of each hull, with at most `room` bytes together where the smallest choices have no more.
+fn fill(hulls: &[Vec<Choice>], room: u64) -> Vec<usize> {
     let mut picked = vec![0usize; hulls.len()];
     let mut bytes: u64 = hulls.iter().filter_map(|h| h.first()).map(|c| c.bytes).sum();
-    if bytes > budget {
-        return Err(CompressError::Budget { smallest: bytes, budget });
-    }
     // On a hull each step saves less a byte than the one before it, so one order of all steps serves every tensor.
     let mut steps: Vec<(f64, usize, usize)> = Vec::new();
     for (t, hull) in hulls.iter().enumerate() {
@@ -219,13 +233,12 @@ pub fn allocate(tensors: Vec<Vec<Choice>>, budget: u64) -> Result<Plan, Compress
     steps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
     for (_, t, i) in steps {
         let more = hulls[t][i + 1].bytes - hulls[t][i].bytes;
-        if picked[t] == i && bytes + more <= budget {
+        if picked[t] == i && bytes + more <= room {
             picked[t] = i + 1;
             bytes += more;
         }
     }
-    let tensors = hulls.into_iter().zip(picked).filter_map(|(h, i)| h.into_iter().nth(i)).map(|c| c.entry);
-    Ok(Plan { tensors: tensors.collect() })
+    picked
 }
 
 /// The choices that are best at some price of a byte, by rising bytes and falling cost.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::Backend;
 use fourfold_models::{Block, Head, ModelSpec, Role, WeightSpec};
-use fourfold_tensor::{Form, Weight, WeightSource};
+use fourfold_tensor::{Form, WeightSource};
 use serde_json::{Value, json};
 
 use crate::calibrate::{Collector, Hidden};
@@ -14,7 +14,7 @@ use crate::methods::Stats;
 use crate::methods::quantize::estimate::Estimator;
 use crate::methods::quantize::gptq::{self, Gptq};
 use crate::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat};
-use crate::plan::{Choice, Entry, Plan, allocate, header_bound, is_compressible, matrix, shown};
+use crate::plan::{Choice, Entry, HeaderBytes, Plan, allocate, is_compressible, kept_form, matrix, shown};
 use crate::progress::Progress;
 use crate::sensitivity::{Energies, Sensitivity};
 use crate::{CompressError, MethodError};
@@ -38,6 +38,8 @@ pub struct PlanJob<'a> {
     pub candidates: &'a [GridSpec],
     /// How much each tensor's error matters.
     pub sensitivity: &'a Sensitivity,
+    /// Bytes of the output's headers, which count too.
+    pub header: &'a HeaderBytes<'a>,
 }
 
 /// The grids that are worth choosing between: learned levels up to 4 bits, even ones above, one-byte scales for groups of 32 to
@@ -82,14 +84,7 @@ impl PlanJob<'_> {
         // In the order of the stack, whatever the order of finding.
         let order: HashMap<&str, usize> = weights.iter().enumerate().map(|(i, w)| (w.name.as_str(), i)).collect();
         choices.sort_by_key(|(name, _)| order.get(name.as_str()).copied());
-        let header = self.header(&choices);
-        let budget = self.budget.saturating_sub(header);
-        allocate(choices.into_iter().map(|(_, c)| c).collect(), budget).map_err(|e| match e {
-            CompressError::Budget { smallest, .. } => {
-                CompressError::Budget { smallest: smallest + header, budget: self.budget }
-            }
-            other => other,
-        })
+        allocate(choices.into_iter().map(|(_, c)| c).collect(), self.budget, self.header)
     }
 
     /// Block by block through the original model.
@@ -127,10 +122,12 @@ impl PlanJob<'_> {
     /// The ways to store one tensor.
     fn choices(&self, spec: &WeightSpec, hessian: Option<&Hessian>) -> Result<Vec<Choice>, CompressError> {
         let named = |e: MethodError| e.of(&spec.name);
-        let keep = |bytes| vec![Choice { bytes, cost: 0.0, entry: Entry { bytes, ..Entry::keep(&spec.name) } }];
+        let keep = |form: Form| {
+            let bytes = form.file_bytes();
+            vec![Choice { form, bytes, cost: 0.0, entry: Entry { bytes, ..Entry::keep(&spec.name) } }]
+        };
         if !is_compressible(spec) {
-            let known = self.source.info(&spec.name).map(|info| info.bytes);
-            return Ok(keep(known.unwrap_or(spec.elements() * 4)));
+            return Ok(keep(kept_form(self.source, &spec.name)?));
         }
         let weight = self.source.load(&spec.name)?;
         let (rows, cols) = matrix(&spec.shape);
@@ -153,7 +150,8 @@ impl PlanJob<'_> {
             }
             let error = estimator.error(grid).map_err(named)?;
             let (method, settings) = settings(grid, factor.is_some(), spec.role);
-            let bytes = Form::Quantized(grid.form(rows, cols)).file_bytes();
+            let form = Form::Quantized(grid.form(rows, cols));
+            let bytes = form.file_bytes();
             let entry = Entry {
                 name: spec.name.clone(),
                 method: method.to_owned(),
@@ -161,37 +159,15 @@ impl PlanJob<'_> {
                 bytes,
                 error: Some(shown(error)),
             };
-            found.push(Choice { bytes, cost: error * sensitivity, entry });
+            found.push(Choice { form, bytes, cost: error * sensitivity, entry });
         }
         // An original that is smaller than every candidate stays.
-        let original = Form::of(&weight).file_bytes();
-        if found.iter().all(|c| c.bytes >= original) {
+        let original = Form::of(&weight);
+        if found.iter().all(|c| c.bytes >= original.file_bytes()) {
             return Ok(keep(original));
         }
         found.extend(keep(original));
         Ok(found)
-    }
-
-    /// The header's bound: of all choices the one with most parts.
-    fn header(&self, choices: &[(String, Vec<Choice>)]) -> u64 {
-        let widest = GridSpec {
-            levels: Levels::Learned,
-            scales: ScaleFormat::Double,
-            ..GridSpec::new(4, Granularity::Group(32))
-        };
-        let forms: Vec<(String, Form)> = choices
-            .iter()
-            .map(|(name, choices)| {
-                let kept = choices.len() == 1 && choices[0].entry.method == "keep";
-                let form = if kept {
-                    Form::of(&Weight::from(fourfold_tensor::Dense::from_f32(vec![0], Vec::new())))
-                } else {
-                    Form::Quantized(widest.form(1, 1))
-                };
-                (name.clone(), form)
-            })
-            .collect();
-        header_bound(&forms)
     }
 }
 

@@ -2,10 +2,14 @@
 
 use fourfold_compress::CompressError;
 use fourfold_compress::plan::{Choice, Entry, allocate};
+use fourfold_tensor::{DType, Form};
 use proptest::prelude::*;
 
 fn choices(sizes: &[(u64, f64)]) -> Vec<Choice> {
-    let choice = |&(bytes, cost): &(u64, f64)| Choice { bytes, cost, entry: Entry { bytes, ..Entry::keep("x") } };
+    let choice = |&(bytes, cost): &(u64, f64)| {
+        let form = Form::Dense { shape: vec![bytes as usize], dtype: DType::F16 };
+        Choice { form, bytes, cost, entry: Entry { bytes, ..Entry::keep("x") } }
+    };
     sizes.iter().map(choice).collect()
 }
 
@@ -26,10 +30,26 @@ fn cost(tensors: &[Vec<(u64, f64)>], picked: &[u64]) -> f64 {
 #[test]
 fn bytes_go_where_they_save_most() {
     let tensors = [vec![(10, 8.0), (20, 2.0), (30, 1.0)], vec![(10, 3.0), (20, 1.0), (30, 0.9)]];
-    let plan = allocate(tensors.iter().map(|t| choices(t)).collect(), 40).unwrap();
+    let plan = allocate(tensors.iter().map(|t| choices(t)).collect(), 40, &|_| 0).unwrap();
     assert_eq!(plan.tensors.iter().map(|t| t.bytes).collect::<Vec<_>>(), [20, 20]);
-    let refused = allocate(tensors.iter().map(|t| choices(t)).collect(), 19);
+    let refused = allocate(tensors.iter().map(|t| choices(t)).collect(), 19, &|_| 0);
     assert!(matches!(refused, Err(CompressError::Budget { smallest: 20, budget: 19 })));
+}
+
+#[test]
+fn headers_count_and_may_depend_on_what_is_picked() {
+    let tensors = [vec![(10, 8.0), (20, 2.0), (30, 1.0)], vec![(10, 3.0), (20, 1.0), (30, 0.9)]];
+    let elements = |form: &Form| match form {
+        Form::Dense { shape, .. } => shape[0] as u64,
+        other => panic!("{other:?}"),
+    };
+    let header = |forms: &[(String, Form)]| forms.iter().map(|(_, form)| elements(form) / 10).sum::<u64>();
+    for (budget, wanted) in [(44, [20, 20]), (43, [20, 10]), (33, [20, 10]), (32, [10, 10]), (22, [10, 10])] {
+        let plan = allocate(tensors.iter().map(|t| choices(t)).collect(), budget, &header).unwrap();
+        assert_eq!(plan.tensors.iter().map(|t| t.bytes).collect::<Vec<_>>(), wanted, "{budget}");
+    }
+    let refused = allocate(tensors.iter().map(|t| choices(t)).collect(), 21, &header);
+    assert!(matches!(refused, Err(CompressError::Budget { smallest: 22, budget: 21 })));
 }
 
 proptest! {
@@ -40,7 +60,7 @@ proptest! {
         tensors in prop::collection::vec(prop::collection::vec((1u64..60, 0.0f64..10.0), 1..5), 1..5),
         budget in 1u64..250,
     ) {
-        match allocate(tensors.iter().map(|t| choices(t)).collect(), budget) {
+        match allocate(tensors.iter().map(|t| choices(t)).collect(), budget, &|_| 0) {
             Ok(plan) => {
                 let picked: Vec<u64> = plan.tensors.iter().map(|t| t.bytes).collect();
                 prop_assert!(picked.iter().sum::<u64>() <= budget);

@@ -42,6 +42,16 @@ impl Default for WriteOptions {
     }
 }
 
+/// Bytes that the headers of all files take where tensors of these forms are written: what a file has beside its data.
+///
+/// # Errors
+/// A form that cannot be stored, a name that stands twice.
+pub fn header_bytes(tensors: &[(String, Form)], max_shard_bytes: u64) -> Result<u64, OutputError> {
+    let declared: Vec<(String, Form)> = tensors.iter().map(|(name, form)| (name.clone(), normal(form))).collect();
+    let layout = Layout::new(&declared, max_shard_bytes)?;
+    Ok(layout.shards.iter().map(|shard| shard.header.len() as u64).sum())
+}
+
 /// Writes a model directory; see the module's text. Dropped before [`WeightSink::finish`], it removes what it wrote; a process
 /// that is killed leaves it, to be taken up.
 pub struct SafetensorsWriter {

@@ -9,7 +9,8 @@ use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
 use fourfold_compress::planner::candidates;
 use fourfold_compress::{CompressJob, Goal, Plan, compress};
-use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
+use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
+use fourfold_tensor::Form;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -197,6 +198,9 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     let calibration = args.calibration.sequences(&open)?;
     let checkpoint = &open.checkpoint;
     let mut job = CompressJob::new(&open.spec, &*checkpoint.weights, checkpoint.weight_bytes, goal);
+    // A form that cannot be written is an error when it is declared, with its name.
+    let header = |forms: &[(String, Form)]| header_bytes(forms, args.output.max_shard_size).unwrap_or(0);
+    job.header = &header;
     job.candidates = candidates(args.output.format == FormatArg::CompressedTensors);
     // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
     if method == MethodArg::Gptq {
