@@ -105,8 +105,8 @@ pub trait Backward: Backend {
     /// The gradient of [`Backend::rope`]'s input, in place: the rotation backwards.
     fn rope_backward(&self, dx: &mut Tensor, cos: &Tensor, sin: &Tensor, spec: &RopeSpec);
 
-    /// The gradients of [`Backend::swiglu`]'s `gate` and `up`.
-    fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> (Tensor, Tensor);
+    /// The gradients of [`Backend::swiglu`]'s `gate` and `up`, in whose memory they are returned.
+    fn swiglu_backward(&self, gate: Tensor, up: Tensor, dy: &Tensor) -> (Tensor, Tensor);
 
     /// Causal self-attention inside each document: q `[tokens, heads · key_dim]`, k `[tokens, kv_heads · key_dim]`,
     /// v `[tokens, kv_heads · value_dim]`. Never holds tokens x tokens.

@@ -97,8 +97,8 @@ fn norm_rope_swiglu_and_loss() {
             outputs.extend([found, found_w]);
 
             let gate = Tensor::new(rows, cols, x.host().iter().map(|v| v * 30.0).collect());
-            let (dgate, dup) = Reference.swiglu_backward(&gate, &weight_rows(&x), &dy);
-            let (found_gate, found_up) = candidate.backend.swiglu_backward(&gate, &weight_rows(&x), &dy);
+            let (dgate, dup) = Reference.swiglu_backward(gate.clone(), weight_rows(&x), &dy);
+            let (found_gate, found_up) = candidate.backend.swiglu_backward(gate, weight_rows(&x), &dy);
             check(&what("dgate"), &found_gate, &dgate, |_| 1e-5);
             check(&what("dup"), &found_up, &dup, |i| 1e-6 * dup.host()[i].abs() + 1e-7);
             outputs.extend([found_gate, found_up]);

@@ -91,7 +91,7 @@ fn rope_backward() {
 #[test]
 fn swiglu_backward() {
     let (g, u, c) = (noise(2, 6, 11), noise(2, 6, 12), noise(2, 6, 13));
-    let (dg, du) = Reference.swiglu_backward(&g, &u, &c);
+    let (dg, du) = Reference.swiglu_backward(g.clone(), u.clone(), &c);
     check("gate", &g, &dg, |g| dot(&Reference.swiglu(g.clone(), &u), &c));
     check("up", &u, &du, |u| dot(&Reference.swiglu(g.clone(), u), &c));
 }

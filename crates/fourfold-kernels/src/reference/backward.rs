@@ -65,16 +65,15 @@ impl Backward for Reference {
     }
 
     // silu′(g) = σ(g) · (1 + g · (1 − σ(g))).
-    fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> (Tensor, Tensor) {
-        let (mut dgate, mut dup) = (dy.clone(), dy.clone());
-        let outputs = dgate.host_mut().iter_mut().zip(dup.host_mut());
-        for ((dg, du), (&g, &u)) in outputs.zip(gate.host().iter().zip(up.host())) {
-            let (g, u, d) = (f64::from(g), f64::from(u), f64::from(*dg));
+    fn swiglu_backward(&self, gate: Tensor, up: Tensor, dy: &Tensor) -> (Tensor, Tensor) {
+        let (mut gate, mut up) = (gate, up);
+        for ((gate, up), &d) in gate.host_mut().iter_mut().zip(up.host_mut()).zip(dy.host()) {
+            let (g, u, d) = (f64::from(*gate), f64::from(*up), f64::from(d));
             let sigma = 1.0 / (1.0 + (-g).exp());
-            *dg = (d * u * sigma * (1.0 + g * (1.0 - sigma))) as f32;
-            *du = (d * g * sigma) as f32;
+            *gate = (d * u * sigma * (1.0 + g * (1.0 - sigma))) as f32;
+            *up = (d * g * sigma) as f32;
         }
-        (dgate, dup)
+        (gate, up)
     }
 
     fn attention_forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, spec: &SelfAttention) -> AttentionOutput {

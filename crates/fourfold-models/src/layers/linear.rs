@@ -127,6 +127,11 @@ impl Linear {
     /// `[tokens, outputs]`.
     pub fn backward(&self, x: &Tensor, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) -> Tensor {
         self.weight_backward(x, dy, pass, gradients);
+        self.input_backward(dy, pass)
+    }
+
+    /// The gradient of the input alone.
+    pub(crate) fn input_backward(&self, dy: &Tensor, pass: &TrainPass) -> Tensor {
         pass.backend.linear_transposed(dy, &self.weight, 0..self.weight.rows())
     }
 

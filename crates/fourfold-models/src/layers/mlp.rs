@@ -105,10 +105,12 @@ impl Mlp {
     ) -> Tensor {
         let MlpSaved { gate, up } = saved;
         let inner = pass.backend.swiglu_of(&gate, &up);
-        let d_inner = self.down.backward(&inner, dy, pass, gradients);
+        self.down.weight_backward(&inner, dy, pass, gradients);
+        // Four tensors of this width at once would be the peak of a step.
         drop(inner);
-        let (d_gate, d_up) = pass.backend.swiglu_backward(&gate, &up, &d_inner);
-        drop((gate, up, d_inner));
+        let d_inner = self.down.input_backward(dy, pass);
+        let (d_gate, d_up) = pass.backend.swiglu_backward(gate, up, &d_inner);
+        drop(d_inner);
         Linear::backward_shared([(&self.gate, &d_gate), (&self.up, &d_up)], x, pass, gradients)
     }
 }

@@ -39,7 +39,7 @@ impl Backward for Cpu {
         elementwise::rope(&self.pool, dx, cos, sin, spec, -1.0);
     }
 
-    fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> (Tensor, Tensor) {
+    fn swiglu_backward(&self, gate: Tensor, up: Tensor, dy: &Tensor) -> (Tensor, Tensor) {
         rowwise::swiglu_backward(&self.pool, self.isa, gate, up, dy)
     }
 

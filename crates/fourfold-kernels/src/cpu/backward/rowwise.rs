@@ -65,7 +65,7 @@ pub fn rms_norm_backward(
 }
 
 /// # Safety
-/// The elements are inside the memory, and nobody else uses them; the caller writes them before it reads them.
+/// The elements are inside the memory, and nobody else uses them; those not written yet the caller writes before it reads them.
 unsafe fn slice_of<'a>(memory: SendPtr<f32>, range: Range<usize>) -> &'a mut [f32] {
     // SAFETY: the caller's promise.
     unsafe { std::slice::from_raw_parts_mut(memory.get().add(range.start), range.len()) }
@@ -108,32 +108,29 @@ fn add_columns_with<S: Simd>(_s: S, x: &Tensor, dy: &Tensor, factors: &[f32], fi
 }
 
 /// `dgate = dy · up · σ(gate) (1 + gate (1 − σ(gate)))`, `dup = dy · gate · σ(gate)`.
-pub fn swiglu_backward(pool: &Pool, isa: Isa, gate: &Tensor, up: &Tensor, dy: &Tensor) -> (Tensor, Tensor) {
+pub fn swiglu_backward(pool: &Pool, isa: Isa, mut gate: Tensor, mut up: Tensor, dy: &Tensor) -> (Tensor, Tensor) {
     let shape = (gate.rows(), gate.cols());
     assert_eq!(((up.rows(), up.cols()), (dy.rows(), dy.cols())), (shape, shape), "swiglu backward: shapes");
-    let len = shape.0 * shape.1;
-    let (mut dgate, mut dup) = (Unwritten::new(len), Unwritten::new(len));
-    let (to_dgate, to_dup) = (dgate.target(), dup.target());
-    pool.for_ranges(len.div_ceil(64), GRAIN / 64, |units| {
-        let range = units.start * 64..(units.end * 64).min(len);
-        // SAFETY: ranges do not overlap, and `swiglu_slices` only writes.
-        let (dgate, dup) = unsafe { (slice_of(to_dgate, range.clone()), slice_of(to_dup, range.clone())) };
-        swiglu_slices(isa, &gate.host()[range.clone()], &up.host()[range.clone()], &dy.host()[range], dgate, dup);
+    let to_up = SendPtr::new(up.host_mut());
+    pool.for_chunks_mut(gate.host_mut(), 64, GRAIN / 64, |first, gate| {
+        let range = first * 64..first * 64 + gate.len();
+        // SAFETY: the same ranges as of gate, which do not overlap.
+        let up = unsafe { slice_of(to_up, range.clone()) };
+        swiglu_slices(isa, gate, up, &dy.host()[range]);
     });
-    // SAFETY: the units are all elements.
-    let tensor = |t: Unwritten<f32>| Tensor::new(shape.0, shape.1, unsafe { t.written() });
-    (tensor(dgate), tensor(dup))
+    (gate, up)
 }
 
 for_isa! {
-    fn swiglu_slices(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) = swiglu_slices_with
+    /// `gate` and `up` become their gradients.
+    fn swiglu_slices(gate: &mut [f32], up: &mut [f32], dy: &[f32]) = swiglu_slices_with
 }
 
 #[inline(always)]
-fn swiglu_slices_with<S: Simd>(s: S, gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+fn swiglu_slices_with<S: Simd>(s: S, gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
     let one = s.splat(1.0);
     let n = gate.len();
-    assert_eq!((dgate.len(), dup.len(), up.len(), dy.len()), (n, n, n, n));
+    assert_eq!((up.len(), dy.len()), (n, n));
     for i in (0..n).step_by(S::LANES) {
         let count = S::LANES.min(n - i);
         // SAFETY: `count` elements of each slice are left.
@@ -142,8 +139,8 @@ fn swiglu_slices_with<S: Simd>(s: S, gate: &[f32], up: &[f32], dy: &[f32], dgate
             let (u, d) = (s.load_first(up.as_ptr().add(i), count), s.load_first(dy.as_ptr().add(i), count));
             let sigma = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), g))));
             let slope = s.mul(sigma, s.mul_add(g, s.sub(one, sigma), one));
-            s.store_first(dgate.as_mut_ptr().add(i), s.mul(s.mul(d, u), slope), count);
-            s.store_first(dup.as_mut_ptr().add(i), s.mul(s.mul(d, g), sigma), count);
+            s.store_first(gate.as_mut_ptr().add(i), s.mul(s.mul(d, u), slope), count);
+            s.store_first(up.as_mut_ptr().add(i), s.mul(s.mul(d, g), sigma), count);
         }
     }
 }

@@ -62,6 +62,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let tokenizer = description.tokenizer(spec.vocab_size)?;
     let (documents, held_out) = data::read(&settings, &tokenizer, description.template.as_ref())?;
     let context_length = settings.context.min(spec.max_positions);
+    drop(tokenizer);
     let corpus = Corpus::new(&settings.data_name(), documents, context_length, settings.seed)?;
     let held_out = match held_out.is_empty() {
         true => Vec::new(),
