@@ -156,14 +156,17 @@ fn attention_inside_documents() {
             let what = |part: &str| format!("{} {part} {spec:?}", candidate.label);
             let expected = Reference.attention_forward(&q, &k, &v, &spec);
             let found = candidate.backend.attention_forward(&q, &k, &v, &spec);
-            check(&what("y"), &found.y, &expected.y, |_| 3e-6);
-            check(&what("lse"), &found.lse, &expected.lse, |_| 1e-5);
+            // Factors rounded to bf16: scores and sums of probabilities are off by some 2⁻⁹ of their size.
+            let rounded = candidate.activations == Activations::Fast;
+            check(&what("y"), &found.y, &expected.y, |_| if rounded { 0.01 } else { 3e-6 });
+            check(&what("lse"), &found.lse, &expected.lse, |_| if rounded { 0.01 } else { 1e-5 });
             let gradients = Reference.attention_backward(&q, &k, &v, &expected, &dy, &spec);
             let ours = candidate.backend.attention_backward(&q, &k, &v, &expected, &dy, &spec);
             // Sums over as many as all tokens and the heads of a group.
-            check(&what("dq"), &ours.dq, &gradients.dq, |_| 2e-5);
-            check(&what("dk"), &ours.dk, &gradients.dk, |i| 2e-5 * gradients.dk.host()[i].abs().max(1.0));
-            check(&what("dv"), &ours.dv, &gradients.dv, |i| 2e-5 * gradients.dv.host()[i].abs().max(1.0));
+            let share = if rounded { 0.05 } else { 2e-5 };
+            check(&what("dq"), &ours.dq, &gradients.dq, |_| share);
+            check(&what("dk"), &ours.dk, &gradients.dk, |i| share * gradients.dk.host()[i].abs().max(1.0));
+            check(&what("dv"), &ours.dv, &gradients.dv, |i| share * gradients.dv.host()[i].abs().max(1.0));
             outputs.extend([found.y, found.lse, ours.dq, ours.dk, ours.dv]);
         }
         outputs

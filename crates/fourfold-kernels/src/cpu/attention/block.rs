@@ -18,7 +18,7 @@ pub const KEYS: usize = 64;
 const DOT_ROWS: usize = 8;
 
 /// A score below all scores, of which no difference overflows.
-const LOWEST: f32 = -1e30;
+pub const LOWEST: f32 = -1e30;
 
 /// Queries and what they see.
 pub struct Block<'a> {
@@ -43,9 +43,6 @@ pub struct Block<'a> {
 pub enum Scores {
     /// The weighted mean of the values.
     Final,
-    /// The weighted mean; and the logarithm of the sum of exponentials, at this place of the first row: heads are neighbours,
-    /// tokens `spec.heads` apart.
-    Logged(*mut f32),
     /// The weighted sum of the values, then the largest score and the sum of the exponentials relative to it.
     Partial,
 }
@@ -225,10 +222,6 @@ impl Block<'_> {
                     let to = to.first.add(t * to.token + h * to.head);
                     let factor = match scores {
                         Scores::Final => 1.0 / state.totals[r],
-                        Scores::Logged(lse) => {
-                            *lse.add(t * self.spec.heads + h) = state.largest[r] + state.totals[r].ln();
-                            1.0 / state.totals[r]
-                        }
                         Scores::Partial => {
                             *to.add(value_dim) = state.largest[r];
                             *to.add(value_dim + 1) = state.totals[r];
@@ -271,26 +264,45 @@ fn score<S: Simd, E: Element>(s: S, block: &Block, keys: &[E], positions: &Range
 /// Exponentials of the scores, relative to each row's largest score so far.
 #[inline(always)]
 fn soften<S: Simd>(s: S, block: &Block, positions: usize, state: &mut State) {
-    let rows = padded(block.rows());
+    let State { scores_t, largest, totals, factors, .. } = state;
+    soften_rows(s, scores_t, padded(block.rows()), positions, Softmax { largest, totals, factors });
+}
+
+/// The running softmax of some rows.
+pub struct Softmax<'a> {
+    /// Largest score so far.
+    pub largest: &'a mut [f32],
+    /// Sum of exponentials relative to it.
+    pub totals: &'a mut [f32],
+    /// What sums so far are to be multiplied with, now that the largest has grown.
+    pub factors: &'a mut [f32],
+}
+
+/// Scores `[positions][rows]` become exponentials relative to each row's largest score so far; `rows` are whole vectors.
+#[inline(always)]
+pub fn soften_rows<S: Simd>(s: S, scores: &mut [f32], rows: usize, positions: usize, softmax: Softmax) {
+    let Softmax { largest: largest_of, totals, factors } = softmax;
+    assert!(rows.is_multiple_of(MAX_LANES) && scores.len() >= positions * rows);
+    assert!(largest_of.len() >= rows && totals.len() >= rows && factors.len() >= rows);
     for lane in (0..rows).step_by(S::LANES) {
-        // SAFETY: `rows` is a multiple of LANES; scores_t has `positions` rows of it, the others one.
+        // SAFETY: as asserted.
         unsafe {
-            let scores = state.scores_t.as_mut_ptr().add(lane);
-            let before = s.load(state.largest.as_ptr().add(lane));
+            let scores = scores.as_mut_ptr().add(lane);
+            let before = s.load(largest_of.as_ptr().add(lane));
             let mut largest = before;
             for p in 0..positions {
                 largest = s.max(largest, s.load(scores.add(p * rows)));
             }
             let factor = exp(s, s.sub(before, largest));
-            let mut total = s.mul(s.load(state.totals.as_ptr().add(lane)), factor);
+            let mut total = s.mul(s.load(totals.as_ptr().add(lane)), factor);
             for p in 0..positions {
                 let e = exp(s, s.sub(s.load(scores.add(p * rows)), largest));
                 total = s.add(total, e);
                 s.store(scores.add(p * rows), e);
             }
-            s.store(state.largest.as_mut_ptr().add(lane), largest);
-            s.store(state.totals.as_mut_ptr().add(lane), total);
-            s.store(state.factors.as_mut_ptr().add(lane), factor);
+            s.store(largest_of.as_mut_ptr().add(lane), largest);
+            s.store(totals.as_mut_ptr().add(lane), total);
+            s.store(factors.as_mut_ptr().add(lane), factor);
         }
     }
 }
@@ -300,11 +312,7 @@ fn soften<S: Simd>(s: S, block: &Block, positions: usize, state: &mut State) {
 fn add_values<S: Simd, E: Element>(s: S, block: &Block, values: &[E], positions: &Range<usize>, state: &mut State) {
     let value_dim = block.spec.value_dim;
     let stride = padded(value_dim);
-    for (sums, &factor) in state.sums.chunks_exact_mut(stride).zip(state.factors.iter()).take(block.rows()) {
-        if factor != 1.0 {
-            sums.iter_mut().for_each(|sum| *sum *= factor);
-        }
-    }
+    scale_rows(state.sums, stride, &state.factors[..block.rows()]);
     let values = &values[positions.start * block.value_width + block.value_column()..];
     assert!(values.len() >= (positions.len() - 1) * block.value_width + value_dim);
     let (a, c) = (state.scores_t.as_ptr(), state.sums.as_mut_ptr());
@@ -326,9 +334,19 @@ fn add_values<S: Simd, E: Element>(s: S, block: &Block, values: &[E], positions:
     }
 }
 
+/// Multiplies each row of `stride` elements with its factor.
+#[inline(always)]
+pub fn scale_rows(rows: &mut [f32], stride: usize, factors: &[f32]) {
+    for (row, &factor) in rows.chunks_exact_mut(stride).zip(factors) {
+        if factor != 1.0 {
+            row.iter_mut().for_each(|v| *v *= factor);
+        }
+    }
+}
+
 /// Copies `count` rows of `len` elements as f32.
 #[inline(always)]
-pub fn widen<S: Simd, E: Element>(
+fn widen<S: Simd, E: Element>(
     s: S,
     from: &[E],
     from_row: usize,

@@ -3,11 +3,14 @@
 //! values. Nothing of size tokens x positions exists.
 
 mod block;
+mod forms;
+mod gradient;
 mod training;
 
 use std::ops::Range;
 
-pub use training::{attention_backward, attention_forward};
+pub use gradient::attention_backward;
+pub use training::attention_forward;
 
 use self::block::{Block, Scores};
 use super::Isa;
@@ -188,7 +191,7 @@ impl Output {
         let (tokens, heads) = plan.rows(item);
         let value_dim = plan.spec.value_dim;
         match scores {
-            Scores::Final | Scores::Logged(_) => block::Target {
+            Scores::Final => block::Target {
                 first: self.y.get().wrapping_add((tokens.start * plan.spec.heads + heads.start) * value_dim),
                 token: plan.spec.heads * value_dim,
                 head: value_dim,

@@ -44,7 +44,7 @@ impl Backward for Cpu {
     }
 
     fn attention_forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, spec: &SelfAttention) -> AttentionOutput {
-        attention::attention_forward(&self.pool, self.isa, q, k, v, spec)
+        attention::attention_forward(self.context(), q, k, v, spec)
     }
 
     fn attention_backward(
@@ -56,7 +56,7 @@ impl Backward for Cpu {
         dy: &Tensor,
         spec: &SelfAttention,
     ) -> AttentionGradient {
-        attention::attention_backward(&self.pool, self.isa, [q, k, v], output, dy, spec)
+        attention::attention_backward(self.context(), [q, k, v], output, dy, spec)
     }
 
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[u32], factor: f32) -> Vec<f32> {

@@ -20,10 +20,10 @@ pub use transposed::linear_transposed;
 
 use self::dots::{Dots, dots};
 use self::panel::{PANEL_ROWS, PanelProduct, panel_len, panel_product};
-pub(super) use self::product::Fma;
 #[cfg(target_arch = "x86_64")]
-use self::product::Pairs;
-use self::product::Product;
+pub(super) use self::product::Pairs;
+pub(super) use self::product::{Fma, Product};
+pub(super) use self::steps::pack_steps;
 pub(super) use self::tile::{Operands, product};
 use super::pool::SendPtr;
 use super::quant::Context;
@@ -147,7 +147,7 @@ impl Output {
 }
 
 /// Whether bf16 weights meet activations rounded to bf16.
-fn uses_pairs(context: Context) -> bool {
+pub(super) fn uses_pairs(context: Context) -> bool {
     context.isa == Isa::Avx512 && context.activations == Activations::Fast
 }
 
@@ -179,9 +179,11 @@ fn shares(total: usize, shares: usize, i: usize) -> Range<usize> {
 }
 
 /// Activations as 32-bit lanes, rows padded with zeros to whole vectors.
-struct Lanes {
-    data: Vec<f32>,
-    row: usize,
+pub(super) struct Lanes {
+    /// All rows.
+    pub data: Vec<f32>,
+    /// Lanes from a row to the next.
+    pub row: usize,
 }
 
 impl Lanes {
@@ -192,14 +194,14 @@ impl Lanes {
         (vectors | 1) * MAX_LANES
     }
 
-    fn floats(context: Context, x: &Tensor) -> Self {
+    pub fn floats(context: Context, x: &Tensor) -> Self {
         let row = Self::stride(x.cols());
         Self::fill(context, x.rows(), row, |t, lanes| {
             lanes[..x.cols()].copy_from_slice(x.row(t));
         })
     }
 
-    fn pairs(context: Context, x: &Tensor) -> Self {
+    pub fn pairs(context: Context, x: &Tensor) -> Self {
         let row = Self::stride(x.cols().div_ceil(2));
         Self::fill(context, x.rows(), row, |t, lanes| {
             let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);

@@ -30,6 +30,12 @@ pub trait Product<S: Simd>: Copy {
     /// The lanes of one step from the values of its `PER_LANE` rows, of which a second one may be unused.
     fn join(s: S, first: S::V, second: S::V) -> S::V;
 
+    /// Brings `n` floats into lanes of neighbours, in whole vectors: zeros follow the last.
+    ///
+    /// # Safety
+    /// `n` floats are readable, and so many lanes writable as `n.div_ceil(PER_LANE)` rounded up to whole vectors.
+    unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32);
+
     /// `acc + a · b` in each lane.
     fn step(s: S, acc: S::V, a: S::V, b: S::V) -> S::V;
 }
@@ -58,6 +64,14 @@ impl<S: Simd, E: Element> Product<S> for Fma<E> {
     #[inline(always)]
     fn join(_s: S, first: S::V, _second: S::V) -> S::V {
         first
+    }
+
+    #[inline(always)]
+    unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32) {
+        for i in (0..n).step_by(S::LANES) {
+            // SAFETY: the caller's promise.
+            unsafe { s.store(to.add(i), s.load_first(from.add(i), S::LANES.min(n - i))) }
+        }
     }
 
     #[inline(always)]
@@ -94,6 +108,19 @@ impl<S: PairDot> Product<S> for Pairs {
     #[inline(always)]
     fn join(s: S, first: S::V, second: S::V) -> S::V {
         s.round_pairs(first, second)
+    }
+
+    #[inline(always)]
+    unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32) {
+        for i in (0..n).step_by(2 * S::LANES) {
+            // SAFETY: the caller's promise; a load of no elements reads none.
+            unsafe {
+                let first = s.load_first(from.add(i), S::LANES.min(n - i));
+                let left = (n - i).saturating_sub(S::LANES).min(S::LANES);
+                let second = if left > 0 { s.load_first(from.add(i + S::LANES), left) } else { s.splat(0.0) };
+                s.store(to.add(i / 2), s.round_neighbours(first, second));
+            }
+        }
     }
 
     #[inline(always)]

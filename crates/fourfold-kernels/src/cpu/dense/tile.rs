@@ -26,6 +26,15 @@ pub struct Operands<W> {
     pub accumulate: bool,
 }
 
+impl Operands<f32> {
+    /// The same with `b`, lanes so far, as the elements of a product: `b_step` counts lanes before and elements after.
+    #[inline(always)]
+    pub fn lanes<S: Simd, P: Product<S>>(self) -> Operands<P::W> {
+        let Self { a, a_row, a_step, b, b_step, c, c_row, steps, accumulate } = self;
+        Operands { a, a_row, a_step, b: b.cast(), b_step: b_step * P::PER_LANE, c, c_row, steps, accumulate }
+    }
+}
+
 impl<W> Operands<W> {
     /// From row `row` and column `col` (of `c`) on; a column of `b` has `per_lane` elements.
     #[inline(always)]

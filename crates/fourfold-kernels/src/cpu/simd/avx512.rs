@@ -166,6 +166,11 @@ impl PairDot for Avx512 {
     }
 
     #[inline(always)]
+    fn round_neighbours(self, first: Self::V, second: Self::V) -> Self::V {
+        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
+    }
+
+    #[inline(always)]
     fn round_pairs(self, first: Self::V, second: Self::V) -> Self::V {
         unsafe {
             let first = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));

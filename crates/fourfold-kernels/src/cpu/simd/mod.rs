@@ -137,6 +137,8 @@ pub trait PairDot: Simd {
     fn dot_pairs(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// Rounds to bf16: lane i becomes the pair (`first[i]`, `second[i]`).
     fn round_pairs(self, first: Self::V, second: Self::V) -> Self::V;
+    /// Rounds to bf16: lanes become the pairs of neighbours of `first`, then those of `second`.
+    fn round_neighbours(self, first: Self::V, second: Self::V) -> Self::V;
 }
 
 /// A float type that vectors are loaded from.
