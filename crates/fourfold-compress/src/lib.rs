@@ -19,6 +19,6 @@ mod vector;
 
 pub use error::{CompressError, MethodError};
 pub use pipeline::{CompressJob, Goal, Report, compress};
-pub use plan::Plan;
+pub use plan::{Plan, Scope};
 pub use progress::{Progress, Silent};
 pub use sensitivity::Sensitivity;

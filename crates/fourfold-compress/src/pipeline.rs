@@ -19,7 +19,7 @@ use crate::drift::Drift;
 use crate::hessian::Hessian;
 use crate::methods::Needs;
 use crate::methods::quantize::grid::GridSpec;
-use crate::plan::{Entry, HeaderBytes, Plan, shown};
+use crate::plan::{Entry, HeaderBytes, Plan, Scope, shown};
 use crate::planner::{PlanJob, candidates, stats};
 use crate::progress::Progress;
 use crate::sensitivity::Sensitivity;
@@ -63,6 +63,8 @@ pub struct CompressJob<'a> {
     pub goal: Goal,
     /// Grids to choose from for [`Goal::Ratio`] and [`Goal::Bytes`]; see [`candidates`].
     pub candidates: Vec<GridSpec>,
+    /// Which tensors are compressed; a finished plan says so itself.
+    pub scope: Scope,
     /// Bytes of the output's file headers, for [`Goal::Ratio`] and [`Goal::Bytes`]; [`CompressJob::new`] counts none.
     pub header: &'a HeaderBytes<'a>,
     /// Measures how much each tensor's error matters, for [`Goal::Ratio`] and [`Goal::Bytes`]; without it a rule by role and place is
@@ -100,6 +102,7 @@ impl<'a> CompressJob<'a> {
             calibration: &[],
             goal,
             candidates: candidates(false),
+            scope: Scope::default(),
             header: &|_| 0,
             backward: None,
             correct_drift: false,
@@ -114,7 +117,7 @@ impl<'a> CompressJob<'a> {
         let budget = match &self.goal {
             Goal::Plan(plan) => return self.resolved(plan.clone()),
             Goal::Uniform { method, settings } => {
-                return self.resolved(Plan::uniform(self.spec, method, settings));
+                return self.resolved(Plan::uniform(self.spec, method, settings, &self.scope));
             }
             Goal::Ratio(ratio) if *ratio >= 1.0 && ratio.is_finite() => (self.source_bytes as f64 / ratio) as u64,
             Goal::Ratio(ratio) => return Err(CompressError::Plan(format!("ratio {ratio}: must be at least 1"))),
@@ -133,6 +136,7 @@ impl<'a> CompressJob<'a> {
             calibration: self.calibration,
             budget,
             candidates: &self.candidates,
+            scope: self.scope,
             sensitivity: &sensitivity,
             header: self.header,
         };

@@ -4,12 +4,13 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
-use fourfold_models::{ModelSpec, Role, WeightSpec};
+use fourfold_models::{ModelError, ModelSpec, Role, WeightSpec};
 use fourfold_tensor::{DType, Form, TensorInfo, WeightSource};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::CompressError;
+use crate::methods::quantize::grid::GridSpec;
 use crate::methods::{self, Method};
 
 /// What is to be done with each tensor of a model.
@@ -54,12 +55,54 @@ impl Entry {
     }
 }
 
+/// Which tensors are compressed, beside the matrices of linear layers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scope {
+    /// Whether embeddings are.
+    pub embeddings: bool,
+    /// The grid of the biases, which stay as they are without one, or where it would make them larger.
+    pub biases: Option<GridSpec>,
+    /// Whether groups must divide their rows: compressed-tensors knows no short group.
+    pub whole_groups: bool,
+}
+
+impl Default for Scope {
+    fn default() -> Self {
+        Self { embeddings: true, biases: None, whole_groups: false }
+    }
+}
+
+impl Scope {
+    /// Whether a tensor is to be compressed as a matrix.
+    pub(crate) fn has_matrix(&self, weight: &WeightSpec) -> bool {
+        is_compressible(weight) && (self.embeddings || weight.role != Role::Embedding)
+    }
+
+    /// The entry of a bias that is to be quantized.
+    pub(crate) fn bias(&self, weight: &WeightSpec) -> Option<(Entry, Form)> {
+        let grid = self.biases.filter(|_| weight.role == Role::Bias)?;
+        let (rows, cols) = matrix(&weight.shape);
+        let form = Form::Quantized(grid.form(rows, cols));
+        // Whatever the original's type, two bytes an element are what it could be had for.
+        let smaller = form.file_bytes() < 2 * weight.elements();
+        let entry = Entry {
+            method: "rtn".to_owned(),
+            settings: json!(grid),
+            bytes: form.file_bytes(),
+            ..Entry::keep(&weight.name)
+        };
+        smaller.then_some((entry, form))
+    }
+}
+
 impl Plan {
-    /// The same method for every matrix that is worth it ([`is_compressible`]); all else stays as it is.
-    pub fn uniform(spec: &ModelSpec, method: &str, settings: &Value) -> Self {
+    /// The same method for every matrix that is worth it ([`is_compressible`]) and in scope; all else stays as it is.
+    pub fn uniform(spec: &ModelSpec, method: &str, settings: &Value, scope: &Scope) -> Self {
         let weights = spec.weights();
         let tensors = weights.iter().map(|weight| {
-            if is_compressible(weight) {
+            if let Some((entry, _)) = scope.bias(weight) {
+                entry
+            } else if scope.has_matrix(weight) {
                 let method = for_role(method, weight.role, spec.tied);
                 let settings = if method == "rtn" { without_gptq(settings) } else { settings.clone() };
                 Entry { method: method.to_owned(), settings, ..Entry::keep(&weight.name) }
@@ -115,6 +158,10 @@ impl Plan {
             }
             let method = entry.method()?;
             let (rows, cols) = matrix(&weight.shape);
+            if let Some(info) = source.info(&entry.name).filter(|info| matrix(&info.shape) != (rows, cols)) {
+                let (tensor, expected, found) = (entry.name.clone(), weight.shape.clone(), info.shape.clone());
+                return Err(ModelError::Shape { tensor, expected, found }.into());
+            }
             let form = match method.form(rows, cols).map_err(|e| e.of(&entry.name))? {
                 Some(form) => form,
                 None => kept_form(source, &entry.name)?,
@@ -148,8 +195,8 @@ pub(crate) fn kept_form(source: &dyn WeightSource, name: &str) -> Result<Form, C
     }
 }
 
-/// Whether a tensor is a matrix whose bytes count and whose precision may go: embeddings and linear layers. Norms, biases and
-/// routers stay as they are.
+/// Whether a tensor is a matrix whose bytes count and whose precision may go: embeddings and linear layers. Norms and routers stay
+/// as they are, and so do biases unless [`Scope::biases`] says otherwise.
 pub fn is_compressible(weight: &WeightSpec) -> bool {
     let role = match weight.role {
         Role::Embedding | Role::LmHead | Role::Attention | Role::Mlp | Role::SharedExpert | Role::RoutedExpert => true,

@@ -14,7 +14,7 @@ use crate::methods::Stats;
 use crate::methods::quantize::estimate::Estimator;
 use crate::methods::quantize::gptq::{self, Gptq};
 use crate::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat};
-use crate::plan::{Choice, Entry, HeaderBytes, Plan, allocate, is_compressible, kept_form, matrix, shown};
+use crate::plan::{Choice, Entry, HeaderBytes, Plan, Scope, allocate, kept_form, matrix, shown};
 use crate::progress::Progress;
 use crate::sensitivity::{Energies, Sensitivity};
 use crate::{CompressError, MethodError};
@@ -36,6 +36,8 @@ pub struct PlanJob<'a> {
     pub budget: u64,
     /// The grids to choose from; see [`candidates`].
     pub candidates: &'a [GridSpec],
+    /// Which tensors are compressed.
+    pub scope: Scope,
     /// How much each tensor's error matters.
     pub sensitivity: &'a Sensitivity,
     /// Bytes of the output's headers, which count too.
@@ -126,7 +128,10 @@ impl PlanJob<'_> {
             let bytes = form.file_bytes();
             vec![Choice { form, bytes, cost: 0.0, entry: Entry { bytes, ..Entry::keep(&spec.name) } }]
         };
-        if !is_compressible(spec) {
+        if let Some((entry, form)) = self.scope.bias(spec) {
+            return Ok(vec![Choice { bytes: form.file_bytes(), form, cost: 0.0, entry }]);
+        }
+        if !self.scope.has_matrix(spec) {
             return Ok(keep(kept_form(self.source, &spec.name)?));
         }
         let weight = self.source.load(&spec.name)?;
@@ -145,7 +150,8 @@ impl PlanJob<'_> {
         let mut found = Vec::new();
         for &grid in self.candidates {
             // A group as wide as the row is the channel's case.
-            if matches!(grid.granularity, Granularity::Group(size) if size >= cols) {
+            let narrow = matches!(grid.granularity, Granularity::Group(size) if size >= cols);
+            if narrow || (self.scope.whole_groups && !cols.is_multiple_of(grid.group_size(cols))) {
                 continue;
             }
             let error = estimator.error(grid).map_err(named)?;

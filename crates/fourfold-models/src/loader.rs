@@ -22,20 +22,20 @@ impl<'a> Loader<'a> {
 
     /// A weight matrix `[rows, cols]` in the backend's layout, packed as it was stored.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Arc<DeviceWeight>, ModelError> {
-        let weight = self.read(name, &[rows, cols])?;
+        let weight = self.read(name, &[&[rows, cols]])?;
         self.upload(name, weight)
     }
 
     /// A weight matrix `[rows, cols]` widened to f32: routers, whose choices must not move.
     pub fn matrix_f32(&self, name: &str, rows: usize, cols: usize) -> Result<Arc<DeviceWeight>, ModelError> {
-        let weight = self.read(name, &[rows, cols])?;
+        let weight = self.read(name, &[&[rows, cols]])?;
         let wide = fourfold_tensor::Dense::from_f32(vec![rows, cols], weight.to_f32());
         self.upload(name, wide.into())
     }
 
-    /// A vector of `len` elements as a `[1, len]` tensor: norm weights and biases.
+    /// A vector of `len` elements as a `[1, len]` tensor: norm weights and biases. A quantized one is stored as one row.
     pub fn vector(&self, name: &str, len: usize) -> Result<Tensor, ModelError> {
-        Ok(Tensor::new(1, len, self.read(name, &[len])?.to_f32()))
+        Ok(Tensor::new(1, len, self.read(name, &[&[len], &[1, len]])?.to_f32()))
     }
 
     /// Rotation tables; layers with equal ones share them.
@@ -55,13 +55,14 @@ impl<'a> Loader<'a> {
         Ok(Arc::new(uploaded))
     }
 
-    /// Reads a tensor; its shape is checked before its bytes are touched, and again as read.
-    fn read(&self, name: &str, expected: &[usize]) -> Result<Weight, ModelError> {
+    /// Reads a tensor of one of these shapes, the first being the usual one: checked before its bytes are touched, and again as
+    /// read.
+    fn read(&self, name: &str, expected: &[&[usize]]) -> Result<Weight, ModelError> {
         let check = |found: &[usize]| {
-            if found == expected {
+            if expected.contains(&found) {
                 Ok(())
             } else {
-                let (expected, found) = (expected.to_vec(), found.to_vec());
+                let (expected, found) = (expected[0].to_vec(), found.to_vec());
                 Err(ModelError::Shape { tensor: name.to_owned(), expected, found })
             }
         };

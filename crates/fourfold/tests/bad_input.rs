@@ -2,13 +2,14 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Folder, command, config, folder, fourfold, model, text, tokenizer, weights};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A good model whose files `spoil` then changes.
 fn spoiled(spoil: impl FnOnce(&Path)) -> (Folder, PathBuf) {
@@ -32,7 +33,19 @@ fn refused(spoil: impl FnOnce(&Path), words: &[&str]) {
             assert!(run.error().contains(word), "{word:?} is not in: {}", run.stderr);
         }
     }
-    assert!(!out.exists());
+    assert!(!out.exists() && !dir.path().join("out.partial").exists());
+}
+
+/// Changes the JSON of a safetensors header, data untouched.
+fn change_header(change: impl FnOnce(&mut Value)) -> impl FnOnce(&Path) {
+    change_file(WEIGHTS, |bytes| {
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        change(&mut header);
+        let text = header.to_string().into_bytes();
+        let data = bytes.split_off(8 + length);
+        *bytes = [&(text.len() as u64).to_le_bytes()[..], &text, &data].concat();
+    })
 }
 
 fn change_file(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> impl FnOnce(&Path) {
@@ -93,6 +106,37 @@ fn missing_and_misshapen_tensors() {
     };
     refused(other("num_hidden_layers", 1), &["model.layers.1."]);
     refused(other("intermediate_size", 96), &["mlp", "96", "128"]);
+}
+
+#[test]
+fn overlapping_offsets() {
+    let (first, second) = ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight");
+    let overlap = |header: &mut Value| header[second]["data_offsets"] = header[first]["data_offsets"].clone();
+    refused(change_header(overlap), &[WEIGHTS, "up_proj"]);
+    let outside = |header: &mut Value| header[second]["data_offsets"] = json!([1u64 << 60, (1u64 << 60) + 16384]);
+    refused(change_header(outside), &[WEIGHTS, second]);
+}
+
+#[test]
+fn wrong_dtypes() {
+    let tensor = "model.layers.0.mlp.up_proj.weight";
+    for dtype in ["I32", "I16", "Q9"] {
+        refused(change_header(|header| header[tensor]["dtype"] = json!(dtype)), &[WEIGHTS]);
+    }
+    // Of the right size, but no weights.
+    refused(change_header(|header| header[tensor]["dtype"] = json!("I16")), &[WEIGHTS, tensor, "I16"]);
+}
+
+#[test]
+fn a_missing_tensor() {
+    let tensor = "model.layers.1.mlp.up_proj.weight";
+    let spoil = |dir: &Path| {
+        let good = weights(&config());
+        let tensors = safetensors::SafeTensors::deserialize(&good).unwrap();
+        let kept = tensors.tensors().into_iter().filter(|(name, _)| name != tensor);
+        fs::write(dir.join(WEIGHTS), safetensors::serialize(kept, None).unwrap()).unwrap();
+    };
+    refused(spoil, &["model", tensor]);
 }
 
 #[test]
@@ -197,39 +241,56 @@ fn a_full_disk() {
         .unwrap();
     let stderr = String::from_utf8_lossy(&run.stderr);
     assert_eq!(run.status.code(), Some(1), "{stderr}");
-    assert!(stderr.starts_with("error: ") && stderr.contains("out"), "{stderr}");
+    let error = stderr.lines().last().unwrap_or_default();
+    assert!(error.starts_with("error: ") && error.contains("out") && error.contains("no room"), "{stderr}");
     assert!(!out.exists());
     let again = fourfold(args!["compress", &source, &out, "--bits", "4"]);
     assert_eq!(again.code, Some(0), "{}", again.stderr);
 }
 
-/// Killed while it writes: nothing under the final name, and the same command again completes.
+/// Killed while it writes: nothing under the final name, and the same command again ends with the bytes of a run that was not.
 #[cfg(unix)]
 #[test]
 fn killed_in_the_middle() {
     let dir = folder();
-    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    let source = dir.path().join("source");
     model(&source);
     let mut large = config();
     large["num_hidden_layers"] = json!(40);
     fs::write(source.join("config.json"), large.to_string()).unwrap();
     fs::write(source.join(WEIGHTS), weights(&large)).unwrap();
-    let compress = args!["compress", &source, &out, "--bits", "4", "--quiet"];
-    let mut child = command(&compress).stdout(Stdio::null()).spawn().unwrap();
-    // As soon as it has begun to write.
-    let partial = dir.path().join("out.partial");
-    let begun = Instant::now();
-    while !partial.exists() && begun.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(Duration::from_micros(200));
+    let calibration = text(dir.path(), 3000);
+    let with_text = args!["--calibration", calibration, "--calibration-samples", "4", "--calibration-length", "64"];
+    let mut taken_up = 0;
+    for (name, more) in [("nearest", &[][..]), ("gptq", &with_text[..])] {
+        let compress = |out: &Path| {
+            let args = args!["compress", &source, out, "--bits", "4", "--quiet"];
+            args.into_iter().chain(more.iter().cloned()).collect::<Vec<_>>()
+        };
+        let (whole, out) = (dir.path().join(format!("{name}-whole")), dir.path().join(name));
+        assert_eq!(fourfold(compress(&whole)).code, Some(0));
+        let mut child = command(compress(&out)).stdout(Stdio::null()).spawn().unwrap();
+        let partial = dir.path().join(format!("{name}.partial"));
+        let journal = partial.join("fourfold-journal.jsonl");
+        let begun = Instant::now();
+        // As soon as some tensors are done.
+        let lines = || fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+        while lines() < 20 && begun.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        child.kill().unwrap();
+        if child.wait().unwrap().code().is_none() {
+            assert!(!out.exists(), "a killed run left something under the final name");
+            taken_up += usize::from(partial.exists());
+            let again = fourfold(compress(&out));
+            assert_eq!(again.code, Some(0), "{}", again.stderr);
+        }
+        assert!(!partial.exists());
+        let files = |dir: &Path| {
+            let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap());
+            entries.map(|e| (e.file_name(), fs::read(e.path()).unwrap())).collect::<BTreeMap<_, _>>()
+        };
+        assert!(files(&out) == files(&whole), "{name}: not the bytes of an uninterrupted run");
     }
-    std::thread::sleep(Duration::from_millis(5));
-    child.kill().unwrap();
-    let killed = child.wait().unwrap().code().is_none();
-    assert!(!killed || !out.exists(), "a killed run left something under the final name");
-    if killed {
-        let again = fourfold(&compress);
-        assert_eq!(again.code, Some(0), "{}", again.stderr);
-    }
-    assert!(out.join(WEIGHTS).is_file() && !partial.exists());
-    assert_eq!(fourfold(args!["generate", &out, "-p", "the", "-n", "2"]).code, Some(0));
+    assert!(taken_up > 0, "both runs had ended before they were killed");
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
-use common::{command, folder, fourfold, fourfold_with_input, model, text};
+use common::{command, config, folder, fourfold, fourfold_with_input, model, text, weights};
 
 #[test]
 fn inspect_adds_up() {
@@ -181,6 +181,71 @@ fn bench_reports_medians_and_bandwidth() {
     let stored = fourfold(args!["inspect", dir.path(), "--json"]).json();
     assert_eq!(report["bytes_per_token"], stored["weight_bytes"], "a dense tied model reads all it has");
     assert!(report["decode_share_of_bandwidth"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn quantized_biases_are_stored_small_and_read_back() {
+    let dir = folder();
+    let source = dir.path().join("source");
+    model(&source);
+    let mut qwen = config();
+    qwen["model_type"] = "qwen2".into();
+    qwen["architectures"] = serde_json::json!(["Qwen2ForCausalLM"]);
+    fs::write(source.join("config.json"), qwen.to_string()).unwrap();
+    fs::write(source.join("model.safetensors"), weights(&qwen)).unwrap();
+    let test = text(dir.path(), 2000);
+    let measured = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        let options = args!["compress", &source, &out, "--bits", "8", "--quiet", "--json"];
+        let done = fourfold(options.into_iter().chain(more.iter().map(Into::into))).json();
+        let names: Vec<String> = {
+            let bytes = fs::read(out.join("model.safetensors")).unwrap();
+            safetensors::SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(str::to_owned).collect()
+        };
+        let eval = args!["eval", &out, "--against", &source, "--text", &test, "--context", "64", "--json"];
+        let kld = fourfold(eval).json()["divergence"]["mean_kld"].as_f64().unwrap();
+        assert_eq!(fourfold(args!["generate", &out, "-p", "the", "-n", "2", "--quiet"]).code, Some(0));
+        (done["output_bytes"].as_u64().unwrap(), names, kld)
+    };
+    let packed = "model.layers.0.self_attn.q_proj.bias_packed".to_owned();
+    let (plain, names, without) = measured("plain", &[]);
+    assert!(!names.contains(&packed));
+    let (small, names, with) = measured("small", &["--quantize-biases"]);
+    assert!(names.contains(&packed) && !names.contains(&"model.layers.0.self_attn.q_proj.bias".to_owned()));
+    assert!(small < plain, "{small} and {plain} bytes");
+    // The negative control: two bits are felt.
+    let (smaller, _, coarse) = measured("smaller", &["--quantize-biases=2"]);
+    assert!(smaller < small, "{smaller} and {small} bytes");
+    assert!(with < 2.0 * without + 1e-4 && coarse > 2.0 * with, "divergences {without}, {with}, {coarse}");
+    // What Python reads has no such biases.
+    let out = dir.path().join("interchange");
+    let options = ["--bits", "8", "--quantize-biases", "--format", "compressed-tensors"].map(Into::into);
+    let refused = fourfold(args!["compress", &source, &out].into_iter().chain(options));
+    assert!(refused.error().contains("q_proj.bias") && !out.exists(), "{}", refused.stderr);
+}
+
+#[test]
+fn an_interchange_output_keeps_its_embedding_dense() {
+    let dir = folder();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    model(&source);
+    let options = ["--bits", "4", "--group-size", "32", "--format", "compressed-tensors"].map(Into::into);
+    let run = fourfold(args!["compress", &source, &out].into_iter().chain(options));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("--calibration"), "{}", run.stderr);
+    let written: serde_json::Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+    let quantization = &written["quantization_config"];
+    assert_eq!(quantization["quant_method"], "compressed-tensors");
+    assert_eq!(quantization["config_groups"]["group_0"]["targets"], serde_json::json!(["Linear"]));
+    let bytes = fs::read(out.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert!(tensors.tensor("model.embed_tokens.weight").is_ok());
+    assert!(tensors.tensor("model.layers.0.mlp.up_proj.weight_packed").is_ok());
+    // Groups that leave a rest have no words there.
+    let (again, options) = (dir.path().join("again"), ["--bits", "4", "--group-size", "48"].map(Into::into));
+    let refused =
+        fourfold(args!["compress", &source, &again, "--format", "compressed-tensors"].into_iter().chain(options));
+    assert!(refused.error().contains("groups that divide the row") && !again.exists(), "{}", refused.stderr);
 }
 
 #[test]

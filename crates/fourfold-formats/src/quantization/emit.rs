@@ -66,6 +66,15 @@ pub fn quantization_config(tensors: &[(String, Form)]) -> Option<Value> {
     }))
 }
 
+/// The first of `tensors` for which compressed-tensors has no words: with one, [`quantization_config`] is this program's own.
+pub fn inexpressible(tensors: &[(String, Form)]) -> Option<&str> {
+    let can = |(name, form): &(String, Form)| match form {
+        Form::Dense { .. } => true,
+        Form::Quantized(form) => name.ends_with(".weight") && is_expressible(form),
+    };
+    tensors.iter().find(|tensor| !can(tensor)).map(|(name, _)| name.as_str())
+}
+
 /// Whether compressed-tensors has words, and code, for the form.
 fn is_expressible(form: &QuantizedForm) -> bool {
     let whole_groups = form.group_size >= form.cols || form.cols.is_multiple_of(form.group_size);

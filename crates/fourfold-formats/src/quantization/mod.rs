@@ -22,7 +22,7 @@ mod packed;
 mod parts;
 
 pub use config::{ConfigError, Group, QuantizationConfig, Scheme, Strategy, Target};
-pub use emit::quantization_config;
+pub use emit::{inexpressible, quantization_config};
 pub use fp8::{E4M3, e8m0};
 pub(crate) use fp8::{decode_blocks, decode_plain};
 pub(crate) use packed::{load_naive, load_packed, packed_shape, read_floats};

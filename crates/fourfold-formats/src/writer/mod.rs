@@ -20,7 +20,7 @@ use layout::Layout;
 use staging::Staging;
 
 use crate::error::Failure;
-use crate::quantization::{Scheme, load_packed, part_bytes, quantization_config, read_floats};
+use crate::quantization::{Scheme, inexpressible, load_packed, part_bytes, quantization_config, read_floats};
 use crate::safetensors::{DataFile, INDEX_NAME, Store};
 use crate::{Access, FormatError, OutputError};
 
@@ -34,11 +34,13 @@ pub struct WriteOptions {
     /// All that the output depends on beside the declared forms (source, method, calibration): a run takes up what an
     /// interrupted one left only where this is the same.
     pub identity: String,
+    /// Whether a tensor that compressed-tensors has no words for is an error, instead of making the output this program's own.
+    pub interchange: bool,
 }
 
 impl Default for WriteOptions {
     fn default() -> Self {
-        Self { max_shard_bytes: 5_000_000_000, overwrite: false, identity: String::new() }
+        Self { max_shard_bytes: 5_000_000_000, overwrite: false, identity: String::new(), interchange: false }
     }
 }
 
@@ -99,6 +101,12 @@ impl SafetensorsWriter {
     fn declare(&mut self, tensors: &[(String, Form)]) -> Result<(), FormatError> {
         if !self.declared.is_empty() {
             return Err(self.output_error(OutputError::DeclaredAlready));
+        }
+        if let Some(tensor) = inexpressible(tensors).filter(|_| self.options.interchange) {
+            let reason = "compressed-tensors has no words for it: it knows weights, evenly spaced levels, a float scale for each \
+                          group, groups that divide the row"
+                .to_owned();
+            return Err(self.output_error(OutputError::NotStorable { tensor: tensor.to_owned(), reason }));
         }
         self.declared = tensors.iter().map(|(name, form)| (name.clone(), normal(form))).collect();
         self.layout = Layout::new(&self.declared, self.options.max_shard_bytes).map_err(|e| self.output_error(e))?;

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
 use fourfold_compress::planner::candidates;
-use fourfold_compress::{CompressJob, Goal, Plan, compress};
+use fourfold_compress::{CompressError, CompressJob, Goal, Plan, Scope, compress};
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
 use fourfold_tensor::Form;
 use serde::Serialize;
@@ -26,10 +26,12 @@ pub struct CompressArgs {
     /// A directory, a .gguf file, or a name on the hub.
     #[arg(value_name = "MODEL")]
     model: String,
-    /// The directory to write. An interrupted run with the same settings is taken up where it stopped.
+    /// The directory to write. It grows as OUT.partial and takes its name when it is whole; a run that was killed is taken up where
+    /// it stopped by giving the same command again (there is no --resume).
     #[arg(value_name = "OUT", required_unless_present = "write_plan")]
     out: Option<PathBuf>,
-    /// How many times smaller all weight files together become; settings are chosen tensor by tensor [default: 4].
+    /// How many times smaller all weight files together become; settings are chosen tensor by tensor [default: 4]. Without
+    /// --calibration weights are rounded to nearest, which costs several times the quality at the same size.
     #[arg(long, value_name = "R", conflicts_with_all = ["max_bytes", "bits", "plan"], value_parser = ratio)]
     ratio: Option<f64>,
     /// The size of all weight files together: 500MB, 4GB, 2GiB.
@@ -47,6 +49,13 @@ pub struct CompressArgs {
     /// How codes are found: round to nearest, or GPTQ, which needs calibration text [default: gptq with text, else rtn].
     #[arg(long, value_name = "METHOD")]
     method: Option<MethodArg>,
+    /// Biases too: N bits, one scale for each [default: 8]. Norms and routers stay as they are.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8", require_equals = true,
+          conflicts_with = "plan", value_parser = clap::value_parser!(u8).range(2..=8))]
+    quantize_biases: Option<u8>,
+    /// Whether embeddings (and an output head tied to them) are compressed [default: pack; with --format compressed-tensors keep].
+    #[arg(long, value_name = "WHAT", conflicts_with = "plan")]
+    embedding: Option<EmbeddingArg>,
     #[command(flatten)]
     grid: GridArgs,
     #[command(flatten)]
@@ -83,7 +92,10 @@ struct GridArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 struct OutputArgs {
-    /// `compressed-tensors` keeps to what Python's compressed-tensors and transformers load.
+    /// `fourfold` is the smallest, and read by this program alone: transformers ignores it without a word and runs on random
+    /// weights. `compressed-tensors` is what `AutoModelForCausalLM.from_pretrained(OUT)` loads as it is: even levels, float
+    /// scales, groups that divide the row, the embedding kept dense (transformers cannot load a packed one) and, with --bits,
+    /// symmetric (it cannot load zero points).
     #[arg(long, value_name = "FORMAT", default_value = "fourfold")]
     format: FormatArg,
     /// Most bytes of a weight file.
@@ -104,6 +116,14 @@ enum MethodArg {
 enum FormatArg {
     Fourfold,
     CompressedTensors,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum EmbeddingArg {
+    /// Left as it is.
+    Keep,
+    /// Compressed like a linear layer.
+    Pack,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -198,10 +218,20 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     let calibration = args.calibration.sequences(&open)?;
     let checkpoint = &open.checkpoint;
     let mut job = CompressJob::new(&open.spec, &*checkpoint.weights, checkpoint.weight_bytes, goal);
+    let interchange = args.output.format == FormatArg::CompressedTensors;
+    let embeddings = args.embedding.unwrap_or(if interchange { EmbeddingArg::Keep } else { EmbeddingArg::Pack });
+    job.scope = Scope {
+        embeddings: embeddings == EmbeddingArg::Pack,
+        biases: args.quantize_biases.map(|bits| GridSpec::new(bits, Granularity::Tensor)),
+        whole_groups: interchange,
+    };
+    for remark in remarks(args, &job.scope) {
+        context.remark(remark);
+    }
     // A form that cannot be written is an error when it is declared, with its name.
     let header = |forms: &[(String, Form)]| header_bytes(forms, args.output.max_shard_size).unwrap_or(0);
     job.header = &header;
-    job.candidates = candidates(args.output.format == FormatArg::CompressedTensors);
+    job.candidates = candidates(interchange);
     // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
     if method == MethodArg::Gptq {
         job.backend = Some(context.backend.clone());
@@ -219,9 +249,15 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         max_shard_bytes: args.output.max_shard_size,
         overwrite: args.output.overwrite,
         identity: identity(args, &open, &calibration),
+        interchange,
     };
     let sink = SafetensorsWriter::create(out, ModelFiles::of(checkpoint), options)?;
-    let done = compress(&job, Box::new(sink), &mut stages)?;
+    let done = compress(&job, Box::new(sink), &mut stages).map_err(|error| match error {
+        CompressError::Budget { .. } if !job.scope.embeddings => anyhow::Error::new(error)
+            .context("the embedding is kept as it is; a smaller --ratio, or --embedding pack, may do"),
+        CompressError::Model(_) => anyhow::Error::new(error).context(checkpoint.path.display().to_string()),
+        error => error.into(),
+    })?;
     stages.finish();
     let output_bytes = fourfold_formats::open(out)?.weight_bytes;
     let mut least: Vec<(String, u64)> = done.coverage.into_iter().collect();
@@ -241,6 +277,28 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         dropped: done.dropped,
         least_covered_experts: least,
     })
+}
+
+/// What a user who reads no help should know of what was asked.
+fn remarks(args: &CompressArgs, scope: &Scope) -> Vec<&'static str> {
+    let mut remarks = Vec::new();
+    if args.plan.is_none() && args.method.is_none() && !args.calibration.is_given() {
+        remarks.push(
+            "note: without --calibration TEXT weights are rounded to nearest; with it (GPTQ) the same bytes lose several times less",
+        );
+    }
+    if args.output.format == FormatArg::CompressedTensors {
+        if scope.embeddings {
+            remarks.push(
+                "note: transformers loads a packed embedding only with CompressedTensorsConfig(dequantize=True), and that only \
+                 where all weights have the same bits",
+            );
+        }
+        if args.grid.asymmetric {
+            remarks.push("note: transformers loads zero points only with CompressedTensorsConfig(dequantize=True)");
+        }
+    }
+    remarks
 }
 
 fn goal(args: &CompressArgs, method: MethodArg) -> Result<Goal> {
