@@ -93,6 +93,13 @@ pub trait Backward: Backend {
     /// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`.
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor);
 
+    /// `dyᵀ · x`, as [`Backward::linear_weight_gradient`] of zeros.
+    fn new_linear_weight_gradient(&self, x: &Tensor, dy: &Tensor) -> Tensor {
+        let mut dw = Tensor::zeros(dy.cols(), x.cols());
+        self.linear_weight_gradient(x, dy, &mut dw);
+        dw
+    }
+
     /// `db += Σ_tokens dy`: db `[1, out]`.
     fn bias_gradient(&self, dy: &Tensor, db: &mut Tensor);
 

@@ -30,6 +30,9 @@ fn weight_bias_and_embedding_gradients() {
             let share = if candidate.activations == Activations::F32 { 2e-6 } else { 2.0 * 2.0f32.powi(-9) };
             check(&what("weight gradient"), &found, &expected, |_| share * 0.5 * tokens as f32 + 1e-6);
             outputs.push(found);
+            let mut expected = Tensor::zeros(features, inputs);
+            candidate.backend.linear_weight_gradient(&x, &dy, &mut expected);
+            assert_eq!(candidate.backend.new_linear_weight_gradient(&x, &dy), expected, "{}", what("new gradient"));
 
             let (mut expected, mut found) = (noise(1, features, 4), noise(1, features, 4));
             Reference.bias_gradient(&dy, &mut expected);

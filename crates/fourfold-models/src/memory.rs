@@ -33,7 +33,7 @@ pub enum TrainRecipe {
     /// is kept for the backward pass.
     AdamW32,
     /// bf16 weights with stochastic rounding, 8-bit moments with a scale for each 64, gradients released tensor by tensor:
-    /// 4.1 bytes a parameter. Activations are recomputed; a block keeps its input alone, in bf16.
+    /// 4.1 bytes a parameter. Activations are recomputed for some documents at a time; a block keeps its input alone, in bf16.
     Quarter,
 }
 
@@ -60,6 +60,9 @@ impl TrainMemory {
 }
 
 const F32: u64 = size_of::<f32>() as u64;
+
+/// Tokens with which the quarter recipe runs a block at once, or one longer document.
+const BLOCK_TOKENS: u64 = 512;
 
 /// Tokens whose logits the quarter recipe holds at once.
 const LOSS_CHUNK: u64 = 64;
@@ -98,7 +101,7 @@ impl ModelSpec {
                     // Two moments of a byte, each 64 of them with an f32 scale.
                     optimizer: parameters * 2 + parameters.div_ceil(64) * 2 * F32,
                     // The live block is computed again, and the gradients of what it saved take as much.
-                    activations: inputs + 2 * self.peak_saved(tokens) * F32,
+                    activations: inputs + 2 * self.peak_saved(tokens.min(BLOCK_TOKENS.max(context))) * F32,
                     logits: 2 * LOSS_CHUNK.min(tokens) * vocab * F32,
                 }
             }

@@ -70,15 +70,19 @@ fn every_recipe_learns_and_the_quarter_as_well_as_the_baseline() {
 #[test]
 fn release_and_recompute_change_memory_and_not_the_result() {
     for (tied, clip) in [(true, None), (false, Some(0.5))] {
-        let run = |release, recompute, loss_chunk| {
-            let recipe = Recipe { release, recompute, loss_chunk, ..Recipe::BASELINE };
+        // Documents have 8 tokens: 17 are two of them.
+        let run = |release, recompute, loss_chunk, block_tokens| {
+            let recipe = Recipe { release, recompute, loss_chunk, block_tokens, ..Recipe::BASELINE };
             let mut trainer = trainer(recipe, 10, clip, tied);
             let reports: Vec<_> = (0..4).map(|step| trainer.step(&batch(step)).unwrap()).collect();
             (reports.last().unwrap().loss, reports[0].gradient_norm)
         };
-        let (loss, norm) = run(false, false, usize::MAX);
-        for (release, recompute, chunk) in [(true, false, usize::MAX), (false, true, 5), (true, true, 5)] {
-            let (l, n) = run(release, recompute, chunk);
+        let (loss, norm) = run(false, false, usize::MAX, usize::MAX);
+        let all = usize::MAX;
+        for (release, recompute, chunk, part) in
+            [(true, false, all, all), (false, true, 5, all), (true, true, 5, 17), (true, true, all, 1)]
+        {
+            let (l, n) = run(release, recompute, chunk, part);
             // Recomputed blocks start from inputs rounded to bf16.
             let bound = if recompute { 2e-2 } else { 1e-6 };
             assert!((l - loss).abs() < bound && (n - norm).abs() < bound * norm.max(1.0), "{l} {loss}, {n} {norm}");

@@ -137,9 +137,11 @@ impl Linear {
 
     /// The gradients of weight and bias alone.
     pub(crate) fn weight_backward(&self, x: &Tensor, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) {
-        if let Some(dw) = gradients.of(&self.name, self.weight.rows(), self.weight.cols()) {
-            pass.backend.linear_weight_gradient(x, dy, dw);
-        }
+        gradients.add(
+            &self.name,
+            || pass.backend.new_linear_weight_gradient(x, dy),
+            |dw| pass.backend.linear_weight_gradient(x, dy, dw),
+        );
         if let (Some(bias), Some(stem)) = (&self.bias, self.name.strip_suffix(".weight"))
             && let Some(db) = gradients.of(&format!("{stem}.bias"), 1, bias.cols())
         {

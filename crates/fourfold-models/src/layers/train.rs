@@ -73,6 +73,19 @@ impl Gradients {
         self.tensors.get_mut(name)
     }
 
+    /// Adds to a tensor's gradient: `first` makes it, `more` adds to it. Neither is called where the tensor is not trained.
+    pub fn add(&mut self, name: &str, first: impl FnOnce() -> Tensor, more: impl FnOnce(&mut Tensor)) {
+        if !self.wants(name) {
+            return;
+        }
+        match self.tensors.get_mut(name) {
+            Some(gradient) => more(gradient),
+            None => {
+                self.tensors.insert(name.to_owned(), first());
+            }
+        }
+    }
+
     /// Takes one gradient out.
     pub fn take(&mut self, name: &str) -> Option<Tensor> {
         self.tensors.remove(name)

@@ -33,10 +33,8 @@ pub fn attention_backward(
     assert_eq!((dy.rows(), dy.cols()), (output.y.rows(), output.y.cols()), "a gradient of another shape");
     let pairs = in_pairs(context, spec.key_dim, spec.value_dim);
     let (keys, values) = (lanes(context, pairs, k), lanes(context, pairs, v));
-    let mut dq = Unwritten::new(q.rows() * q.cols());
-    let mut dk = Tensor::zeros(k.rows(), k.cols());
-    let mut dv = Tensor::zeros(v.rows(), v.cols());
-    let gradients = [dq.target(), SendPtr::new(dk.host_mut()), SendPtr::new(dv.host_mut())];
+    let [mut dq, mut dk, mut dv] = inputs.map(|x| Unwritten::new(x.rows() * x.cols()));
+    let gradients = [dq.target(), dk.target(), dv.target()];
     let items = spec.documents.len() * spec.kv_heads;
     context.pool.for_ranges(items, 1, |items| {
         SCRATCH.with_borrow_mut(|scratch| {
@@ -59,8 +57,9 @@ pub fn attention_backward(
             }
         });
     });
-    // SAFETY: the items' query heads are all there are, for all tokens.
-    AttentionGradient { dq: Tensor::new(q.rows(), q.cols(), unsafe { dq.written() }), dk, dv }
+    // SAFETY: the items are all key heads and, with them, query heads, for all tokens.
+    let tensor = |x: &Tensor, t: Unwritten<f32>| Tensor::new(x.rows(), x.cols(), unsafe { t.written() });
+    AttentionGradient { dq: tensor(q, dq), dk: tensor(k, dk), dv: tensor(v, dv) }
 }
 
 /// A key head of a document.
@@ -165,6 +164,12 @@ fn backward_with<S: Simd, P: Product<S>>(s: S, part: &Part, scratch: &mut [f32])
         lse: scratch.take(QUERY_ROWS),
         delta: scratch.take(QUERY_ROWS),
     };
+    for (gradient, dim) in [(part.gradients[1], key_dim), (part.gradients[2], value_dim)] {
+        for token in part.document.clone() {
+            // SAFETY: this head's keys (or values) of this document are this item's alone.
+            unsafe { gradient.get().add((token * part.spec.kv_heads + part.kv_head) * dim).write_bytes(0, dim) };
+        }
+    }
     for heads in head_blocks(part.spec) {
         if heads.start * part.spec.kv_heads / part.spec.heads != part.kv_head {
             continue;
@@ -259,26 +264,30 @@ fn add_block<S: Simd, P: Product<S>>(s: S, part: &Part, block: &Block, positions
         }
     }
     // dv and dk: sums over rows.
-    let over_rows = |from: &[f32], lanes: &mut [f32], b: *const f32, dim: usize, c: *mut f32, c_row: usize| {
-        // The width is whole vectors, so that no lane has two positions.
-        let a = if P::PER_LANE > 1 {
-            // SAFETY: as many lanes as floats, and a vector more.
-            unsafe { P::lanes_of_row(s, from.as_ptr(), count * width, lanes.as_mut_ptr()) };
-            lanes.as_ptr()
-        } else {
-            from.as_ptr()
-        };
-        let (a_row, b_step, steps) = (lane_count::<S, P>(width), padded(dim), lane_count::<S, P>(rows));
-        let operands = Operands { a, a_row, a_step: 1, b, b_step, c, c_row, steps, accumulate: true };
-        // SAFETY: the steps are those of the rows; the gradients of this key head in these positions are this item's alone.
-        unsafe { product::<S, P>(s, operands.lanes::<S, P>(), count, dim) };
-    };
     let key_at = positions.start * block.key_width + part.kv_head * key_dim;
     let value_at = positions.start * block.value_width + part.kv_head * value_dim;
     let [_, to_dk, to_dv] = part.gradients.map(|gradient| gradient.get());
     let (dv, dk) = (to_dv.wrapping_add(value_at), to_dk.wrapping_add(key_at));
-    over_rows(probabilities, probability_lanes, state.dy.steps::<S, P>(), value_dim, dv, block.value_width);
-    over_rows(d_scores, d_score_lanes, state.queries.steps::<S, P>(), key_dim, dk, block.key_width);
+    let over_rows = |b: *const f32, dim: usize, c: *mut f32, c_row: usize| Operands {
+        a: std::ptr::null(),
+        a_row: lane_count::<S, P>(width),
+        a_step: 1,
+        b,
+        b_step: padded(dim),
+        c,
+        c_row,
+        steps: lane_count::<S, P>(rows),
+        accumulate: true,
+    };
+    let dv = over_rows(state.dy.steps::<S, P>(), value_dim, dv, block.value_width);
+    let dk = over_rows(state.queries.steps::<S, P>(), key_dim, dk, block.key_width);
+    // SAFETY: the steps are those of the rows; the gradients of this key head in these positions are this item's alone.
+    unsafe {
+        let a = along_rows::<S, P>(s, probabilities, count * width, probability_lanes);
+        product::<S, P>(s, Operands { a, ..dv }.lanes::<S, P>(), count, value_dim);
+        let a = along_rows::<S, P>(s, d_scores, count * width, d_score_lanes);
+        product::<S, P>(s, Operands { a, ..dk }.lanes::<S, P>(), count, key_dim);
+    }
     // dq: a sum over positions.
     let (weights, weights_row) = steps::<S, P>(s, d_scores, width, count, width, d_score_steps);
     let (keys, keys_row) = steps::<S, P>(s, &part.k.host()[key_at..], block.key_width, count, key_dim, state.keys);
@@ -295,4 +304,17 @@ fn add_block<S: Simd, P: Product<S>>(s: S, part: &Part, block: &Block, positions
     };
     // SAFETY: both have so many steps; keys are whole vectors.
     unsafe { product::<S, P>(s, dq.lanes::<S, P>(), rows, key_dim) };
+}
+
+/// The first `n` floats as lanes of neighbours, where they lie if those are floats. The rows are whole vectors, so that no lane has
+/// two positions.
+#[inline(always)]
+fn along_rows<S: Simd, P: Product<S>>(s: S, from: &[f32], n: usize, lanes: &mut [f32]) -> *const f32 {
+    if P::PER_LANE == 1 {
+        return from.as_ptr();
+    }
+    assert!(from.len() >= n && lanes.len() >= padded(n));
+    // SAFETY: as asserted; there are not more lanes than floats.
+    unsafe { P::lanes_of_row(s, from.as_ptr(), n, lanes.as_mut_ptr()) };
+    lanes.as_ptr()
 }

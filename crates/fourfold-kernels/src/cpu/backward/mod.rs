@@ -23,6 +23,10 @@ impl Backward for Cpu {
         dense::weight_gradient(self.context(), x, dy, dw);
     }
 
+    fn new_linear_weight_gradient(&self, x: &Tensor, dy: &Tensor) -> Tensor {
+        dense::new_weight_gradient(self.context(), x, dy)
+    }
+
     fn bias_gradient(&self, dy: &Tensor, db: &mut Tensor) {
         rowwise::bias_gradient(dy, db);
     }

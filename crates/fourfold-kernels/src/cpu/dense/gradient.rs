@@ -23,12 +23,29 @@ const ROWS: usize = 14 * 20;
 /// mixed-precision training does (Micikevicius et al. 2018); sums are f32.
 pub fn weight_gradient(context: Context, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
     assert_eq!((x.rows(), dw.rows(), dw.cols()), (dy.rows(), dy.cols(), x.cols()), "weight gradient: shapes");
-    let (outputs, inputs) = (dw.rows(), dw.cols());
+    write(context, x, dy, SendPtr::new(dw.host_mut()), true);
+}
+
+/// `dyᵀ · x` as a new tensor.
+pub fn new_weight_gradient(context: Context, x: &Tensor, dy: &Tensor) -> Tensor {
+    assert_eq!(x.rows(), dy.rows(), "weight gradient: shapes");
+    let (outputs, inputs) = (dy.cols(), x.cols());
+    if x.rows() == 0 {
+        return Tensor::zeros(outputs, inputs);
+    }
+    let mut dw = Unwritten::new(outputs * inputs);
+    write(context, x, dy, dw.target(), false);
+    // SAFETY: the first tokens' product has written every element.
+    Tensor::new(outputs, inputs, unsafe { dw.written() })
+}
+
+/// Adds `dyᵀ · x` to what `to` points to, or writes it there.
+fn write(context: Context, x: &Tensor, dy: &Tensor, to: SendPtr<f32>, accumulate: bool) {
+    let (outputs, inputs) = (dy.cols(), x.cols());
     if outputs == 0 || inputs == 0 {
         return;
     }
     let pairs = uses_pairs(context);
-    let to = SendPtr::new(dw.host_mut());
     // As f32, `dy` is lanes as it lies.
     let width = if pairs { outputs.next_multiple_of(MAX_LANES) } else { outputs };
     let (strips, chunks) = (inputs.div_ceil(STRIP), outputs.div_ceil(ROWS));
@@ -74,6 +91,7 @@ pub fn weight_gradient(context: Context, x: &Tensor, dy: &Tensor, dw: &mut Tenso
                         steps,
                         to: to.get().wrapping_add(rows.start * inputs + col),
                         to_row: inputs,
+                        accumulate: accumulate || first > 0,
                         rows: rows.len(),
                         cols,
                     };
@@ -138,6 +156,7 @@ struct Part<'a> {
     steps: usize,
     to: *mut f32,
     to_row: usize,
+    accumulate: bool,
     rows: usize,
     cols: usize,
 }
@@ -177,7 +196,7 @@ fn run_with<S: Simd, P: Product<S>>(s: S, part: &Part) {
         c: part.to,
         c_row: part.to_row,
         steps: part.steps,
-        accumulate: true,
+        accumulate: part.accumulate,
     };
     // SAFETY: the lanes hold `rows` columns in each step, the panel whole vectors of `cols`; items write disjoint parts of dw.
     unsafe { product::<S, P>(s, operands, part.rows, part.cols) }

@@ -15,7 +15,7 @@ use std::ops::Range;
 use fourfold_tensor::{Dense, FloatBuffer};
 use half::bf16;
 
-pub use gradient::weight_gradient;
+pub use gradient::{new_weight_gradient, weight_gradient};
 pub use transposed::linear_transposed;
 
 use self::dots::{Dots, dots};
@@ -35,7 +35,7 @@ use crate::Tensor;
 /// From this many tokens on, weights are brought into panels.
 const PANEL_TOKENS: usize = 16;
 
-/// Tokens that a panel is multiplied with in one work item: enough to pay for the panel, few enough to share out.
+/// Tokens that a panel is multiplied with in one work item, at least: enough to pay for the panel.
 const TOKENS_PER_ITEM: usize = 14 * 20;
 
 /// Weight rows of a work item where tokens are few.
@@ -67,7 +67,8 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
     let pairs = args.iter().any(is_pairs).then(|| Lanes::pairs(context, x));
     let many = x.rows() >= PANEL_TOKENS;
     let unit = if many { PANEL_ROWS } else { DOT_ROWS };
-    let chunks = if many { x.rows().div_ceil(TOKENS_PER_ITEM) } else { 1 };
+    let panels: usize = args.iter().map(|arg| arg.rows.len().div_ceil(unit)).sum();
+    let chunks = if many { token_chunks(context, x.rows(), panels) } else { 1 };
 
     // Items are (weight, rows, tokens), tokens fastest.
     let mut jobs = Vec::with_capacity(args.len());
@@ -146,6 +147,13 @@ impl Output {
     }
 }
 
+/// Into how many items the tokens of a panel are cut: no more than it takes to share out the work, for each packs the panel anew.
+fn token_chunks(context: Context, tokens: usize, panels: usize) -> usize {
+    const ITEMS_A_THREAD: usize = 8;
+    let wanted = (ITEMS_A_THREAD * context.pool.threads()).div_ceil(panels.max(1));
+    wanted.clamp(1, tokens.div_ceil(TOKENS_PER_ITEM).max(1))
+}
+
 /// Whether bf16 weights meet activations rounded to bf16.
 pub(super) fn uses_pairs(context: Context) -> bool {
     context.isa == Isa::Avx512 && context.activations == Activations::Fast
@@ -196,30 +204,26 @@ impl Lanes {
 
     pub fn floats(context: Context, x: &Tensor) -> Self {
         let row = Self::stride(x.cols());
-        Self::fill(context, x.rows(), row, |t, lanes| {
-            lanes[..x.cols()].copy_from_slice(x.row(t));
-        })
+        Self::fill(context, x.rows(), row, x.cols(), |t, lanes| lanes[..x.cols()].copy_from_slice(x.row(t)))
     }
 
     pub fn pairs(context: Context, x: &Tensor) -> Self {
         let row = Self::stride(x.cols().div_ceil(2));
-        Self::fill(context, x.rows(), row, |t, lanes| {
+        Self::fill(context, x.rows(), row, x.cols() / 2, |t, lanes| {
             let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);
             round_to_bf16(context.isa, x.row(t), &mut halves[..x.cols()]);
         })
     }
 
-    /// Rows of `row` lanes, zero (the first cache holds one) and then written by `write`.
-    fn fill(context: Context, rows: usize, row: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+    /// Rows of `row` lanes, of which `write` writes the first `whole`, or some more; the others are zero.
+    fn fill(context: Context, rows: usize, row: usize, whole: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let mut data = Unwritten::<f32>::new(rows * row);
         let to = data.target();
         context.pool.for_ranges(rows, (1 << 14) / row + 1, |range| {
             for t in range {
-                // SAFETY: row t is inside the memory and this item's alone; it is zeroed before it is a slice.
-                let lanes = unsafe {
-                    to.get().add(t * row).write_bytes(0, row);
-                    std::slice::from_raw_parts_mut(to.get().add(t * row), row)
-                };
+                // SAFETY: row t is inside the memory and this item's alone; `write` does not read it.
+                let lanes = unsafe { std::slice::from_raw_parts_mut(to.get().add(t * row), row) };
+                lanes[whole..].fill(0.0);
                 write(t, lanes);
             }
         });

@@ -9,7 +9,7 @@ use super::product::Pairs;
 use super::product::{Fma, Product};
 use super::steps::pack_steps;
 use super::tile::{Operands, product, tile};
-use super::{Lanes, PANEL, PANEL_ROWS, PANEL_TOKENS, shares, uses_pairs};
+use super::{Lanes, PANEL, PANEL_ROWS, PANEL_TOKENS, shares, token_chunks, uses_pairs};
 use crate::Tensor;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
@@ -25,9 +25,6 @@ const STRIP: usize = PANEL_ROWS;
 /// Rows of the weight that are brought into a panel at a time.
 const ROWS: usize = 2048;
 
-/// Tokens of a work item.
-const TOKENS: usize = 14 * 20;
-
 /// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, weight.cols()]`.
 pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Range<usize>) -> Tensor {
     assert_eq!(x.cols(), rows.len(), "an input of {} columns for {} rows of a weight", x.cols(), rows.len());
@@ -42,7 +39,7 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
     let pairs = many && uses_pairs(context) && matches!(weight.data(), FloatBuffer::Bf16(_));
     let lanes = if pairs { Lanes::pairs(context, x) } else { Lanes::floats(context, x) };
     let unit = if many { STRIP } else { COLUMNS };
-    let chunks = if many { x.rows().div_ceil(TOKENS) } else { 1 };
+    let chunks = if many { token_chunks(context, x.rows(), cols.div_ceil(unit)) } else { 1 };
     context.pool.for_ranges(cols.div_ceil(unit) * chunks, 1, |items| {
         PANEL.with_borrow_mut(|panel| {
             let steps = if many { rows.len().min(ROWS) } else { rows.len() };
