@@ -7,6 +7,7 @@ use faer::{MatMut, MatRef, Par, Spec};
 
 use crate::MethodError;
 use crate::hessian::Hessian;
+use crate::vector::vectorized;
 
 /// The most damping tried, as a share of the diagonal's mean.
 const MOST_DAMPING: f64 = 1.0;
@@ -93,8 +94,7 @@ impl Factor {
     /// `w·H·wᵀ`.
     pub fn energy(&self, w: &[f32]) -> f64 {
         let n = self.order.len();
-        let arch = pulp::Arch::new();
-        arch.dispatch(|| {
+        vectorized!({
             let rows = self.matrix.chunks_exact(n.max(1));
             w.iter().zip(rows).map(|(&w_i, row)| f64::from(w_i) * f64::from(crate::vector::dot(row, w))).sum()
         })

@@ -2,11 +2,12 @@
 
 use fourfold_tensor::Weight;
 
-use super::fit::{Fitter, Scratch};
+use super::fit::Fitter;
 use super::grid::{GridSpec, ScaleRule, ZeroKind};
 use super::lattice::Lattice;
 use super::store::read_finite;
 use crate::MethodError;
+use crate::vector::vectorized;
 
 /// Weights that are looked at: enough for the levels to settle to within an 8-bit step.
 const SAMPLE: usize = 1 << 14;
@@ -52,8 +53,6 @@ pub(crate) fn learn(weight: &Weight, spec: &GridSpec, h: &[f32]) -> Result<Vec<i
     for (i, row) in sample.chunks_exact_mut(cols).enumerate() {
         read_finite(weight, i * rows / wanted, row)?;
     }
-    let arch = pulp::Arch::new();
-    let mut scratch = Scratch::default();
     for _ in 0..ROUNDS {
         let fitter = Fitter {
             lattice: Lattice::codebook(levels.clone()),
@@ -64,11 +63,11 @@ pub(crate) fn learn(weight: &Weight, spec: &GridSpec, h: &[f32]) -> Result<Vec<i
         };
         // For each level: Σ h s x and Σ h s², whose quotient is the level with the least error.
         let mut sums = vec![(0.0f64, 0.0f64); levels.len()];
-        arch.dispatch(|| {
+        vectorized!({
             for row in sample.chunks_exact(cols) {
                 for (g, x) in row.chunks(size).enumerate() {
                     let h = if h.is_empty() { h } else { &h[g * size..g * size + x.len()] };
-                    let group = fitter.fit(x, h, &mut scratch);
+                    let group = fitter.fit(x, h);
                     for (c, &value) in x.iter().enumerate() {
                         let weight = if h.is_empty() { 1.0 } else { h[c] };
                         let code = fitter.lattice.encode(value, &group);

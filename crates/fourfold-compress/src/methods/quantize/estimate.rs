@@ -4,13 +4,14 @@ use fourfold_tensor::Weight;
 use rayon::prelude::*;
 
 use super::codebook;
-use super::fit::{Fitter, Scratch};
+use super::fit::Fitter;
 use super::grid::{GridSpec, Levels, ScaleFormat, ZeroKind};
 use super::lattice::{Group, Lattice};
 use super::rtn::encode_row;
 use super::store::{read_finite, round_row};
 use crate::MethodError;
 use crate::factor::Factor;
+use crate::vector::vectorized;
 
 /// Some rows of a weight, and how much an error in each of their columns costs.
 pub struct Estimator {
@@ -74,18 +75,16 @@ impl Estimator {
         };
         let signed = grid.zero == ZeroKind::Symmetric && grid.scales != ScaleFormat::Double;
         let fitter = Fitter { lattice, bits: grid.bits, zero: grid.zero, rule: grid.rule, signed };
-        let arch = pulp::Arch::new();
         let errors: Vec<f64> = self
             .rows
             .par_chunks_exact(self.cols.max(1))
             .map(|row| {
-                let mut scratch = Scratch::default();
                 let mut groups = vec![Group::default(); self.cols.div_ceil(size)];
                 let mut codes = vec![0u8; self.cols];
-                arch.dispatch(|| {
+                vectorized!({
                     for (g, (x, group)) in row.chunks(size).zip(groups.iter_mut()).enumerate() {
                         let costs = self.costs.get(g * size..g * size + x.len()).unwrap_or(&[]);
-                        *group = fitter.fit(x, costs, &mut scratch);
+                        *group = fitter.fit(x, costs);
                     }
                     round_row(&mut groups, grid.scales);
                     encode_row(&fitter.lattice, row, &self.costs, size, &groups, &mut codes).0

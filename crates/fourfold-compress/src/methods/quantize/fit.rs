@@ -1,16 +1,16 @@
 //! Choosing a group's scale and offset: the textbook rule, or the least weighted squared error.
 //!
 //! The search tries scales over a range that suits the group's peak-to-mean ratio, scores each by the error that remains after
-//! the scale is refitted to the codes it gave (least squares), and halves its step around the best twice.
+//! the scale is refitted to the codes it gave (least squares), and tries more of them around the best. [`super::sweep`] scores
+//! all candidates at once.
 
 use super::grid::{ScaleRule, ZeroKind};
 use super::lattice::{Group, Lattice};
-use crate::vector::{LANES, dot};
+use super::sweep::{CANDIDATES, energy, project, range, regress};
+use crate::vector::vectorized;
 
-/// Candidates of the first, coarse sweep.
-const COARSE: usize = 12;
-/// Halvings of the step afterwards.
-const HALVINGS: usize = 2;
+/// Regressions that follow one another where offsets are real.
+const MIN_ROUNDS: usize = 2;
 
 /// How to fit groups of one grid.
 #[derive(Clone, Debug)]
@@ -21,13 +21,6 @@ pub(crate) struct Fitter {
     pub rule: ScaleRule,
     /// Whether the stored scale may be negative, which gives a symmetric integer grid its lowest level on either side.
     pub signed: bool,
-}
-
-/// Buffers of a thread.
-#[derive(Default)]
-pub(crate) struct Scratch {
-    x: Vec<f32>,
-    h: Vec<f32>,
 }
 
 /// Clipping point, in standard deviations, that is best for a Gaussian at so many bits (Max 1960, table II, rounded).
@@ -41,6 +34,11 @@ fn best_clip(bits: u8) -> f32 {
         7 => 4.1,
         8.. => 4.6,
     }
+}
+
+/// Whether levels with sums `(Σ h x v, Σ h v²)` explain more of `Σ h x²` than `best` does: `xv² / vv`.
+fn is_better((xv, vv): (f64, f64), best: (f64, f64)) -> bool {
+    vv > 0.0 && xv * xv * best.1 > best.0 * best.0 * vv
 }
 
 impl Fitter {
@@ -61,48 +59,36 @@ impl Fitter {
     }
 
     /// Scale and offset for values `x` with weights `h` (all 1 where empty). Not yet rounded to their storage.
-    #[inline(always)]
-    pub(crate) fn fit(&self, x: &[f32], h: &[f32], scratch: &mut Scratch) -> Group {
+    pub(crate) fn fit(&self, x: &[f32], h: &[f32]) -> Group {
+        let (low, high) = vectorized!(range(x));
+        let largest = high.max(-low);
         match (self.rule, self.zero) {
             (ScaleRule::Absmax, ZeroKind::Symmetric) => {
-                let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
                 let levels = fourfold_tensor::Quantized::symmetric_max(self.bits) as f32;
                 return Group { scale: largest / levels, zero: self.middle(), ..Group::default() };
             }
-            (ScaleRule::Absmax, _) => return self.range(x, 1.0),
+            (ScaleRule::Absmax, _) => return self.over_range(low, high),
             (ScaleRule::Search, _) => {}
         }
-        let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         // Squares of such values leave f32's range: the textbook rule forms none.
         if !(1e-15..1e15).contains(&largest) {
             return match self.zero {
                 ZeroKind::Symmetric => Group { scale: largest / self.reach(), zero: self.middle(), ..Group::default() },
-                ZeroKind::ZeroPoint | ZeroKind::Min => self.range(x, 1.0),
+                ZeroKind::ZeroPoint | ZeroKind::Min => self.over_range(low, high),
             };
         }
-        let padded = x.len().next_multiple_of(LANES);
-        scratch.x.clear();
-        scratch.x.extend_from_slice(x);
-        scratch.x.resize(padded, 0.0);
-        scratch.h.clear();
         // Weights of zero alone say nothing: then every element counts the same.
-        if h.iter().any(|&h| h > 0.0) {
-            scratch.h.extend_from_slice(h);
-        } else {
-            scratch.h.resize(x.len(), 1.0);
-        }
-        scratch.h.resize(padded, 0.0);
+        let h = if h.iter().any(|&h| h > 0.0) { h } else { &[] };
         match self.zero {
-            ZeroKind::Symmetric => self.fit_symmetric(&scratch.x, &scratch.h),
-            ZeroKind::ZeroPoint => self.fit_zero_point(x, &scratch.x, &scratch.h),
-            ZeroKind::Min => self.fit_min(x, &scratch.x, &scratch.h),
+            ZeroKind::Symmetric => self.fit_symmetric(x, h, if high > -low { high } else { low }),
+            ZeroKind::ZeroPoint => self.fit_zero_point(x, h, low, high),
+            ZeroKind::Min => self.fit_min(x, h, low, high),
         }
     }
 
-    /// The uniform grid over `share` of the range of `x` and zero.
-    fn range(&self, x: &[f32], share: f32) -> Group {
-        let low = x.iter().fold(0.0f32, |m, &v| m.min(v)) * share;
-        let high = x.iter().fold(0.0f32, |m, &v| m.max(v)) * share;
+    /// The uniform grid over the range `low..high` and zero.
+    fn over_range(&self, low: f32, high: f32) -> Group {
+        let (low, high) = (low.min(0.0), high.max(0.0));
         let top = ((1u32 << self.bits) - 1) as f32;
         let scale = (high - low) / top;
         match self.zero {
@@ -114,133 +100,89 @@ impl Fitter {
         }
     }
 
-    #[inline(always)]
-    fn fit_symmetric(&self, x: &[f32], h: &[f32]) -> Group {
+    fn fit_symmetric(&self, x: &[f32], h: &[f32], extreme: f32) -> Group {
         let zero = self.middle();
-        let mut extreme = 0.0f32;
-        let mut square = 0.0f32;
-        let mut weight = 0.0f32;
-        for (&x, &h) in x.iter().zip(h) {
-            if x.abs() > extreme.abs() {
-                extreme = x;
-            }
-            square += h * x * x;
-            weight += h;
-        }
-        if extreme == 0.0 {
-            return Group { zero, ..Group::default() };
-        }
+        let (square, weight) = vectorized!(energy(x, h));
         let rms = (square / weight).sqrt().max(extreme.abs() * 1e-3);
         let reach = self.reach();
         // A negative scale maps a positive extreme to the lowest level, of which a symmetric integer grid has one more.
         let sign =
             if self.signed && extreme > 0.0 && matches!(self.lattice, Lattice::Uniform { .. }) { -1.0 } else { 1.0 };
         let unit = sign * reach / extreme.abs();
-        // `ratio` is the level that the extreme would have, in units of the last level there is.
+        // A ratio is the level that the extreme would have, in units of the last level there is.
         let lowest = 0.8f32;
         let highest = (extreme.abs() / (rms * best_clip(self.bits)) * 1.25).clamp(1.15, 8.0);
-        // One loop for the sweep and the refinement, so that the projection below is compiled once, for vectors: a closure here
-        // would be compiled for the baseline processor.
-        let mut step = (highest / lowest).powf(1.0 / (COARSE - 1) as f32);
-        let mut best = (0.0f32, 0.0f32, lowest);
-        let mut centre = lowest;
-        for i in 0..COARSE + 2 * HALVINGS {
-            let ratio = if i < COARSE {
-                lowest * step.powi(i as i32)
-            } else if (i - COARSE).is_multiple_of(2) {
-                step = step.sqrt();
-                centre = best.2;
-                centre / step
-            } else {
-                centre * step
-            };
-            let (xv, vv) = self.lattice.project(x, h, unit * ratio, zero);
-            if vv > 0.0 && xv / vv * xv > best.0 {
-                best = (xv / vv * xv, xv / vv, ratio);
+        let coarse = (highest / lowest).powf(1.0 / (CANDIDATES - 1) as f32);
+        // Σ h x v and Σ h v² of the best so far: scores are compared as products, without dividing.
+        let (mut best, mut centre) = ((0.0, 1.0), lowest);
+        // From one coarse step below the best to one above.
+        let fine = coarse.powf(2.0 / (CANDIDATES + 1) as f32);
+        for sweep in [false, true] {
+            let (mut ratio, step) = if sweep { (centre / coarse * fine, fine) } else { (lowest, coarse) };
+            let ratios: [f32; CANDIDATES] = std::array::from_fn(|_| {
+                let now = ratio;
+                ratio *= step;
+                now
+            });
+            let sums = project(&self.lattice, x, h, ratios.map(|r| unit * r), [zero; CANDIDATES]);
+            for (sums, ratio) in sums.into_iter().zip(ratios) {
+                if is_better(sums, best) {
+                    (best, centre) = (sums, ratio);
+                }
             }
         }
-        Group { scale: best.1, zero, ..Group::default() }
+        Group { scale: (best.0 / best.1) as f32, zero, ..Group::default() }
     }
 
-    #[inline(always)]
-    fn fit_zero_point(&self, raw: &[f32], x: &[f32], h: &[f32]) -> Group {
-        let full = self.range(raw, 1.0);
+    fn fit_zero_point(&self, x: &[f32], h: &[f32], low: f32, high: f32) -> Group {
+        let full = self.over_range(low, high);
         if full.scale == 0.0 {
             return Group { zero: self.middle(), ..Group::default() };
         }
         let top = ((1u32 << self.bits) - 1) as f32;
-        let mut best = (0.0f32, full);
-        let mut shares = [0.0f32; COARSE];
         let shrink = if self.bits <= 3 { 0.5 } else { 0.35 };
-        for (i, share) in shares.iter_mut().enumerate() {
-            *share = 1.04 - shrink * i as f32 / (COARSE - 1) as f32;
-        }
-        for share in shares {
-            let scale = full.scale * share;
-            let centre = (full.zero + (1.0 / share - 1.0) * (full.zero - top / 2.0)).round_ties_even();
-            for shift in [0.0, -1.0, 1.0] {
-                let zero = (centre + shift).clamp(0.0, top);
-                let (xv, vv) = self.lattice.project(x, h, 1.0 / scale, zero);
-                let score = if vv > 0.0 { xv / vv * xv } else { 0.0 };
-                if score > best.0 {
-                    best = (score, Group { scale: xv / vv, zero, ..Group::default() });
+        let shares: [f32; CANDIDATES] = std::array::from_fn(|i| 1.04 - shrink * i as f32 / (CANDIDATES - 1) as f32);
+        let (mut best, mut group) = ((0.0, 1.0), full);
+        for shift in [0.0, -1.0, 1.0] {
+            let zeros = shares.map(|share| {
+                let centre = (full.zero + (1.0 / share - 1.0) * (full.zero - top / 2.0)).round_ties_even();
+                (centre + shift).clamp(0.0, top)
+            });
+            let sums = project(&self.lattice, x, h, shares.map(|share| 1.0 / (full.scale * share)), zeros);
+            for (sums, zero) in sums.into_iter().zip(zeros) {
+                if is_better(sums, best) {
+                    best = sums;
+                    group = Group { scale: (sums.0 / sums.1) as f32, zero, ..Group::default() };
                 }
             }
         }
-        best.1
+        group
     }
 
     /// Least squares in scale and offset: the codes of `x + min` give the next pair, as in a linear regression.
-    #[inline(always)]
-    fn fit_min(&self, raw: &[f32], x: &[f32], h: &[f32]) -> Group {
-        let full = self.range(raw, 1.0);
-        let low = raw.iter().fold(f32::INFINITY, |m, &v| m.min(v));
-        let high = raw.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+    fn fit_min(&self, x: &[f32], h: &[f32], low: f32, high: f32) -> Group {
         let top = ((1u32 << self.bits) - 1) as f32;
         if low == high {
             // One value: any scale will do, and the offset is the value.
             return Group { scale: 0.0, zero: 0.0, min: -low, code: 0 };
         }
-        let weight: f32 = h.iter().sum();
-        let hx = dot(h, x);
-        let mut best = (f32::INFINITY, full);
-        for i in 0..COARSE {
-            let share = 1.04 - 0.4 * i as f32 / (COARSE - 1) as f32;
-            let middle = (low + high) / 2.0;
-            let mut group = Group {
-                scale: (high - low) * share / top,
-                min: -(middle - (middle - low) * share),
-                ..Group::default()
-            };
-            for _ in 0..2 {
-                let (mut hv, mut hvv, mut hxv) = (0.0f32, 0.0f32, 0.0f32);
-                for (&x, &h) in x.iter().zip(h) {
-                    let v = f32::from(self.lattice.encode(x, &group));
-                    hv += h * v;
-                    hvv += h * v * v;
-                    hxv += h * x * v;
+        let middle = (low + high) / 2.0;
+        let mut groups: [Group; CANDIDATES] = std::array::from_fn(|i| {
+            let share = 1.04 - 0.4 * i as f32 / (CANDIDATES - 1) as f32;
+            Group { scale: (high - low) * share / top, min: -(middle - (middle - low) * share), ..Group::default() }
+        });
+        let mut best = (f64::INFINITY, groups[0]);
+        for round in 0..=MIN_ROUNDS {
+            let moments = regress(top, x, h, &groups);
+            for (group, m) in groups.iter_mut().zip(&moments) {
+                // What the codes leave with the scale and offset that gave them.
+                let error = m.residual(f64::from(group.scale), f64::from(group.min));
+                if error < best.0 {
+                    best = (error, *group);
                 }
-                let determinant = weight * hvv - hv * hv;
-                if determinant <= 0.0 {
-                    break;
+                if let (true, Some((scale, min))) = (round < MIN_ROUNDS, m.line()) {
+                    *group = Group { scale: scale as f32, min: min as f32, ..Group::default() };
                 }
-                let scale = (weight * hxv - hx * hv) / determinant;
-                let min = (hv * hxv - hvv * hx) / determinant;
-                if scale <= 0.0 {
-                    break;
-                }
-                group = Group { scale, min, ..Group::default() };
-            }
-            let error: f32 = x
-                .iter()
-                .zip(h)
-                .map(|(&x, &h)| {
-                    let d = x - self.lattice.value(self.lattice.encode(x, &group), &group);
-                    h * d * d
-                })
-                .sum();
-            if error < best.0 {
-                best = (error, group);
             }
         }
         best.1

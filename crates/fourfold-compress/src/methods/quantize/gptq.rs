@@ -10,7 +10,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use fourfold_tensor::{Form, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::fit::{Fitter, Scratch};
+use super::fit::Fitter;
 use super::grid::{Granularity, GridSpec, ScaleFormat};
 use super::lattice::Group;
 use super::polish::Polish;
@@ -20,6 +20,7 @@ use crate::MethodError;
 use crate::factor::{Factor, damped};
 use crate::hessian::Hessian;
 use crate::methods::{Compressed, Method, Needs, Stats};
+use crate::vector::vectorized;
 
 /// The name in plans.
 pub const NAME: &str = "gptq";
@@ -168,8 +169,6 @@ impl Job<'_> {
             read_finite(self.weight, slot.row + i, row)?;
         }
         let mut codes = vec![0u8; slot.count * cols];
-        let arch = pulp::Arch::new();
-        let mut scratch = Scratch::default();
         let by_column = self.factor.costs_by_column();
         let mut lanes = Lanes::new(&rows, &self.factor.order);
 
@@ -177,7 +176,7 @@ impl Job<'_> {
         if self.fixed || self.spec.scales == ScaleFormat::Double {
             for (i, row) in rows.chunks_exact(cols).enumerate() {
                 let groups = &mut slot.groups[i * per_row..(i + 1) * per_row];
-                arch.dispatch(|| self.fit_row(row, &by_column, size, groups, &mut scratch));
+                self.fit_row(row, &by_column, size, groups);
                 slot.row_scales[i] = if self.fixed {
                     round_row(groups, self.spec.scales)
                 } else {
@@ -195,7 +194,7 @@ impl Job<'_> {
                 let group = self.factor.order[start] / size;
                 let group_end = start + size.min(cols - group * size);
                 self.carry(&mut lanes, start, group_end);
-                arch.dispatch(|| self.fit_group(slot, &lanes, start, group_end, group, per_row, &mut scratch));
+                vectorized!(self.fit_group(slot, &lanes, start, group_end, group, per_row));
                 group_end
             };
             let mut from = start;
@@ -204,7 +203,7 @@ impl Job<'_> {
                 if self.fixed || from > start {
                     self.carry(&mut lanes, from, to);
                 }
-                arch.dispatch(|| self.round_block(slot, &mut lanes, from, to, per_row, size, &mut codes));
+                vectorized!(self.round_block(slot, &mut lanes, from, to, per_row, size, &mut codes));
                 from = to;
             }
             start = end;
@@ -220,13 +219,12 @@ impl Job<'_> {
         Ok(())
     }
 
-    #[inline(always)]
-    fn fit_row(&self, row: &[f32], h: &[f32], size: usize, groups: &mut [Group], scratch: &mut Scratch) {
+    fn fit_row(&self, row: &[f32], h: &[f32], size: usize, groups: &mut [Group]) {
         match self.whole {
             Some(group) => groups.fill(group),
             None => {
                 for (g, (x, group)) in row.chunks(size).zip(groups.iter_mut()).enumerate() {
-                    *group = self.fitter.fit(x, &h[g * size..g * size + x.len()], scratch);
+                    *group = self.fitter.fit(x, &h[g * size..g * size + x.len()]);
                 }
             }
         }
@@ -248,16 +246,7 @@ impl Job<'_> {
     /// Fits and rounds the scales of one group of every row, on the weights as errors have changed them.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
-    fn fit_group(
-        &self,
-        slot: &mut Slot,
-        lanes: &Lanes,
-        start: usize,
-        end: usize,
-        group: usize,
-        per_row: usize,
-        scratch: &mut Scratch,
-    ) {
+    fn fit_group(&self, slot: &mut Slot, lanes: &Lanes, start: usize, end: usize, group: usize, per_row: usize) {
         let n = self.factor.order.len();
         let costs = &self.factor.costs[start..end];
         // Where the group's weights would go if none of them were rounded: each makes up for what is left to it, as in the
@@ -282,7 +271,7 @@ impl Job<'_> {
             for (x, lane) in x.iter_mut().zip(free.chunks_exact(ROWS)) {
                 *x = lane[i];
             }
-            let mut fitted = self.fitter.fit(&x, costs, scratch);
+            let mut fitted = self.fitter.fit(&x, costs);
             round_group(&mut fitted, self.spec.scales, slot.row_scales[i]);
             slot.groups[i * per_row + group] = fitted;
         }

@@ -1,8 +1,6 @@
 //! The levels of a grid, and rounding to them. The inner loops run under [`pulp`]'s dispatch: compiled for the machine's
 //! vector width, with sums in a fixed number of lanes, so that results are the same on every machine.
 
-use crate::vector::{LANES, sum};
-
 /// Scale and offset of a group: level `v` stands for `scale · (v − zero) − min`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Group {
@@ -72,42 +70,5 @@ impl Lattice {
             Self::Uniform { top } => round_small(clamp(y + group.zero, *top)) as u8,
             Self::Codebook { midpoints, .. } => midpoints.iter().map(|&m| u8::from(y > m)).sum(),
         }
-    }
-
-    /// `(Σ h x v, Σ h v²)` for the levels v that `x · inverse` rounds to. The best scale for these levels is their quotient,
-    /// and it leaves the error `Σ h x² − (Σ h x v)² / Σ h v²`. Lengths are multiples of [`LANES`].
-    #[inline(always)]
-    pub(crate) fn project(&self, x: &[f32], h: &[f32], inverse: f32, zero: f32) -> (f32, f32) {
-        let mut xv = [0.0f32; LANES];
-        let mut vv = [0.0f32; LANES];
-        for (x, h) in x.chunks_exact(LANES).zip(h.chunks_exact(LANES)) {
-            let mut v = [0.0f32; LANES];
-            match self {
-                Self::Uniform { top } => {
-                    for i in 0..LANES {
-                        v[i] = round_small(clamp(x[i] * inverse + zero, *top)) - zero;
-                    }
-                }
-                Self::Codebook { levels, midpoints } => {
-                    let mut y = [0.0f32; LANES];
-                    for i in 0..LANES {
-                        y[i] = x[i] * inverse;
-                        v[i] = levels[0];
-                    }
-                    for (j, &midpoint) in midpoints.iter().enumerate() {
-                        let level = levels[j + 1];
-                        for i in 0..LANES {
-                            v[i] = if y[i] > midpoint { level } else { v[i] };
-                        }
-                    }
-                }
-            }
-            for i in 0..LANES {
-                let hv = h[i] * v[i];
-                xv[i] += hv * x[i];
-                vv[i] += hv * v[i];
-            }
-        }
-        (sum(&xv), sum(&vv))
     }
 }

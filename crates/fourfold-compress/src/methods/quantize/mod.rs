@@ -9,3 +9,4 @@ mod lattice;
 mod polish;
 pub mod rtn;
 mod store;
+mod sweep;

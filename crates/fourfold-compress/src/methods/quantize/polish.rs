@@ -10,7 +10,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use super::grid::{Granularity, GridSpec, ScaleFormat, ZeroKind};
 use super::lattice::{Group, Lattice};
 use super::store::{Slot, round_group};
-use crate::vector::{axpy, dot};
+use crate::vector::{axpy, dot, vectorized};
 
 /// What every row shares.
 pub(crate) struct Polish<'a> {
@@ -50,7 +50,6 @@ impl<'a> Polish<'a> {
         let errors: Vec<f32> = values.iter().zip(w).map(|(v, w)| v - w).collect();
         let mut gradients = self.times_h(&errors, slot.count);
         let outputs = self.times_h(w, slot.count);
-        let arch = pulp::Arch::new();
         for i in 0..slot.count {
             let at = i * cols..(i + 1) * cols;
             let mut row = Row {
@@ -61,7 +60,7 @@ impl<'a> Polish<'a> {
                 row_scale: slot.row_scales[i],
             };
             let w = &w[at.clone()];
-            let (error, energy) = arch.dispatch(|| {
+            let (error, energy) = vectorized!({
                 for _ in 0..self.rounds {
                     self.move_codes(&mut row);
                     if !self.move_groups(&mut row, size) {

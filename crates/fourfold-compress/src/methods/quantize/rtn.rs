@@ -4,12 +4,13 @@ use fourfold_tensor::{Form, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::codebook;
-use super::fit::{Fitter, Scratch};
+use super::fit::Fitter;
 use super::grid::{Granularity, GridSpec, Levels, ScaleFormat, ZeroKind};
 use super::lattice::{Group, Lattice};
 use super::store::{Parts, read_finite, round_group, round_row};
 use crate::MethodError;
 use crate::methods::{Compressed, Method, Needs, Stats};
+use crate::vector::{LANES, sum, vectorized};
 
 /// The name in plans.
 pub const NAME: &str = "rtn";
@@ -70,27 +71,25 @@ impl Method for Rtn {
             Granularity::Channel | Granularity::Group(_) => None,
         };
         let size = spec.group_size(cols);
-        let arch = pulp::Arch::new();
         let mut parts = Parts::new(spec, weight.rows(), cols);
         parts.fill(|slot| {
-            let mut scratch = Scratch::default();
             let mut row = vec![0.0f32; cols];
             let mut codes = vec![0u8; cols];
             let per_row = slot.groups.len() / slot.count;
             for i in 0..slot.count {
                 read_finite(weight, slot.row + i, &mut row)?;
                 let groups = &mut slot.groups[i * per_row..(i + 1) * per_row];
-                arch.dispatch(|| match whole {
+                match whole {
                     Some(group) => groups.fill(group),
                     None => {
                         for (g, (x, group)) in row.chunks(size).zip(groups.iter_mut()).enumerate() {
                             let h = if h.is_empty() { h } else { &h[g * size..g * size + x.len()] };
-                            *group = fitter.fit(x, h, &mut scratch);
+                            *group = fitter.fit(x, h);
                         }
                         slot.row_scales[i] = round_row(groups, spec.scales);
                     }
-                });
-                let (error, energy) = arch.dispatch(|| encode_row(&fitter.lattice, &row, h, size, groups, &mut codes));
+                }
+                let (error, energy) = vectorized!(encode_row(&fitter.lattice, &row, h, size, groups, &mut codes));
                 slot.error.0 += error;
                 slot.error.1 += energy;
                 slot.pack(i, &codes);
@@ -115,16 +114,18 @@ pub(crate) fn encode_row(
     let (mut error, mut energy) = (0.0f64, 0.0f64);
     for (g, (x, codes)) in row.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
         let group = groups[g];
-        let (mut e, mut s) = (0.0f32, 0.0f32);
-        for (c, (&x, code)) in x.iter().zip(codes.iter_mut()).enumerate() {
-            *code = lattice.encode(x, &group);
-            let weight = if h.is_empty() { 1.0 } else { h[g * size + c] };
-            let d = x - lattice.value(*code, &group);
-            e += weight * d * d;
-            s += weight * x * x;
+        let (mut e, mut s) = ([0.0f32; LANES], [0.0f32; LANES]);
+        for (k, (x, codes)) in x.chunks(LANES).zip(codes.chunks_mut(LANES)).enumerate() {
+            let h = if h.is_empty() { &[1.0; LANES][..x.len()] } else { &h[g * size + k * LANES..][..x.len()] };
+            for (i, ((&x, code), &h)) in x.iter().zip(codes).zip(h).enumerate() {
+                *code = lattice.encode(x, &group);
+                let d = x - lattice.value(*code, &group);
+                e[i] += h * d * d;
+                s[i] += h * x * x;
+            }
         }
-        error += f64::from(e);
-        energy += f64::from(s);
+        error += f64::from(sum(&e));
+        energy += f64::from(sum(&s));
     }
     (error, energy)
 }
@@ -142,7 +143,7 @@ pub(crate) fn fit_tensor(
         read_finite(weight, r, row)?;
     }
     let weights: Vec<f32> = if h.is_empty() { Vec::new() } else { h.iter().copied().cycle().take(all.len()).collect() };
-    let mut group = fitter.fit(&all, &weights, &mut Scratch::default());
+    let mut group = fitter.fit(&all, &weights);
     round_group(&mut group, scales, 0.0);
     Ok(group)
 }
