@@ -9,14 +9,20 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use bytemuck::allocation::pod_collect_to_vec;
 use bytemuck::{cast_slice, cast_slice_mut};
+use half::bf16;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, View};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::optim::OptimizerState;
 use crate::optim::adamw::Moments;
-use crate::optim::parameter::Parameter;
+use crate::optim::blockwise::{State4, State8};
+use crate::optim::parameter::{Int8, Parameter};
+use crate::optim::state::State as Vector;
+use crate::recipe::Recipe;
 use crate::store::{Entry, ParameterStore};
 
 /// The weights, as any program reads them.
@@ -39,6 +45,19 @@ pub struct State {
     pub tokens: u64,
     /// Lowest held-out loss so far, nats.
     pub best_loss: Option<f64>,
+    /// Steps whose update was left out.
+    #[serde(default)]
+    pub skipped: u64,
+    /// Factor of the loss, and good steps since it last moved, where the loss is scaled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<(f32, u32)>,
+}
+
+impl State {
+    /// The state of a run before its first step.
+    pub fn begin(recipe: &Recipe, seed: u64) -> Self {
+        Self { step: 0, recipe: recipe.label(), seed, tokens: 0, best_loss: None, skipped: 0, loss_scale: None }
+    }
 }
 
 /// Why a checkpoint cannot be written or read.
@@ -72,21 +91,31 @@ pub enum CheckpointError {
     },
 }
 
-/// A stored array where it lies in memory.
+/// An array as a file holds it.
+#[derive(Clone)]
 struct Part<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: &'a [u8],
+    bytes: Bytes<'a>,
+}
+
+/// Where its bytes come from.
+#[derive(Clone)]
+enum Bytes<'a> {
+    /// They lie in memory so.
+    Stored(&'a [u8]),
+    /// bf16 made of codes when the file is written, one tensor at a time.
+    Rounded(&'a Int8),
 }
 
 impl<'a> Part<'a> {
     fn new(dtype: Dtype, shape: &[usize], bytes: &'a [u8]) -> Self {
-        Self { dtype, shape: shape.to_vec(), bytes }
+        Self { dtype, shape: shape.to_vec(), bytes: Bytes::Stored(bytes) }
     }
 
     fn flat(dtype: Dtype, bytes: &'a [u8]) -> Self {
         let size = if dtype == Dtype::F32 { 4 } else { 1 };
-        Self { dtype, shape: vec![bytes.len() / size], bytes }
+        Self::new(dtype, &[bytes.len() / size], bytes)
     }
 }
 
@@ -98,64 +127,81 @@ impl View for Part<'_> {
         &self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.bytes)
+        match &self.bytes {
+            Bytes::Stored(bytes) => Cow::Borrowed(bytes),
+            Bytes::Rounded(int8) => Cow::Owned(pod_collect_to_vec(&int8.to_bf16())),
+        }
     }
     fn data_len(&self) -> usize {
-        self.bytes.len()
+        match &self.bytes {
+            Bytes::Stored(bytes) => bytes.len(),
+            Bytes::Rounded(int8) => int8.len() * size_of::<bf16>(),
+        }
     }
 }
 
-/// What the kernels read of a tensor: its weights.
+/// A tensor's weights as other programs read them.
 fn weights<'a>(entry: &'a Entry, shape: &[usize]) -> Part<'a> {
     match &entry.parameter {
         Parameter::F32(w) => Part::new(Dtype::F32, shape, cast_slice(w)),
         Parameter::Bf16(w) | Parameter::Bf16Nearest(w) | Parameter::Bf16Residual { high: w, .. } => {
             Part::new(Dtype::BF16, shape, cast_slice(w))
         }
+        Parameter::Int8(int8) => Part { dtype: Dtype::BF16, shape: shape.to_vec(), bytes: Bytes::Rounded(int8) },
     }
 }
 
 /// The rest of a tensor's state, by a suffix of its name.
 fn state_parts(entry: &Entry) -> Vec<(&'static str, Part<'_>)> {
-    let mut parts = match &entry.moments {
-        Moments::F32 { m, v } => vec![
-            ("exp_avg", Part::flat(Dtype::F32, cast_slice(m))),
-            ("exp_avg_sq", Part::flat(Dtype::F32, cast_slice(v))),
-        ],
-        Moments::Bits8 { m, v } => codes_and_scales([(&m.codes, &m.scales), (&v.codes, &v.scales)]),
-        Moments::Bits4 { m, v } => codes_and_scales([(&m.codes, &m.scales), (&v.codes, &v.scales)]),
+    let mut parts = match &entry.state {
+        OptimizerState::AdamW(Moments { m, v }) => [vector_parts(m, ADAM_FIRST), vector_parts(v, ADAM_SECOND)].concat(),
+        OptimizerState::Sgd(momentum) => vector_parts(momentum, MOMENTUM),
     };
-    if let Parameter::Bf16Residual { low, .. } = &entry.parameter {
-        parts.push(("low", Part::flat(Dtype::U8, low)));
+    match &entry.parameter {
+        Parameter::Bf16Residual { low, .. } => parts.push(("low", Part::flat(Dtype::U8, low))),
+        Parameter::Int8(int8) => {
+            parts.push(("codes", Part::flat(Dtype::U8, cast_slice(&int8.codes))));
+            parts.push(("scales", Part::flat(Dtype::F32, cast_slice(&int8.scales))));
+        }
+        Parameter::F32(_) | Parameter::Bf16(_) | Parameter::Bf16Nearest(_) => {}
     }
     parts
 }
 
-fn codes_and_scales<'a>([m, v]: [(&'a Vec<u8>, &'a Vec<f32>); 2]) -> Vec<(&'static str, Part<'a>)> {
-    vec![
-        ("exp_avg.codes", Part::flat(Dtype::U8, m.0)),
-        ("exp_avg.scales", Part::flat(Dtype::F32, cast_slice(m.1))),
-        ("exp_avg_sq.codes", Part::flat(Dtype::U8, v.0)),
-        ("exp_avg_sq.scales", Part::flat(Dtype::F32, cast_slice(v.1))),
-    ]
+/// Names of a state vector: in f32, and of its codes and scales.
+type Names = [&'static str; 3];
+const ADAM_FIRST: Names = ["exp_avg", "exp_avg.codes", "exp_avg.scales"];
+const ADAM_SECOND: Names = ["exp_avg_sq", "exp_avg_sq.codes", "exp_avg_sq.scales"];
+const MOMENTUM: Names = ["momentum_buffer", "momentum_buffer.codes", "momentum_buffer.scales"];
+
+fn vector_parts(vector: &Vector, [whole, in_codes, in_scales]: Names) -> Vec<(&'static str, Part<'_>)> {
+    let (codes, scales) = match vector {
+        Vector::F32(values) => return vec![(whole, Part::flat(Dtype::F32, cast_slice(values)))],
+        Vector::Bits8(State8 { codes, scales }) | Vector::Bits4(State4 { codes, scales }) => (codes, scales),
+    };
+    vec![(in_codes, Part::flat(Dtype::U8, codes)), (in_scales, Part::flat(Dtype::F32, cast_slice(scales)))]
 }
 
-/// The same arrays, to read into, in the same order.
-fn parts_mut(entry: &mut Entry) -> (&mut [u8], Vec<(&'static str, &mut [u8])>) {
-    let mut parts: Vec<(&'static str, &mut [u8])> = match &mut entry.moments {
-        Moments::F32 { m, v } => vec![("exp_avg", cast_slice_mut(m)), ("exp_avg_sq", cast_slice_mut(v))],
-        Moments::Bits8 { m, v } => vec![
-            ("exp_avg.codes", &mut m.codes),
-            ("exp_avg.scales", cast_slice_mut(&mut m.scales)),
-            ("exp_avg_sq.codes", &mut v.codes),
-            ("exp_avg_sq.scales", cast_slice_mut(&mut v.scales)),
-        ],
-        Moments::Bits4 { m, v } => vec![
-            ("exp_avg.codes", &mut m.codes),
-            ("exp_avg.scales", cast_slice_mut(&mut m.scales)),
-            ("exp_avg_sq.codes", &mut v.codes),
-            ("exp_avg_sq.scales", cast_slice_mut(&mut v.scales)),
-        ],
+fn vector_parts_mut(vector: &mut Vector, [whole, in_codes, in_scales]: Names) -> Vec<(&'static str, &mut [u8])> {
+    let (codes, scales) = match vector {
+        Vector::F32(values) => return vec![(whole, cast_slice_mut(values))],
+        Vector::Bits8(State8 { codes, scales }) | Vector::Bits4(State4 { codes, scales }) => (codes, scales),
+    };
+    vec![(in_codes, codes), (in_scales, cast_slice_mut(scales))]
+}
+
+/// Arrays to read into: a tensor's weights where the model's file holds them as they are stored, and its other parts.
+type PartsMut<'a> = (Option<&'a mut [u8]>, Vec<(&'static str, &'a mut [u8])>);
+
+/// The arrays of [`weights`] and [`state_parts`], to read into, in the same order.
+fn parts_mut(entry: &mut Entry) -> PartsMut<'_> {
+    let mut parts = match &mut entry.state {
+        OptimizerState::AdamW(Moments { m, v }) => {
+            let mut parts = vector_parts_mut(m, ADAM_FIRST);
+            parts.extend(vector_parts_mut(v, ADAM_SECOND));
+            parts
+        }
+        OptimizerState::Sgd(momentum) => vector_parts_mut(momentum, MOMENTUM),
     };
     let weights = match &mut entry.parameter {
         Parameter::F32(w) => cast_slice_mut(w.make_mut()),
@@ -164,8 +210,13 @@ fn parts_mut(entry: &mut Entry) -> (&mut [u8], Vec<(&'static str, &mut [u8])>) {
             parts.push(("low", low));
             cast_slice_mut(high.make_mut())
         }
+        Parameter::Int8(int8) => {
+            parts.push(("codes", cast_slice_mut(int8.codes.make_mut())));
+            parts.push(("scales", cast_slice_mut(int8.scales.make_mut())));
+            return (None, parts);
+        }
     };
-    (weights, parts)
+    (Some(weights), parts)
 }
 
 /// Writes the weights alone, under their Hugging Face names.
@@ -243,7 +294,9 @@ pub fn restore(checkpoint: &Path, store: &mut ParameterStore) -> Result<State, C
     let mut optimizer = Reader::open(&checkpoint.join(OPTIMIZER))?;
     for (info, entry) in store.entries_mut() {
         let (weights, parts) = parts_mut(entry);
-        model.read(&info.name, weights)?;
+        if let Some(weights) = weights {
+            model.read(&info.name, weights)?;
+        }
         for (suffix, bytes) in parts {
             optimizer.read(&format!("{}.{suffix}", info.name), bytes)?;
         }

@@ -140,6 +140,7 @@ impl Network for LanguageModel {
                 }
                 None => unreachable!("one for each block"),
             }
+            run.narrow(&mut dx);
             apply(store, &mut gradients)?;
         }
         embedding.backward(&batch.ids, &dx, &pass, &mut gradients);

@@ -4,11 +4,13 @@
 //! Bytes a parameter (weight + gradient + optimizer state): f32 AdamW 4 + 4 + 8; bf16 with stochastic rounding, 8-bit states and
 //! gradient release 2 + 2.03.
 
+mod accumulate;
 pub mod batch;
 pub mod checkpoint;
 pub mod data;
 pub mod language;
 pub mod loss_scale;
+pub mod memory;
 pub mod network;
 pub mod optim;
 pub mod random;

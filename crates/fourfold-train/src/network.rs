@@ -5,9 +5,13 @@
 
 use std::sync::Arc;
 
+use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
 use fourfold_models::layers::Gradients;
 use fourfold_models::{ModelError, WeightSpec};
+use fourfold_tensor::DType;
+use half::f16;
+use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::recipe::Recipe;
@@ -93,6 +97,16 @@ pub struct Run<'a> {
     pub backend: Arc<dyn Backward>,
     /// What is kept and what is computed anew.
     pub recipe: &'a Recipe,
+}
+
+impl Run<'_> {
+    /// Rounds a gradient that goes from one part to the next as the recipe's products would give it: to fp16 where they are
+    /// fp16, which overflows to infinity above 65504 and vanishes below 2⁻²⁴. What loss scaling is for.
+    pub fn narrow(&self, gradient: &mut Tensor) {
+        if self.recipe.compute == DType::F16 {
+            gradient.host_mut().par_iter_mut().for_each(|g| *g = f16::from_f32(*g).to_f32());
+        }
+    }
 }
 
 /// Is given each part's gradients as soon as they are complete. May change the store: the part does not read it any more.

@@ -3,6 +3,8 @@
 use fourfold_kernels::Activations;
 use fourfold_tensor::DType;
 
+use crate::optim::OptimizerKind;
+
 /// How weights are stored between steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -14,6 +16,10 @@ pub enum Storage {
     Bf16Nearest,
     /// 3 bytes: bf16, and 8 more bits for the update alone.
     Bf16Residual,
+    /// 1.03 bytes: codes with a scale for each 128 of a row, updates rounded stochastically.
+    Int8,
+    /// As above, updates rounded to nearest: its control.
+    Int8Nearest,
 }
 
 /// How the optimizer's moments are stored.
@@ -34,8 +40,11 @@ pub struct Recipe {
     pub name: &'static str,
     /// Weights between steps. Norms, biases and routers are f32 in every recipe: they are few.
     pub storage: Storage,
-    /// What the products read: F32, or BF16 (weights rounded as they are read, where they are stored wider).
+    /// What the products read: F32, BF16 or F16 (weights rounded as they are read, where they are stored wider). With F16
+    /// gradients are fp16 numbers too, and the loss is scaled.
     pub compute: DType,
+    /// Whose states are kept.
+    pub optimizer: OptimizerKind,
     /// Moments of the optimizer.
     pub moments: MomentPrecision,
     /// Keep a block's input alone and run the block forward anew for its gradient.
@@ -55,6 +64,7 @@ impl Recipe {
         name: "baseline",
         storage: Storage::F32,
         compute: DType::F32,
+        optimizer: OptimizerKind::AdamW,
         moments: MomentPrecision::F32,
         recompute: false,
         release: false,
@@ -70,6 +80,7 @@ impl Recipe {
         name: "quarter",
         storage: Storage::Bf16,
         compute: DType::Bf16,
+        optimizer: OptimizerKind::AdamW,
         moments: MomentPrecision::Bits8,
         recompute: true,
         release: true,
@@ -89,6 +100,23 @@ impl Recipe {
             DType::Bf16 => Activations::Fast,
             _ => Activations::F32,
         }
+    }
+
+    /// The preset's name, and what differs from it: what a checkpoint remembers, since only the same recipe can go on from it.
+    pub fn label(&self) -> String {
+        let Some(preset) = Self::named(self.name) else { return self.name.to_owned() };
+        let mut label = self.name.to_owned();
+        let mut note = |differs: bool, text: String| {
+            if differs {
+                label += &format!(", {text}");
+            }
+        };
+        note(self.storage != preset.storage, format!("weights {:?}", self.storage));
+        note(self.compute != preset.compute, format!("products {}", self.compute));
+        note(self.optimizer != preset.optimizer, format!("{:?}", self.optimizer));
+        note(self.moments != preset.moments, format!("moments {:?}", self.moments));
+        note(self.release != preset.release, format!("release {}", self.release));
+        label
     }
 
     /// The preset of that name.

@@ -39,6 +39,22 @@ pub fn join_bf16_residual(high: bf16, residual: u8) -> f32 {
     f32::from_bits(u32::from(high.to_bits()) << 16 | u32::from(residual) << 8)
 }
 
+/// Rounds a group to 8-bit codes, `scale · (code − 128)` with the largest magnitude at 127, and returns the scale. Each of
+/// `random` divided by 2³² is the part of a step that is added before the rest is cut off: uniform words make the
+/// expectation exact, as in [`stochastic_bf16`].
+#[inline(always)]
+pub fn quantize_int8(values: &[f32], random: &[u32], codes: &mut [u8]) -> f32 {
+    const STEPS: f32 = 127.0;
+    let largest = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    let scale = largest / STEPS;
+    let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
+    for ((code, &value), &word) in codes.iter_mut().zip(values).zip(random) {
+        let part = (word >> 8) as f32 * (1.0 / (1 << 24) as f32);
+        *code = ((value * inverse + part).floor().clamp(-STEPS, STEPS) + 128.0) as u8;
+    }
+    scale
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

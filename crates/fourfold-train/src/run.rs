@@ -41,6 +41,8 @@ pub enum RunError {
 pub struct Options {
     /// Steps in all, those before a resumption included.
     pub steps: u64,
+    /// Batches whose gradients are summed for one step.
+    pub accumulation: u64,
     /// Steps between evaluations; 0 for one at the end alone.
     pub eval_every: u64,
     /// Steps between checkpoints; 0 for none before the end.
@@ -106,12 +108,15 @@ pub fn run<N: Network>(
     events: &mut dyn Events,
 ) -> Result<State, RunError> {
     let mut skipped = 0;
+    let accumulation = options.accumulation.max(1);
+    trainer.resume(&state);
     while state.step < options.steps {
-        let batch = batches.get(state.step)?;
+        let first = state.step * accumulation;
+        let of_step: Vec<N::Batch> = (first..first + accumulation).map(|i| batches.get(i)).collect::<Result<_, _>>()?;
         let begun = Instant::now();
-        let report = trainer.step(&batch)?;
+        let report = trainer.step_accumulated(&of_step)?;
         events.step(&report, begun.elapsed());
-        state.step = report.step;
+        trainer.record(&mut state);
         state.tokens += report.units as u64;
         skipped = if report.skipped { skipped + 1 } else { 0 };
         if skipped >= MOST_SKIPPED {

@@ -7,14 +7,12 @@ use std::f32::consts::TAU;
 use fourfold_kernels::Tensor;
 use fourfold_models::{ModelSpec, Role, WeightSpec};
 use fourfold_tensor::{DType, Dense, FloatBuffer, SourceError, TensorInfo, Weight, WeightSource};
-use half::bf16;
 
-use crate::optim::OptimError;
-use crate::optim::adamw::{AdamW, Moments, Step};
+use crate::optim::adamw::Step;
 use crate::optim::parameter::Parameter;
+use crate::optim::{OptimError, Optimizer, OptimizerState};
 use crate::random::Stream;
 use crate::recipe::{MomentPrecision, Recipe, Storage};
-use crate::rounding::split_bf16_residual;
 
 /// A trained tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +20,7 @@ pub struct Entry {
     /// Its elements.
     pub parameter: Parameter,
     /// Its optimizer state.
-    pub moments: Moments,
+    pub state: OptimizerState,
     /// Whether weight decay applies: to matrices, not to norms and biases.
     pub decays: bool,
 }
@@ -40,6 +38,8 @@ pub struct ParameterStore {
 pub struct Update {
     /// Number of the step, counted from 1.
     pub number: u64,
+    /// Updates applied before: what the moments' bias correction goes by.
+    pub applied: u64,
     /// Learning rate.
     pub lr: f32,
     /// Factor of every gradient.
@@ -56,8 +56,15 @@ impl ParameterStore {
     pub fn load(weights: &[WeightSpec], source: &dyn WeightSource, recipe: &Recipe) -> Result<Self, SourceError> {
         let mut store = Self::empty(recipe);
         for weight in weights {
-            let values = source.load(&weight.name)?.to_f32();
-            store.push(weight, values, recipe);
+            match source.load(&weight.name)? {
+                Weight::Dense(values) => {
+                    store.push(weight, recipe, |first, out| values.data().read_f32(first, out));
+                }
+                Weight::Quantized(packed) => {
+                    let values = Weight::from(packed).to_f32();
+                    store.push(weight, recipe, |first, out| out.copy_from_slice(&values[first..first + out.len()]));
+                }
+            }
         }
         Ok(store)
     }
@@ -68,23 +75,24 @@ impl ParameterStore {
         let mut store = Self::empty(recipe);
         let residual = deviation / (2.0 * spec.blocks.len().max(1) as f32).sqrt();
         for (tensor, weight) in spec.weights().into_iter().enumerate() {
-            let len = weight.elements() as usize;
             let stream = Stream::new(seed, 0, tensor as u64);
             let writes_residual = weight.name.ends_with("o_proj.weight") || weight.name.ends_with("down_proj.weight");
             let deviation = if writes_residual { residual } else { deviation };
-            let values = match weight.role {
-                Role::Norm => vec![1.0; len],
-                Role::Bias => vec![0.0; len],
-                Role::Router if weight.shape.len() == 1 => vec![0.0; len],
+            let constant = |value: f32| move |_: usize, out: &mut [f32]| out.fill(value);
+            match weight.role {
+                Role::Norm => store.push(&weight, recipe, constant(1.0)),
+                Role::Bias => store.push(&weight, recipe, constant(0.0)),
+                Role::Router if weight.shape.len() == 1 => store.push(&weight, recipe, constant(0.0)),
                 Role::Embedding
                 | Role::LmHead
                 | Role::Attention
                 | Role::Mlp
                 | Role::SharedExpert
                 | Role::RoutedExpert
-                | Role::Router => (0..len).map(|i| deviation * normal(stream, i)).collect(),
-            };
-            store.push(&weight, values, recipe);
+                | Role::Router => store.push(&weight, recipe, |first, out: &mut [f32]| {
+                    out.iter_mut().enumerate().for_each(|(i, o)| *o = deviation * normal(stream, first + i));
+                }),
+            }
         }
         store
     }
@@ -93,26 +101,14 @@ impl ParameterStore {
         Self { infos: Vec::new(), entries: Vec::new(), index: HashMap::new(), compute: recipe.compute }
     }
 
-    fn push(&mut self, weight: &WeightSpec, values: Vec<f32>, recipe: &Recipe) {
-        let len = values.len();
+    /// Adds a tensor whose elements `fill(first, out)` gives, some at a time.
+    fn push(&mut self, weight: &WeightSpec, recipe: &Recipe, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let len = weight.elements() as usize;
         let is_small = matches!(weight.role, Role::Norm | Role::Bias | Role::Router);
         let storage = if is_small { Storage::F32 } else { recipe.storage };
         let precision = if is_small { MomentPrecision::F32 } else { recipe.moments };
-        let rounded = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>().into();
-        let parameter = match storage {
-            Storage::F32 => Parameter::F32(values.into()),
-            Storage::Bf16 => Parameter::Bf16(rounded(values)),
-            Storage::Bf16Nearest => Parameter::Bf16Nearest(rounded(values)),
-            Storage::Bf16Residual => {
-                let (high, low): (Vec<_>, _) = values.into_iter().map(split_bf16_residual).unzip();
-                Parameter::Bf16Residual { high: high.into(), low }
-            }
-        };
-        let moments = match precision {
-            MomentPrecision::F32 => Moments::f32(len),
-            MomentPrecision::Bits8 => Moments::bits8(len),
-            MomentPrecision::Bits4 => Moments::bits4(len),
-        };
+        let cols = len / weight.shape.first().copied().unwrap_or(1).max(1);
+        let parameter = Parameter::new(storage, len, cols, fill);
         self.index.insert(weight.name.clone(), self.entries.len());
         self.infos.push(TensorInfo {
             name: weight.name.clone(),
@@ -120,7 +116,8 @@ impl ParameterStore {
             storage: "trained".to_owned(),
             bytes: parameter.byte_len() as u64,
         });
-        self.entries.push(Entry { parameter, moments, decays: weight.shape.len() > 1 });
+        let state = OptimizerState::zeros(recipe.optimizer, len, precision);
+        self.entries.push(Entry { parameter, state, decays: weight.shape.len() > 1 });
     }
 
     /// Tensors with their names and shapes.
@@ -133,10 +130,10 @@ impl ParameterStore {
         self.infos.iter().zip(&mut self.entries)
     }
 
-    /// Bytes of all weights, and of all moments.
+    /// Bytes of all weights, and of all optimizer states.
     pub fn byte_len(&self) -> (usize, usize) {
         let sum = |f: fn(&Entry) -> usize| self.entries.iter().map(f).sum();
-        (sum(|e| e.parameter.byte_len()), sum(|e| e.moments.byte_len()))
+        (sum(|e| e.parameter.byte_len()), sum(|e| e.state.byte_len()))
     }
 
     /// Applies a gradient to the tensor named `name`.
@@ -146,17 +143,23 @@ impl ParameterStore {
     ///
     /// # Panics
     /// When there is no such tensor: gradients come from layers that were loaded from this store.
-    pub fn update(&mut self, name: &str, gradient: &Tensor, adam: &AdamW, update: &Update) -> Result<(), OptimError> {
+    pub fn update(
+        &mut self,
+        name: &str,
+        gradient: &Tensor,
+        optimizer: &Optimizer,
+        update: &Update,
+    ) -> Result<(), OptimError> {
         let i = self.index[name];
         let entry = &mut self.entries[i];
-        let adam = AdamW { weight_decay: if entry.decays { adam.weight_decay } else { 0.0 }, ..*adam };
+        let optimizer = if entry.decays { *optimizer } else { optimizer.without_decay() };
         let step = Step {
-            number: update.number,
+            number: update.applied + 1,
             lr: update.lr,
             gradient_factor: update.gradient_factor,
             stream: Stream::new(update.seed, update.number, i as u64),
         };
-        adam.update(name, &mut entry.parameter, &mut entry.moments, gradient.host(), &step)
+        optimizer.update(name, &mut entry.parameter, &mut entry.state, gradient.host(), &step)
     }
 }
 
@@ -173,12 +176,16 @@ impl WeightSource for ParameterStore {
         let missing = || SourceError::Missing { file: "the model in training".into(), tensor: name.to_owned() };
         let i = *self.index.get(name).ok_or_else(missing)?;
         let data = match &self.entries[i].parameter {
-            Parameter::F32(w) if self.compute == DType::Bf16 && self.entries[i].decays => {
-                FloatBuffer::from_f32(w.to_vec(), DType::Bf16)
+            Parameter::F32(w) if self.compute != DType::F32 && self.entries[i].decays => {
+                FloatBuffer::from_f32(w.to_vec(), self.compute)
             }
             Parameter::F32(w) => FloatBuffer::F32(w.share()),
             Parameter::Bf16(w) | Parameter::Bf16Nearest(w) => FloatBuffer::Bf16(w.share()),
             Parameter::Bf16Residual { high, .. } => FloatBuffer::Bf16(high.share()),
+            Parameter::Int8(int8) => {
+                let rows = self.infos[i].shape[0];
+                return Ok(int8.share(rows, int8.len() / rows.max(1)).into());
+            }
         };
         Ok(Dense::new(self.infos[i].shape.clone(), data).into())
     }

@@ -2,18 +2,21 @@
 //!
 //! With gradient release (Lv et al. 2023, LOMO, section 3.1) a part's gradients are applied as soon as the part's backward is
 //! done, so that one part's gradients are alive at a time. What needs all gradients before any is applied, clipping by
-//! global norm above all, then takes a second backward pass.
+//! global norm above all, then takes a second backward pass. So does a scaled loss: an overflow must leave the whole step out.
 
 use std::sync::Arc;
 
+use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
 use fourfold_models::ModelError;
-use fourfold_models::layers::Gradients;
+use fourfold_tensor::DType;
 use thiserror::Error;
 
+use crate::accumulate::Sums;
+use crate::checkpoint::State;
+use crate::loss_scale::LossScaler;
 use crate::network::{BatchError, Examples, Network, Run, Score};
-use crate::optim::adamw::AdamW;
-use crate::optim::{OptimError, sum_of_squares};
+use crate::optim::{OptimError, Optimizer, sum_of_squares};
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
 use crate::store::{ParameterStore, Update};
@@ -55,15 +58,18 @@ pub struct StepReport {
     pub lr: f64,
     /// Norm of all gradients together, before clipping.
     pub gradient_norm: f64,
-    /// Whether the update was left out because loss or gradients were not finite.
+    /// Whether the update was left out because loss or gradients were not finite. With gradient release and an unscaled loss, what
+    /// came before the first such gradient has been applied.
     pub skipped: bool,
+    /// Factor of the loss, where it is scaled.
+    pub loss_scale: Option<f32>,
 }
 
 /// How a run learns.
 #[derive(Clone, Copy, Debug)]
 pub struct Hyperparameters {
     /// The optimizer.
-    pub adam: AdamW,
+    pub optimizer: Optimizer,
     /// Peak learning rate.
     pub lr: f64,
     /// Its course.
@@ -83,6 +89,9 @@ pub struct Trainer<N> {
     recipe: Recipe,
     hyper: Hyperparameters,
     steps_done: u64,
+    /// Steps of these that were left out.
+    skipped: u64,
+    scaler: Option<LossScaler>,
 }
 
 impl<N: Network> Trainer<N> {
@@ -95,7 +104,22 @@ impl<N: Network> Trainer<N> {
         hyper: Hyperparameters,
         steps_done: u64,
     ) -> Self {
-        Self { network, store, backend, recipe, hyper, steps_done }
+        let scaler = (recipe.compute == DType::F16).then(LossScaler::default);
+        Self { network, store, backend, recipe, hyper, steps_done, skipped: 0, scaler }
+    }
+
+    /// Goes on from where `state` was written, whose tensors the store holds.
+    pub fn resume(&mut self, state: &State) {
+        (self.steps_done, self.skipped) = (state.step, state.skipped);
+        if let (Some(scaler), Some((scale, good_steps))) = (&mut self.scaler, state.loss_scale) {
+            *scaler = LossScaler::resume(scale, good_steps);
+        }
+    }
+
+    /// Adds to `state` what a resumed run needs of the trainer, besides the store.
+    pub fn record(&self, state: &mut State) {
+        (state.step, state.skipped) = (self.steps_done, self.skipped);
+        state.loss_scale = self.scaler.as_ref().map(|s| (s.scale(), s.good_steps()));
     }
 
     /// The trained tensors.
@@ -141,73 +165,130 @@ impl<N: Network> Trainer<N> {
     /// # Errors
     /// A batch without a scored place or that does not fit the model: nothing has changed then.
     pub fn step(&mut self, batch: &N::Batch) -> Result<StepReport, TrainError> {
-        self.check(batch)?;
+        self.step_accumulated(std::slice::from_ref(batch))
+    }
+
+    /// Learns from several batches as from one that holds them all: each place counts the same, in whichever batch it is.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn step_accumulated(&mut self, batches: &[N::Batch]) -> Result<StepReport, TrainError> {
+        batches.iter().try_for_each(|batch| self.check(batch))?;
         let number = self.steps_done + 1;
         let lr = self.hyper.lr * self.hyper.schedule.factor(self.steps_done);
+        let units = batches.iter().map(Examples::units).sum();
+        let loss_scale = self.scaler.as_ref().map(LossScaler::scale);
         let mut report =
-            StepReport { step: number, loss: 0.0, units: batch.units(), lr, gradient_norm: 0.0, skipped: false };
-        let mut update = Update { number, lr: lr as f32, gradient_factor: 1.0, seed: self.hyper.seed };
-        let adam = self.hyper.adam;
-        let failed = |source| TrainError::Optim { step: number, source };
-
-        let gathers = !self.recipe.release;
-        if gathers || self.hyper.max_gradient_norm.is_some() {
-            // All gradients first: kept, or only their norm.
-            let mut kept = Vec::new();
-            let mut squares = 0.0;
-            report.loss = self.backward(batch, &mut |_, gradients| {
-                for (name, gradient) in gradients.take_all() {
-                    squares += sum_of_squares(gradient.host());
-                    if gathers {
-                        kept.push((name, gradient));
-                    }
-                }
-                Ok(())
-            })?;
-            report.gradient_norm = squares.sqrt();
-            if !report.loss.is_finite() || !report.gradient_norm.is_finite() {
-                report.skipped = true;
-                self.steps_done = number;
-                return Ok(report);
-            }
-            if let Some(most) = self.hyper.max_gradient_norm {
-                // PyTorch's clip_grad_norm_.
-                update.gradient_factor = (most / (report.gradient_norm + 1e-6)).min(1.0) as f32;
-            }
-            for (name, gradient) in kept {
-                self.store.update(&name, &gradient, &adam, &update).map_err(failed)?;
-            }
+            StepReport { step: number, loss: 0.0, units, lr, gradient_norm: 0.0, skipped: false, loss_scale };
+        let applied = self.learn(batches, &mut report)?;
+        report.skipped = !applied;
+        if let Some(scaler) = &mut self.scaler {
+            scaler.update(applied);
         }
-        if !gathers {
-            let (mut squares, mut refused) = (0.0, false);
-            report.loss = self.backward(batch, &mut |store, gradients| {
-                for (name, gradient) in gradients.take_all() {
-                    squares += sum_of_squares(gradient.host());
-                    match store.update(&name, &gradient, &adam, &update) {
-                        Ok(()) => {}
-                        // The tensor stays as it is; what was applied before it was finite.
-                        Err(OptimError::NotFinite { .. }) => refused = true,
-                        Err(source) => return Err(failed(source)),
-                    }
-                }
-                Ok(())
-            })?;
-            report.gradient_norm = squares.sqrt();
-            report.skipped = refused || !report.loss.is_finite();
-        }
+        self.skipped += u64::from(!applied);
         self.steps_done = number;
         Ok(report)
     }
 
-    /// Mean loss of the batch, with each part's gradients given to `apply`.
+    /// The step itself; whether its update was applied.
+    fn learn(&mut self, batches: &[N::Batch], report: &mut StepReport) -> Result<bool, TrainError> {
+        let Some((last, before)) = batches.split_last() else { return Err(self.refused(BatchError::Empty)) };
+        let scored = batches.iter().map(Examples::scored).sum::<usize>().max(1);
+        let scale = report.loss_scale.unwrap_or(1.0);
+        let factor = scale / scored as f32;
+        let gathers = !self.recipe.release;
+        let mut sums = Sums::new(!gathers, self.hyper.seed, report.step);
+        let mut loss = 0.0;
+        for batch in before.iter().chain(gathers.then_some(last)) {
+            loss += self.backward(batch, factor, &mut |_, name, gradient| {
+                sums.add(name, gradient);
+                Ok(())
+            })?;
+            if !f64::is_finite(loss) {
+                report.loss = loss;
+                return Ok(false);
+            }
+        }
+
+        let mut update = Update {
+            number: report.step,
+            applied: report.step - 1 - self.skipped,
+            lr: report.lr as f32,
+            gradient_factor: 1.0 / scale,
+            seed: self.hyper.seed,
+        };
+        let optimizer = self.hyper.optimizer;
+        let step = report.step;
+        let failed = move |source| TrainError::Optim { step, source };
+        let mut squares = 0.0;
+        if gathers {
+            report.loss = loss / scored as f64;
+            let kept: Vec<(String, Tensor)> = sums.take_all().collect();
+            squares = kept.iter().map(|(_, gradient)| sum_of_squares(gradient.host())).sum();
+            if !self.clip(squares, scale, &mut update, report) {
+                return Ok(false);
+            }
+            for (name, gradient) in kept {
+                self.store.update(&name, &gradient, &optimizer, &update).map_err(failed)?;
+            }
+            return Ok(true);
+        }
+        if self.hyper.max_gradient_norm.is_some() || self.scaler.is_some() {
+            // All gradients once, for their norm alone.
+            report.loss = loss
+                + self.backward(last, factor, &mut |_, name, mut gradient| {
+                    sums.add_to(&name, &mut gradient);
+                    squares += sum_of_squares(gradient.host());
+                    Ok(())
+                })?;
+            report.loss /= scored as f64;
+            if !self.clip(squares, scale, &mut update, report) {
+                return Ok(false);
+            }
+            squares = 0.0;
+        }
+        let mut finite = true;
+        loss += self.backward(last, factor, &mut |store, name, mut gradient| {
+            sums.add_to(&name, &mut gradient);
+            sums.release(&name);
+            squares += sum_of_squares(gradient.host());
+            if finite {
+                match store.update(&name, &gradient, &optimizer, &update) {
+                    Ok(()) => {}
+                    Err(OptimError::NotFinite { .. }) => finite = false,
+                    Err(source) => return Err(failed(source)),
+                }
+            }
+            Ok(())
+        })?;
+        report.loss = loss / scored as f64;
+        report.gradient_norm = squares.sqrt() / f64::from(scale);
+        Ok(finite && report.loss.is_finite())
+    }
+
+    /// Takes the norm of all gradients into the report and, by clipping, into the update; whether all is finite.
+    fn clip(&self, squares: f64, scale: f32, update: &mut Update, report: &mut StepReport) -> bool {
+        report.gradient_norm = squares.sqrt() / f64::from(scale);
+        if let Some(most) = self.hyper.max_gradient_norm {
+            // PyTorch's clip_grad_norm_.
+            update.gradient_factor *= (most / (report.gradient_norm + 1e-6)).min(1.0) as f32;
+        }
+        report.loss.is_finite() && report.gradient_norm.is_finite()
+    }
+
+    /// Sum of the batch's losses, with each tensor's gradient of `factor` times the sum given to `apply`.
     fn backward(
         &mut self,
         batch: &N::Batch,
-        apply: &mut dyn FnMut(&mut ParameterStore, &mut Gradients) -> Result<(), TrainError>,
+        factor: f32,
+        apply: &mut dyn FnMut(&mut ParameterStore, String, Tensor) -> Result<(), TrainError>,
     ) -> Result<f64, TrainError> {
         let run = Run { backend: self.backend.clone(), recipe: &self.recipe };
-        let scored = batch.scored().max(1);
-        let sum = self.network.backward(&mut self.store, batch, 1.0 / scored as f32, &run, apply)?;
-        Ok(sum / scored as f64)
+        self.network.backward(&mut self.store, batch, factor, &run, &mut |store, gradients| {
+            gradients.take_all().into_iter().try_for_each(|(name, mut gradient)| {
+                run.narrow(&mut gradient);
+                apply(store, name, gradient)
+            })
+        })
     }
 }

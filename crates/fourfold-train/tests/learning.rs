@@ -5,12 +5,14 @@ use std::sync::Arc;
 use fourfold_kernels::Reference;
 use fourfold_kernels::backward::Backward;
 use fourfold_models::{ModelSpec, spec_from_config};
+use fourfold_tensor::DType;
 use fourfold_train::batch::Batch;
+use fourfold_train::checkpoint::State;
 use fourfold_train::language::LanguageModel;
 use fourfold_train::network::BatchError;
 use fourfold_train::optim::adamw::AdamW;
 use fourfold_train::random::Stream;
-use fourfold_train::recipe::Recipe;
+use fourfold_train::recipe::{Recipe, Storage};
 use fourfold_train::schedule::{Decay, Schedule};
 use fourfold_train::store::ParameterStore;
 use fourfold_train::trainer::{Hyperparameters, TrainError, Trainer};
@@ -44,7 +46,7 @@ fn trainer(recipe: Recipe, steps: u64, max_gradient_norm: Option<f64>, tied: boo
     let spec = spec(tied);
     let store = ParameterStore::initialize(&spec, 0.1, 5, &recipe);
     let schedule = Schedule { warmup_steps: 5, total_steps: steps, decay: Decay::Cosine, floor: 0.1 };
-    let hyper = Hyperparameters { adam: AdamW::default(), lr: 1e-2, schedule, max_gradient_norm, seed: 9 };
+    let hyper = Hyperparameters { optimizer: AdamW::default().into(), lr: 1e-2, schedule, max_gradient_norm, seed: 9 };
     let backend: Arc<dyn Backward> = Arc::new(Reference);
     Trainer::new(LanguageModel::new(spec), store, backend, recipe, hyper, 0)
 }
@@ -61,9 +63,51 @@ fn every_recipe_learns_and_the_quarter_as_well_as_the_baseline() {
     };
     let (before, baseline) = learn(Recipe::BASELINE);
     assert!(baseline < 0.5 * before, "{before} to {baseline}");
-    for recipe in [Recipe::AMP, Recipe::QUARTER, Recipe::EIGHTH] {
+    let fp16 = Recipe { compute: DType::F16, ..Recipe::BASELINE };
+    let int8 = Recipe { storage: Storage::Int8, ..Recipe::QUARTER };
+    for recipe in [Recipe::AMP, Recipe::QUARTER, Recipe::EIGHTH, fp16, int8] {
         let (_, after) = learn(recipe);
-        assert!(after < baseline + 0.15, "{}: {after}, baseline {baseline}", recipe.name);
+        assert!(after < baseline + 0.15, "{}: {after}, baseline {baseline}", recipe.label());
+    }
+}
+
+#[test]
+fn micro_batches_are_the_large_batch() {
+    // Of different lengths, so that the mean of their means would be another number.
+    let sequence = |begin: u32, len: u32| (0..len).map(|i| (begin + i) % VOCABULARY).collect::<Vec<u32>>();
+    let sequences = [sequence(0, 9), sequence(3, 4), sequence(5, 12)];
+    let batch = |which: &[usize]| Batch::from_sequences(which.iter().map(|&i| &sequences[i][..]));
+    for (release, clip, bound) in
+        [(false, None, 1e-5), (false, Some(0.1), 1e-5), (true, None, 1e-2), (true, Some(0.1), 1e-2)]
+    {
+        let recipe = Recipe { release, ..Recipe::BASELINE };
+        let (mut whole, mut parts) = (trainer(recipe, 10, clip, true), trainer(recipe, 10, clip, true));
+        for _ in 0..3 {
+            let a = whole.step(&batch(&[0, 1, 2])).unwrap();
+            let b = parts.step_accumulated(&[batch(&[0]), batch(&[1, 2])]).unwrap();
+            assert_eq!((a.units, a.skipped), (b.units, b.skipped));
+            assert!((a.loss - b.loss).abs() < bound, "{a:?} {b:?}");
+            assert!((a.gradient_norm - b.gradient_norm).abs() < bound * a.gradient_norm, "{a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn an_overflow_leaves_the_whole_step_out_and_halves_the_scale() {
+    for release in [false, true] {
+        let recipe = Recipe { compute: DType::F16, release, ..Recipe::BASELINE };
+        let mut trainer = trainer(recipe, 10, None, true);
+        let before: Vec<_> = trainer.store().entries().map(|(_, entry)| entry.clone()).collect();
+        trainer.resume(&State { loss_scale: Some((2f32.powi(40), 7)), ..State::begin(&recipe, 0) });
+        assert!(trainer.step(&batch(0)).unwrap().skipped);
+        assert!(trainer.store().entries().zip(&before).all(|((_, now), before)| now == before), "release {release}");
+        let mut state = State::begin(&recipe, 0);
+        trainer.record(&mut state);
+        assert_eq!((state.step, state.skipped, state.loss_scale), (1, 1, Some((2f32.powi(39), 0))));
+        // It falls until gradients fit, and then there is an update.
+        let skipped = (1..40).take_while(|&step| trainer.step(&batch(step)).unwrap().skipped).count();
+        assert!((5..39).contains(&skipped), "{skipped}");
+        assert!(trainer.store().entries().zip(&before).any(|((_, now), before)| now != before));
     }
 }
 

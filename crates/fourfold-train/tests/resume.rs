@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use fourfold_kernels::Reference;
 use fourfold_models::{ModelSpec, spec_from_config};
+use fourfold_tensor::DType;
 use fourfold_train::batch::Batch;
 use fourfold_train::checkpoint::{self, CheckpointError, State};
 use fourfold_train::language::LanguageModel;
+use fourfold_train::optim::OptimizerKind;
 use fourfold_train::optim::adamw::AdamW;
+use fourfold_train::optim::sgd::Sgd;
 use fourfold_train::recipe::{Recipe, Storage};
 use fourfold_train::schedule::{Decay, Schedule};
 use fourfold_train::store::ParameterStore;
@@ -27,7 +30,11 @@ fn spec() -> ModelSpec {
 
 fn trainer(recipe: Recipe, store: ParameterStore, steps_done: u64) -> Trainer<LanguageModel> {
     let schedule = Schedule { warmup_steps: 2, total_steps: 10, decay: Decay::Linear, floor: 0.0 };
-    let hyper = Hyperparameters { adam: AdamW::default(), lr: 1e-2, schedule, max_gradient_norm: None, seed: 3 };
+    let optimizer = match recipe.optimizer {
+        OptimizerKind::AdamW => AdamW::default().into(),
+        OptimizerKind::Sgd => Sgd { momentum: 0.9, ..Sgd::default() }.into(),
+    };
+    let hyper = Hyperparameters { optimizer, lr: 1e-2, schedule, max_gradient_norm: None, seed: 3 };
     Trainer::new(LanguageModel::new(spec()), store, Arc::new(Reference), recipe, hyper, steps_done)
 }
 
@@ -37,25 +44,31 @@ fn batch(step: u64) -> Batch {
 }
 
 fn state(step: u64, recipe: Recipe) -> State {
-    State { step, recipe: recipe.name.into(), seed: 3, tokens: 12 * step, best_loss: Some(0.25) }
+    State { step, tokens: 12 * step, best_loss: Some(0.25), ..State::begin(&recipe, 3) }
 }
 
 #[test]
 fn resumed_is_bit_exact_for_every_storage() {
     let folder = tempfile::tempdir().unwrap();
     let residual = Recipe { name: "residual", storage: Storage::Bf16Residual, ..Recipe::QUARTER };
-    for recipe in Recipe::ALL.into_iter().chain([residual]) {
+    let int8 = Recipe { name: "int8", storage: Storage::Int8, ..Recipe::EIGHTH };
+    let fp16 = Recipe { name: "fp16", compute: DType::F16, ..Recipe::BASELINE };
+    let sgd = Recipe { name: "sgd", optimizer: OptimizerKind::Sgd, ..Recipe::QUARTER };
+    for recipe in Recipe::ALL.into_iter().chain([residual, int8, fp16, sgd]) {
         let mut whole = trainer(recipe, ParameterStore::initialize(&spec(), 0.1, 1, &recipe), 0);
         (0..3).for_each(|s| assert!(!whole.step(&batch(s)).unwrap().skipped));
         let place = folder.path().join(recipe.name);
-        checkpoint::save(&place, whole.store(), &state(3, recipe), &|_| Ok(())).unwrap();
+        let mut saved = state(3, recipe);
+        whole.record(&mut saved);
+        checkpoint::save(&place, whole.store(), &saved, &|_| Ok(())).unwrap();
         (3..6).for_each(|s| assert!(!whole.step(&batch(s)).unwrap().skipped));
 
         // Another seed: everything must come from the checkpoint.
         let mut store = ParameterStore::initialize(&spec(), 0.1, 2, &recipe);
         let found = checkpoint::restore(&place, &mut store).unwrap();
-        assert_eq!(found, state(3, recipe));
+        assert_eq!(found, saved);
         let mut resumed = trainer(recipe, store, found.step);
+        resumed.resume(&found);
         (3..6).for_each(|s| assert!(!resumed.step(&batch(s)).unwrap().skipped));
         let pairs = whole.store().entries().zip(resumed.store().entries());
         for ((info, a), (_, b)) in pairs {

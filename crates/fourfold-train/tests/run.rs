@@ -66,13 +66,14 @@ fn go(output: &Path, watcher: &mut Watcher, lr: f64) -> Result<State, RunError> 
     let mut store = ParameterStore::initialize(&spec(), 0.1, 6, &recipe);
     let state = match latest_checkpoint(output) {
         Some(place) => checkpoint::restore(&place, &mut store).unwrap(),
-        None => State { step: 0, recipe: recipe.name.into(), seed: 6, tokens: 0, best_loss: None },
+        None => State::begin(&recipe, 6),
     };
     let schedule = Schedule { warmup_steps: 2, total_steps: 12, decay: Decay::Cosine, floor: 0.0 };
-    let hyper = Hyperparameters { adam: AdamW::default(), lr, schedule, max_gradient_norm: None, seed: 6 };
+    let hyper = Hyperparameters { optimizer: AdamW::default().into(), lr, schedule, max_gradient_norm: None, seed: 6 };
     let mut trainer = Trainer::new(LanguageModel::new(spec()), store, Arc::new(Reference), recipe, hyper, state.step);
     let corpus = corpus();
-    let options = Options { steps: 12, eval_every: 5, save_every: 4, keep: 2, output: output.to_path_buf() };
+    let options =
+        Options { steps: 12, accumulation: 1, eval_every: 5, save_every: 4, keep: 2, output: output.to_path_buf() };
     run(&mut trainer, &mut Batches::new(&corpus, 2), &corpus.in_order(8), state, &options, watcher)
 }
 

@@ -5,7 +5,7 @@ use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, Isa, KvDtype};
 
-use crate::commands::{bench, chat, compress, demo, eval, generate, inspect, train};
+use crate::commands::{bench, chat, compress, demo, eval, generate, inspect, plan, train};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -43,6 +43,8 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// Measure speed: prompt and answer tokens a second.
     Bench(bench::BenchArgs),
+    /// Predict the peak memory of a training run, or find what fits into a given memory.
+    Plan(plan::PlanArgs),
     /// Train a model, from nothing or from a checkpoint, in a fraction of the usual memory.
     Train(Box<train::TrainArgs>),
     /// Compress the small model that comes with fourfold and show what that cost (the default without a command).

@@ -11,13 +11,11 @@
 
 use rayon::prelude::*;
 
-use super::blockwise::{BLOCK4, BLOCK8, Code, State4, State8, decode4, decode8, encode4, encode8};
 use super::parameter::{Block, Parameter};
+use super::state::{CHUNK, Range, State, StateMut};
 use super::{OptimError, check};
 use crate::random::Stream;
-
-/// Elements that one block of work updates; a whole number of blocks of every state.
-const CHUNK: usize = 16 * BLOCK8;
+use crate::recipe::MomentPrecision;
 
 /// The hyperparameters. The defaults are PyTorch's, but for weight decay, which is 0 until asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,146 +40,33 @@ impl Default for AdamW {
 
 /// First and second moments of one tensor.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Moments {
-    /// 8 bytes a parameter.
-    F32 {
-        /// First moments.
-        m: Vec<f32>,
-        /// Second moments.
-        v: Vec<f32>,
-    },
-    /// 2.03 bytes a parameter.
-    Bits8 {
-        /// First moments.
-        m: State8,
-        /// Second moments.
-        v: State8,
-    },
-    /// 1.06 bytes a parameter.
-    Bits4 {
-        /// First moments.
-        m: State4,
-        /// Second moments.
-        v: State4,
-    },
+pub struct Moments {
+    /// First moments.
+    pub m: State,
+    /// Second moments.
+    pub v: State,
 }
 
 /// One chunk of [`Moments`].
-enum MomentsMut<'a> {
-    F32(&'a mut [f32], &'a mut [f32]),
-    Bits8([(&'a mut [u8], &'a mut [f32]); 2]),
-    Bits4([(&'a mut [u8], &'a mut [f32]); 2]),
+struct MomentsMut<'a> {
+    m: StateMut<'a>,
+    v: StateMut<'a>,
 }
 
 impl Moments {
-    /// f32 moments of a tensor of `len` elements, zero.
-    pub fn f32(len: usize) -> Self {
-        Self::F32 { m: vec![0.0; len], v: vec![0.0; len] }
-    }
-
-    /// 8-bit moments, zero.
-    pub fn bits8(len: usize) -> Self {
-        Self::Bits8 { m: State8::zeros(len, Code::signed8()), v: State8::zeros(len, Code::unsigned8()) }
-    }
-
-    /// 4-bit moments, zero.
-    pub fn bits4(len: usize) -> Self {
-        Self::Bits4 { m: State4::zeros(len, Code::signed4()), v: State4::zeros(len, Code::linear4()) }
+    /// Moments of a tensor of `len` elements, zero.
+    pub fn zeros(len: usize, precision: MomentPrecision) -> Self {
+        Self { m: State::zeros(len, precision, Range::Signed), v: State::zeros(len, precision, Range::NonNegative) }
     }
 
     /// Bytes they take.
     pub fn byte_len(&self) -> usize {
-        match self {
-            Self::F32 { m, v } => 4 * (m.len() + v.len()),
-            Self::Bits8 { m, v } => m.byte_len() + v.byte_len(),
-            Self::Bits4 { m, v } => m.byte_len() + v.byte_len(),
-        }
+        self.m.byte_len() + self.v.byte_len()
     }
 
     fn chunks(&mut self) -> Vec<MomentsMut<'_>> {
-        fn pairs<'a>(
-            codes: &'a mut [u8],
-            c: usize,
-            scales: &'a mut [f32],
-            s: usize,
-        ) -> Vec<(&'a mut [u8], &'a mut [f32])> {
-            codes.chunks_mut(c).zip(scales.chunks_mut(s)).collect()
-        }
-        match self {
-            Self::F32 { m, v } => {
-                m.chunks_mut(CHUNK).zip(v.chunks_mut(CHUNK)).map(|(m, v)| MomentsMut::F32(m, v)).collect()
-            }
-            Self::Bits8 { m, v } => {
-                let m = pairs(&mut m.codes, CHUNK, &mut m.scales, CHUNK / BLOCK8);
-                let v = pairs(&mut v.codes, CHUNK, &mut v.scales, CHUNK / BLOCK8);
-                m.into_iter().zip(v).map(|(m, v)| MomentsMut::Bits8([m, v])).collect()
-            }
-            Self::Bits4 { m, v } => {
-                let m = pairs(&mut m.codes, CHUNK / 2, &mut m.scales, CHUNK / BLOCK4);
-                let v = pairs(&mut v.codes, CHUNK / 2, &mut v.scales, CHUNK / BLOCK4);
-                m.into_iter().zip(v).map(|(m, v)| MomentsMut::Bits4([m, v])).collect()
-            }
-        }
+        self.m.chunks().into_iter().zip(self.v.chunks()).map(|(m, v)| MomentsMut { m, v }).collect()
     }
-}
-
-impl MomentsMut<'_> {
-    #[inline(always)]
-    fn read(&self, m: &mut [f32], v: &mut [f32]) {
-        match self {
-            Self::F32(stored, _) => m.copy_from_slice(stored),
-            Self::Bits8([stored, _]) => read8(stored, Code::signed8(), m),
-            Self::Bits4([stored, _]) => read4(stored, Code::signed4(), m),
-        }
-        self.read_second(v);
-    }
-
-    #[inline(always)]
-    fn read_second(&self, v: &mut [f32]) {
-        match self {
-            Self::F32(_, stored) => v.copy_from_slice(stored),
-            Self::Bits8([_, stored]) => read8(stored, Code::unsigned8(), v),
-            Self::Bits4([_, stored]) => read4(stored, Code::linear4(), v),
-        }
-    }
-
-    #[inline(always)]
-    fn write(&mut self, m: &[f32], v: &[f32]) {
-        match self {
-            Self::F32(stored_m, stored_v) => {
-                stored_m.copy_from_slice(m);
-                stored_v.copy_from_slice(v);
-            }
-            Self::Bits8(stored) => {
-                for ((codes, scales), (values, code)) in
-                    stored.iter_mut().zip([(m, Code::signed8()), (v, Code::unsigned8())])
-                {
-                    let blocks = values.chunks(BLOCK8).zip(codes.chunks_mut(BLOCK8)).zip(scales.iter_mut());
-                    blocks.for_each(|((values, codes), scale)| *scale = encode8(values, code, codes));
-                }
-            }
-            Self::Bits4(stored) => {
-                for ((codes, scales), (values, code)) in
-                    stored.iter_mut().zip([(m, Code::signed4()), (v, Code::linear4())])
-                {
-                    let blocks = values.chunks(BLOCK4).zip(codes.chunks_mut(BLOCK4 / 2)).zip(scales.iter_mut());
-                    blocks.for_each(|((values, codes), scale)| *scale = encode4(values, code, codes));
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn read8((codes, scales): &(&mut [u8], &mut [f32]), code: &Code, out: &mut [f32]) {
-    let blocks = out.chunks_mut(BLOCK8).zip(codes.chunks(BLOCK8)).zip(scales.iter());
-    blocks.for_each(|((out, codes), &scale)| decode8(codes, scale, code, out));
-}
-
-#[inline(always)]
-fn read4((codes, scales): &(&mut [u8], &mut [f32]), code: &Code, out: &mut [f32]) {
-    let blocks = out.chunks_mut(BLOCK4).zip(codes.chunks(BLOCK4 / 2)).zip(scales.iter());
-    blocks.for_each(|((out, codes), &scale)| decode4(codes, scale, code, out));
 }
 
 /// What an update needs besides the tensor.
@@ -267,15 +152,17 @@ impl pulp::NullaryFnOnce for ChunkUpdate<'_> {
         let n = gradient.len();
         let (w, m, v) = (&mut w[..n], &mut m[..n], &mut v[..n]);
         block.read(w);
-        stored.read(m, v);
+        stored.m.read(Range::Signed, m);
+        stored.v.read(Range::NonNegative, v);
         for (((w, m), v), &g) in w.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(gradient) {
             let g = g * step.gradient_factor;
             *m = beta1 * *m + (1.0 - beta1) * g;
             *v = beta2 * *v + (1.0 - beta2) * g * g;
             *w = *w * decay - rate * *m / ((*v * inverse2).sqrt() + eps);
         }
-        stored.write(m, v);
-        block.write(w, step.stream, first);
+        stored.m.write(Range::Signed, m);
+        stored.v.write(Range::NonNegative, v);
+        block.write(w, Some(step.stream), first);
     }
 }
 
@@ -297,7 +184,7 @@ impl pulp::NullaryFnOnce for ChunkSize<'_> {
         let Self { adam: &AdamW { beta2, eps, .. }, step, inverse2, stored, gradient } = self;
         let mut v = [0.0f32; CHUNK];
         let v = &mut v[..gradient.len()];
-        stored.read_second(v);
+        stored.v.read(Range::NonNegative, v);
         let mut lanes = [0.0f64; LANES];
         for (v, g) in v.chunks(LANES).zip(gradient.chunks(LANES)) {
             for ((sum, &v), &g) in lanes.iter_mut().zip(v).zip(g) {
@@ -312,6 +199,7 @@ impl pulp::NullaryFnOnce for ChunkSize<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::blockwise::{BLOCK4, BLOCK8};
     use super::*;
     use half::bf16;
 
@@ -344,7 +232,14 @@ mod tests {
     fn first_step_is_the_rate_times_the_sign() {
         let mut parameter = Parameter::F32(vec![1.0, 1.0, 1.0].into());
         let adam = AdamW { weight_decay: 0.5, ..AdamW::default() };
-        adam.update("w", &mut parameter, &mut Moments::f32(3), &[2.0, -0.01, 0.0], &step(1, 0.1)).unwrap();
+        adam.update(
+            "w",
+            &mut parameter,
+            &mut Moments::zeros(3, MomentPrecision::F32),
+            &[2.0, -0.01, 0.0],
+            &step(1, 0.1),
+        )
+        .unwrap();
         let Parameter::F32(w) = parameter else { unreachable!() };
         let expected = [0.95 - 0.1, 0.95 + 0.1, 0.95];
         assert!(w.iter().zip(expected).all(|(w, e)| (w - e).abs() < 1e-6), "{w:?}");
@@ -353,13 +248,17 @@ mod tests {
     #[test]
     fn low_precision_states_reach_the_minimum_and_nearest_rounding_is_worse() {
         let n = 3 * CHUNK / 2 + 5;
-        let exact = descend(Parameter::F32(vec![0.0; n].into()), Moments::f32(n));
-        let bits8 = descend(Parameter::F32(vec![0.0; n].into()), Moments::bits8(n));
-        let bits4 = descend(Parameter::F32(vec![0.0; n].into()), Moments::bits4(n));
-        let stochastic = descend(Parameter::Bf16(vec![bf16::ZERO; n].into()), Moments::bits8(n));
-        let residual =
-            descend(Parameter::Bf16Residual { high: vec![bf16::ZERO; n].into(), low: vec![0; n] }, Moments::bits8(n));
-        let nearest = descend(Parameter::Bf16Nearest(vec![bf16::ZERO; n].into()), Moments::bits8(n));
+        let exact = descend(Parameter::F32(vec![0.0; n].into()), Moments::zeros(n, MomentPrecision::F32));
+        let bits8 = descend(Parameter::F32(vec![0.0; n].into()), Moments::zeros(n, MomentPrecision::Bits8));
+        let bits4 = descend(Parameter::F32(vec![0.0; n].into()), Moments::zeros(n, MomentPrecision::Bits4));
+        let stochastic =
+            descend(Parameter::Bf16(vec![bf16::ZERO; n].into()), Moments::zeros(n, MomentPrecision::Bits8));
+        let residual = descend(
+            Parameter::Bf16Residual { high: vec![bf16::ZERO; n].into(), low: vec![0; n] },
+            Moments::zeros(n, MomentPrecision::Bits8),
+        );
+        let nearest =
+            descend(Parameter::Bf16Nearest(vec![bf16::ZERO; n].into()), Moments::zeros(n, MomentPrecision::Bits8));
         assert!(exact < 1e-3, "{exact}");
         assert!(bits8 < 1.1 * exact, "8 bits {bits8}, f32 {exact}");
         assert!(bits4 < 1.5 * exact, "4 bits {bits4}, f32 {exact}");
@@ -370,15 +269,15 @@ mod tests {
     #[test]
     fn bytes_are_counted() {
         let n = 1 << 16;
-        assert_eq!(Moments::f32(n).byte_len(), 8 * n);
-        assert_eq!(Moments::bits8(n).byte_len(), 2 * n + 8 * n / BLOCK8);
-        assert_eq!(Moments::bits4(n).byte_len(), n + 8 * n / BLOCK4);
+        assert_eq!(Moments::zeros(n, MomentPrecision::F32).byte_len(), 8 * n);
+        assert_eq!(Moments::zeros(n, MomentPrecision::Bits8).byte_len(), 2 * n + 8 * n / BLOCK8);
+        assert_eq!(Moments::zeros(n, MomentPrecision::Bits4).byte_len(), n + 8 * n / BLOCK4);
     }
 
     #[test]
     fn a_bad_gradient_changes_nothing() {
         let mut parameter = Parameter::F32(vec![1.0; 8].into());
-        let mut moments = Moments::bits8(8);
+        let mut moments = Moments::zeros(8, MomentPrecision::Bits8);
         let before = (parameter.clone(), moments.clone());
         let adam = AdamW::default();
         let mut gradient = vec![1.0; 8];
@@ -394,7 +293,8 @@ mod tests {
     fn update_clipping_holds_back_a_burst() {
         let moved = |clip_update: bool| {
             let adam = AdamW { clip_update, ..AdamW::default() };
-            let (mut parameter, mut moments) = (Parameter::F32(vec![0.0; 64].into()), Moments::f32(64));
+            let (mut parameter, mut moments) =
+                (Parameter::F32(vec![0.0; 64].into()), Moments::zeros(64, MomentPrecision::F32));
             (1..=50).for_each(|t| adam.update("w", &mut parameter, &mut moments, &[1e-3; 64], &step(t, 0.0)).unwrap());
             adam.update("w", &mut parameter, &mut moments, &[1.0; 64], &step(51, 1.0)).unwrap();
             let Parameter::F32(w) = parameter else { unreachable!() };
@@ -411,7 +311,7 @@ mod tests {
             pool.install(|| {
                 let mut parameter =
                     Parameter::Bf16((0..n).map(|i| bf16::from_f32((i as f32).cos())).collect::<Vec<_>>().into());
-                let mut moments = Moments::bits8(n);
+                let mut moments = Moments::zeros(n, MomentPrecision::Bits8);
                 let adam = AdamW { clip_update: true, ..AdamW::default() };
                 let gradient: Vec<f32> = (0..n).map(|i| (i as f32 * 0.1).sin()).collect();
                 (1..5).for_each(|t| adam.update("w", &mut parameter, &mut moments, &gradient, &step(t, 1e-2)).unwrap());

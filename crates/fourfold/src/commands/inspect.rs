@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use fourfold_infer::PROMPT_BATCH;
 use fourfold_models::Role;
-use fourfold_models::memory::TrainRecipe;
+use fourfold_train::memory;
+use fourfold_train::recipe::Recipe;
 use serde::Serialize;
 
 use crate::context::Context;
@@ -139,7 +140,7 @@ fn report(args: &InspectArgs, context: &Context, model: &OpenModel) -> InspectRe
     let missing = spec.weights().into_iter().map(|w| w.name).filter(|n| !present.contains(n.as_str())).collect();
     let tokens = args.context.unwrap_or(spec.max_positions.min(4096)).max(1);
     let parameters = spec.parameters();
-    let recipes = [("f32 AdamW", TrainRecipe::AdamW32), ("quarter", TrainRecipe::Quarter)];
+    let recipes = [("f32 AdamW", Recipe::BASELINE), ("quarter", Recipe::QUARTER)];
     InspectReport {
         model: checkpoint.path.display().to_string(),
         architecture: spec.architecture.clone(),
@@ -199,14 +200,14 @@ fn run_memory(model: &OpenModel, context: &Context, tokens: u64, batch: u64) -> 
     RunReport { weights: m.weights, kv_cache, activations, logits, total: m.weights + kv_cache + activations + logits }
 }
 
-fn train_memory(model: &OpenModel, name: &'static str, recipe: TrainRecipe, batch: u64, tokens: u64) -> TrainReport {
-    let m = model.spec.train_memory(recipe, batch, tokens);
+fn train_memory(model: &OpenModel, name: &'static str, recipe: Recipe, batch: u64, tokens: u64) -> TrainReport {
+    let m = memory::train_memory(&model.spec, &recipe, batch, tokens, 1);
     TrainReport {
         recipe: name,
         weights: m.weights,
         gradients: m.gradients,
         optimizer: m.optimizer,
-        activations: m.activations,
+        activations: m.activations + m.copies + m.program,
         logits: m.logits,
         total: m.total(),
     }

@@ -8,6 +8,7 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod plan;
 mod sampling;
 pub mod train;
 
@@ -26,6 +27,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(&args, &context),
         Command::Chat(args) => chat::run(&args, &context),
         Command::Bench(args) => bench::run(&args, &context),
+        Command::Plan(args) => plan::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
     }

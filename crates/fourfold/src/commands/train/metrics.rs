@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a step, appended.
+//! `metrics.jsonl`: one JSON object a step, appended; and the same in TensorBoard's event files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use super::tensorboard::EventFile;
+
 /// An open metrics file.
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    events: EventFile,
 }
 
 impl Metrics {
@@ -25,11 +28,16 @@ impl Metrics {
             fs::write(&path, kept).with_context(|| path.display().to_string())?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path);
-        Ok(Self { file: file.with_context(|| path.display().to_string())?, path })
+        let file = file.with_context(|| path.display().to_string())?;
+        let events = EventFile::create(output, step).with_context(|| output.display().to_string())?;
+        Ok(Self { file, path, events })
     }
 
     /// Appends the values of a step.
     pub fn write(&mut self, step: u64, mut values: Value) -> Result<()> {
+        let scalars = values.as_object().into_iter().flatten();
+        let scalars = scalars.filter_map(|(tag, value)| Some((tag.as_str(), value.as_f64()? as f32)));
+        self.events.scalars(step, scalars).context("TensorBoard's event file")?;
         if let Some(object) = values.as_object_mut() {
             object.insert("step".to_owned(), step.into());
         }

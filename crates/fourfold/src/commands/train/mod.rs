@@ -3,6 +3,7 @@
 mod data;
 mod metrics;
 mod settings;
+mod tensorboard;
 
 use std::fs;
 use std::io;
@@ -20,6 +21,7 @@ use fourfold_models::spec_from_config;
 use fourfold_train::checkpoint::{self, State};
 use fourfold_train::data::{Batches, Corpus};
 use fourfold_train::language::LanguageModel;
+use fourfold_train::memory::train_memory;
 use fourfold_train::network::Score;
 use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, run as run_steps};
 use fourfold_train::store::ParameterStore;
@@ -53,6 +55,7 @@ struct TrainReport {
     weight_bytes: u64,
     optimizer_bytes: u64,
     peak_memory: Option<u64>,
+    predicted_memory: u64,
     complete: bool,
 }
 
@@ -71,18 +74,17 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         }
     };
     let mut batches = Batches::new(&corpus, settings.batch_size);
-    let per_epoch = (1.0 / batches.epochs_of(1)).round() as u64;
-    let steps = settings.steps.unwrap_or((settings.epochs * per_epoch as f64).ceil() as u64).max(1);
+    let per_epoch = 1.0 / batches.epochs_of(settings.gradient_accumulation);
+    let steps = settings.steps.unwrap_or((settings.epochs * per_epoch).ceil() as u64).max(1);
     let hyper = settings.hyperparameters(steps);
 
-    let mut state =
-        State { step: 0, recipe: settings.recipe.name.to_owned(), seed: settings.seed, tokens: 0, best_loss: None };
+    let mut state = State::begin(&settings.recipe, settings.seed);
     match latest_checkpoint(&settings.output) {
         Some(place) if settings.resume => {
             state = checkpoint::restore(&place, &mut store)?;
             ensure!(
-                state.recipe == settings.recipe.name && state.seed == settings.seed,
-                "{}: made with --preset {} --seed {}; resume with these",
+                state.recipe == settings.recipe.label() && state.seed == settings.seed,
+                "{}: made with preset {}, --seed {}; resume with these",
                 place.display(),
                 state.recipe,
                 state.seed
@@ -95,14 +97,22 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())?;
 
     let (weight_bytes, optimizer_bytes) = store.byte_len();
+    let predicted = train_memory(
+        &spec,
+        &settings.recipe,
+        settings.batch_size as u64,
+        context_length as u64,
+        settings.gradient_accumulation,
+    );
+    context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} parameters, {}: weights {}, optimizer {}; {} tokens a pass, {steps} steps of up to {} tokens",
         human::count(spec.parameters()),
-        settings.recipe.name,
+        settings.recipe.label(),
         human::bytes(weight_bytes as u64),
         human::bytes(optimizer_bytes as u64),
         human::count(corpus.tokens() as u64),
-        settings.batch_size * context_length,
+        settings.batch_size * context_length * settings.gradient_accumulation as usize,
     ));
     let options = CpuOptions {
         threads: context.threads,
@@ -130,6 +140,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let _cooperation = interrupt::cooperate();
     let options = Options {
         steps,
+        accumulation: settings.gradient_accumulation,
         eval_every: settings.eval_every.unwrap_or((steps / 10).max(1)),
         save_every: settings.save_every.unwrap_or((steps / 10).max(1)),
         keep: settings.keep,
@@ -161,6 +172,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         weight_bytes: weight_bytes as u64,
         optimizer_bytes: optimizer_bytes as u64,
         peak_memory: memory::peak_resident(),
+        predicted_memory: predicted.total(),
         complete: end.step == steps,
     })
 }
@@ -307,6 +319,7 @@ impl Events for Watcher<'_> {
                 "train/learning_rate": report.lr,
                 "train/grad_norm": report.gradient_norm,
                 "train/skipped": u8::from(report.skipped),
+                "train/loss_scale": report.loss_scale.unwrap_or(1.0),
                 "train/tokens_per_second": report.units as f64 / seconds.max(1e-9),
                 "memory/peak_bytes": peak,
             }),
@@ -351,8 +364,9 @@ impl Report for TrainReport {
         }
         if let Some(peak) = self.peak_memory {
             text += &format!(
-                "\npeak memory {} (weights {}, optimizer {})",
+                "\npeak memory {}, predicted {} (weights {}, optimizer {})",
                 human::bytes(peak),
+                human::bytes(self.predicted_memory),
                 human::bytes(self.weight_bytes),
                 human::bytes(self.optimizer_bytes)
             );

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use fourfold_tensor::DType;
 use fourfold_train::optim::adamw::AdamW;
-use fourfold_train::recipe::Recipe;
+use fourfold_train::optim::sgd::Sgd;
+use fourfold_train::optim::{Optimizer, OptimizerKind};
+use fourfold_train::recipe::{MomentPrecision, Recipe, Storage};
 use fourfold_train::schedule::{Decay, Schedule};
 use fourfold_train::trainer::Hyperparameters;
 use serde::Deserialize;
@@ -44,6 +47,29 @@ pub struct TrainArgs {
     /// [default: quarter].
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
+    /// How weights are stored: `f32`, `bf16`, `bf16-nearest`, `bf16-residual`, `fp16` (f32 master weights, fp16 products, a scaled
+    /// loss), `int8`, `int8-nearest` [default: as the preset says].
+    #[arg(long, value_name = "NAME")]
+    weights: Option<String>,
+    /// Bits of the optimizer's states: 32, 8, 4 [default: as the preset says].
+    #[arg(long, value_name = "BITS")]
+    moments: Option<u8>,
+    /// `adamw` or `sgd` [default: adamw].
+    #[arg(long, value_name = "NAME")]
+    optimizer: Option<String>,
+    /// Momentum of SGD [default: 0.9].
+    #[arg(long, value_name = "RATE")]
+    momentum: Option<f32>,
+    /// Apply each block's gradients as soon as they are known [default: as the preset says].
+    #[arg(long, value_name = "BOOL")]
+    release: Option<bool>,
+    /// Keep blocks' inputs alone and run blocks anew for their gradients [default: as the preset says].
+    #[arg(long, value_name = "BOOL")]
+    recompute: Option<bool>,
+    /// Batches whose gradients are summed for one step. With gradient release the sums take 2 bytes a parameter: a larger
+    /// --batch-size most often takes less [default: 1].
+    #[arg(long, value_name = "N")]
+    gradient_accumulation: Option<u64>,
     /// Tokens of a sequence [default: 256].
     #[arg(short, long, value_name = "TOKENS")]
     context: Option<usize>,
@@ -103,6 +129,8 @@ pub struct Settings {
     pub held_out: f64,
     pub output: PathBuf,
     pub recipe: Recipe,
+    pub momentum: f32,
+    pub gradient_accumulation: u64,
     pub context: usize,
     pub batch_size: usize,
     pub steps: Option<u64>,
@@ -137,10 +165,30 @@ impl Settings {
             };
         }
         let preset = pick!(preset).unwrap_or_else(|| Recipe::QUARTER.name.to_owned());
-        let Some(recipe) = Recipe::named(&preset) else {
+        let Some(mut recipe) = Recipe::named(&preset) else {
             let known: Vec<&str> = Recipe::ALL.iter().map(|r| r.name).collect();
             bail!("--preset {preset}: there are {}", known.join(", "));
         };
+        if let Some(name) = pick!(weights) {
+            (recipe.storage, recipe.compute) = storage(&name, recipe.compute)?;
+        }
+        if let Some(bits) = pick!(moments) {
+            recipe.moments = match bits {
+                32 => MomentPrecision::F32,
+                8 => MomentPrecision::Bits8,
+                4 => MomentPrecision::Bits4,
+                other => bail!("--moments {other}: there are 32, 8, 4"),
+            };
+        }
+        if let Some(name) = pick!(optimizer) {
+            recipe.optimizer = match name.as_str() {
+                "adamw" => OptimizerKind::AdamW,
+                "sgd" => OptimizerKind::Sgd,
+                other => bail!("--optimizer {other}: there are adamw, sgd"),
+            };
+        }
+        recipe.release = pick!(release).unwrap_or(recipe.release);
+        recipe.recompute = pick!(recompute).unwrap_or(recipe.recompute);
         let Some(output) = pick!(output) else { bail!("--output DIR is missing") };
         let either = |flag: Vec<PathBuf>, file: Vec<PathBuf>| if flag.is_empty() { file } else { flag };
         let steps = pick!(steps);
@@ -153,6 +201,8 @@ impl Settings {
             held_out: pick!(held_out).unwrap_or(0.05),
             output,
             recipe,
+            momentum: pick!(momentum).unwrap_or(0.9),
+            gradient_accumulation: pick!(gradient_accumulation).unwrap_or(1),
             context: pick!(context).unwrap_or(256),
             batch_size: pick!(batch_size).unwrap_or(8),
             steps,
@@ -177,6 +227,8 @@ impl Settings {
             "--learning-rate {}: a positive number",
             settings.learning_rate
         );
+        ensure!(settings.gradient_accumulation >= 1, "--gradient-accumulation of 1 at least");
+        ensure!((0.0..1.0).contains(&settings.momentum), "--momentum {}: a rate below 1", settings.momentum);
         settings.decay(1)?;
         Ok(settings)
     }
@@ -200,13 +252,19 @@ impl Settings {
             decay,
             floor: if decay == Decay::Linear { 0.0 } else { 0.05 },
         };
-        Hyperparameters {
-            adam: AdamW {
+        let optimizer = match self.recipe.optimizer {
+            OptimizerKind::AdamW => Optimizer::AdamW(AdamW {
                 beta2: self.beta2,
                 weight_decay: self.weight_decay,
                 clip_update: self.max_grad_norm.is_none(),
                 ..AdamW::default()
-            },
+            }),
+            OptimizerKind::Sgd => {
+                Optimizer::Sgd(Sgd { momentum: self.momentum, weight_decay: self.weight_decay, nesterov: false })
+            }
+        };
+        Hyperparameters {
+            optimizer,
             lr: self.learning_rate,
             schedule,
             max_gradient_norm: self.max_grad_norm,
@@ -218,4 +276,18 @@ impl Settings {
     pub fn data_name(&self) -> String {
         self.data.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// How weights of that name are stored, and in what they are multiplied where the preset multiplies in `compute`.
+fn storage(name: &str, compute: DType) -> Result<(Storage, DType)> {
+    Ok(match name {
+        "f32" => (Storage::F32, compute),
+        "bf16" => (Storage::Bf16, compute),
+        "bf16-nearest" => (Storage::Bf16Nearest, compute),
+        "bf16-residual" => (Storage::Bf16Residual, compute),
+        "fp16" => (Storage::F32, DType::F16),
+        "int8" => (Storage::Int8, compute),
+        "int8-nearest" => (Storage::Int8Nearest, compute),
+        other => bail!("--weights {other}: there are f32, bf16, bf16-nearest, bf16-residual, fp16, int8, int8-nearest"),
+    })
 }

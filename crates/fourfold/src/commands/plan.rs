@@ -1,0 +1,153 @@
+//! `fourfold plan`: the peak memory of a training run, before anything is allocated; and what fits into a given memory.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use fourfold_models::{ModelSpec, spec_from_config};
+use fourfold_train::memory::{TrainMemory, train_memory};
+use fourfold_train::recipe::Recipe;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::context::Context;
+use crate::human;
+use crate::model;
+use crate::output::Report;
+
+#[derive(Args)]
+pub struct PlanArgs {
+    /// A directory, a .gguf file, a name on the hub, or a config.json alone.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Tokens of a sequence.
+    #[arg(short, long, default_value_t = 256, value_name = "TOKENS")]
+    context: u64,
+    /// Sequences of a step; with --memory, the most to try.
+    #[arg(short, long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: u64,
+    /// Batches whose gradients are summed for one step.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    gradient_accumulation: u64,
+    /// Find what fits into this much, `8GB` say.
+    #[arg(long, value_name = "SIZE", value_parser = human::parse_bytes)]
+    memory: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    preset: String,
+    batch_size: u64,
+    weights: u64,
+    optimizer: u64,
+    gradients: u64,
+    activations: u64,
+    logits: u64,
+    copies: u64,
+    program: u64,
+    total: u64,
+}
+
+#[derive(Serialize)]
+struct PlanReport {
+    model: String,
+    parameters: u64,
+    context: u64,
+    rows: Vec<Row>,
+    memory: Option<u64>,
+    /// The first preset that fits, and its largest batch.
+    choice: Option<(String, u64)>,
+}
+
+pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
+    let spec = spec(&args.model, context)?;
+    let tokens = args.context.clamp(2, spec.max_positions.max(2) as u64);
+    let predict = |recipe: &Recipe, batch| train_memory(&spec, recipe, batch, tokens, args.gradient_accumulation);
+    // The least change of numbers first: what recomputes costs time alone.
+    let mut candidates = Recipe::ALL.to_vec();
+    candidates.insert(2, Recipe { recompute: true, block_tokens: 512, loss_chunk: 256, ..Recipe::AMP });
+    let fits = |memory: u64| {
+        candidates.iter().find_map(|recipe| {
+            let batch = (1..=args.batch_size).rev().find(|&b| predict(recipe, b).total() <= memory)?;
+            Some((recipe.label(), batch))
+        })
+    };
+    let rows = candidates.iter().map(|r| row(r.label(), args.batch_size, &predict(r, args.batch_size))).collect();
+    let report = PlanReport {
+        model: args.model.clone(),
+        parameters: spec.parameters(),
+        context: tokens,
+        rows,
+        memory: args.memory,
+        choice: args.memory.and_then(fits),
+    };
+    context.print(&report)?;
+    if let (Some(memory), None) = (report.memory, &report.choice) {
+        let least = predict(&Recipe::EIGHTH, 1);
+        bail!(
+            "nothing fits into {}: `eighth` with one sequence takes {}, {} of it weights and optimizer",
+            human::bytes(memory),
+            human::bytes(least.total()),
+            human::bytes(least.weights + least.optimizer)
+        );
+    }
+    Ok(())
+}
+
+fn spec(name: &str, context: &Context) -> Result<ModelSpec> {
+    let path = PathBuf::from(name);
+    if path.extension().is_none_or(|e| e != "json") {
+        return Ok(model::open(name, context)?.spec);
+    }
+    let text = fs::read_to_string(&path).with_context(|| name.to_owned())?;
+    let config: Value = serde_json::from_str(&text).with_context(|| name.to_owned())?;
+    spec_from_config(&config).with_context(|| name.to_owned())
+}
+
+fn row(preset: String, batch_size: u64, m: &TrainMemory) -> Row {
+    Row {
+        preset,
+        batch_size,
+        weights: m.weights,
+        optimizer: m.optimizer,
+        gradients: m.gradients,
+        activations: m.activations,
+        logits: m.logits,
+        copies: m.copies,
+        program: m.program,
+        total: m.total(),
+    }
+}
+
+impl Report for PlanReport {
+    fn text(&self) -> String {
+        let mut rows = vec![vec!["peak memory of training".to_owned()]];
+        rows[0].extend(self.rows.iter().map(|r| r.preset.clone()));
+        let mut line = |name: &str, value: fn(&Row) -> u64| {
+            let mut cells = vec![name.to_owned()];
+            cells.extend(self.rows.iter().map(|r| human::bytes(value(r))));
+            rows.push(cells);
+        };
+        line("  weights", |r| r.weights);
+        line("  optimizer", |r| r.optimizer);
+        line("  gradients", |r| r.gradients);
+        line("  activations", |r| r.activations);
+        line("  logits", |r| r.logits);
+        line("  copies of weights", |r| r.copies);
+        line("  program", |r| r.program);
+        line("  total", |r| r.total);
+        let batch = self.rows.first().map_or(0, |r| r.batch_size);
+        let mut text = format!(
+            "{}: {} parameters, steps of {batch} x {} tokens\n\n{}",
+            self.model,
+            human::count(self.parameters),
+            self.context,
+            human::table(&rows)
+        );
+        if let (Some(memory), Some((preset, batch))) = (self.memory, &self.choice) {
+            text += &format!("\n{} is enough for: {preset}, batch size {batch}\n", human::bytes(memory));
+        }
+        text
+    }
+}
