@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, value_delimiter = ',')]
     bytes: Vec<u64>,
     /// Chunks of the text.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 16)]
     chunks: usize,
     /// Tokens of a chunk.
     #[arg(long, default_value_t = 512)]
