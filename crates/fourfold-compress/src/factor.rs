@@ -30,6 +30,13 @@ pub struct Damped {
     mean: f64,
 }
 
+impl Damped {
+    /// The matrix, row-major.
+    pub(crate) fn matrix(&self) -> &[f32] {
+        &self.matrix
+    }
+}
+
 /// H with its diagonal raised by `damping` times its mean, and that damping. An input that was always 0 gets the damping alone, so that its
 /// weights are rounded to nearest.
 pub fn damped(hessian: &Hessian, damping: f64) -> (Damped, f64) {
@@ -122,7 +129,7 @@ pub fn solve(hessian: &Hessian, damping: f64, right: &mut [f32], columns: usize)
 }
 
 /// Factors the lower triangle in place, `[n, n]` row-major; false where the matrix is not positive definite.
-fn cholesky(lower: &mut [f64], n: usize) -> bool {
+pub(crate) fn cholesky(lower: &mut [f64], n: usize) -> bool {
     // Sequential: the result must not depend on the number of threads.
     let params = Spec::<LltParams, f64>::default();
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, Par::Seq, params));

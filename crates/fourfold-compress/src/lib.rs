@@ -14,6 +14,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod planner;
 mod progress;
+pub mod recipe;
 pub mod sensitivity;
 mod vector;
 

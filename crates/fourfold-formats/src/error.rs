@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fourfold_tensor::{DType, QuantizedError, SourceError};
+use fourfold_tensor::{DType, LowRankError, QuantizedError, SourceError, SparseError, SumError};
 use thiserror::Error;
 
 use crate::gguf::GgufError;
@@ -177,6 +177,15 @@ pub enum TensorError {
     /// The parts of a quantized matrix do not fit together.
     #[error(transparent)]
     Quantized(#[from] QuantizedError),
+    /// The parts of a sparse matrix do not fit together.
+    #[error(transparent)]
+    Sparse(#[from] SparseError),
+    /// The factors of a low-rank matrix do not fit together.
+    #[error(transparent)]
+    LowRank(#[from] LowRankError),
+    /// The terms of a sum do not fit together.
+    #[error(transparent)]
+    Sum(#[from] SumError),
 }
 
 /// Why an output cannot be written. What concerns one tensor names it.

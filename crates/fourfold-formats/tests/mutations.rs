@@ -39,6 +39,31 @@ fn seeds() -> Vec<(Vec<u8>, Vec<u8>)> {
         ("i.weight_scale", "F32", &[1, 2], &common::f32_bytes(&[0.5, 0.25])),
     ]);
     seeds.push((config.to_vec(), model.clone()));
+    let forms =
+        br#"{"quantization_config": {"quant_method": "fourfold", "config_groups": {"g": {"targets": ["m.weight_term0"],
+        "weights": {"num_bits": 4, "symmetric": true, "strategy": "group", "group_size": 4}}},
+        "forms": [{"targets": ["s.weight"], "form": "sparse"},
+            {"targets": ["c.weight"], "form": {"sparse": {"num_bits": 4, "group_size": 8}}},
+            {"targets": ["m.weight"], "form": {"sum": ["packed", {"low_rank": ["dense", "dense"]}]}}]}}"#;
+    let masks: Vec<u8> = [0b1011_0001u64, 0x3ff].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let ones = |n| common::f32_bytes(&vec![1.5; n]);
+    seeds.push((
+        forms.to_vec(),
+        common::tensors(&[
+            ("s.weight_mask", "I64", &[2, 1], &masks),
+            ("s.weight_values", "F32", &[14], &ones(14)),
+            ("s.weight_shape", "I64", &[2], &common::i64_bytes(&[2, 10])),
+            ("c.weight_mask", "I64", &[2, 1], &masks),
+            ("c.weight_values_packed", "I32", &[2], &[0x5a; 8]),
+            ("c.weight_values_scale", "F32", &[2, 2], &ones(4)),
+            ("c.weight_shape", "I64", &[2], &common::i64_bytes(&[2, 10])),
+            ("m.weight_term0_packed", "I32", &[2, 1], &[0x5a; 8]),
+            ("m.weight_term0_scale", "F32", &[2, 2], &ones(4)),
+            ("m.weight_term0_shape", "I64", &[2], &common::i64_bytes(&[2, 8])),
+            ("m.weight_term1_up", "F32", &[2, 1], &ones(2)),
+            ("m.weight_term1_down", "F32", &[1, 8], &ones(8)),
+        ]),
+    ));
     let fp8 = br#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]}}"#;
     seeds.push((
         fp8.to_vec(),
@@ -80,6 +105,12 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
         "[0,0]",
         "\"float\"",
         "\"block\"",
+        "\"sparse\"",
+        "\"sum\"",
+        "\"low_rank\"",
+        "_mask",
+        "_values",
+        "_up",
     ];
     if bytes.is_empty() {
         return bytes.push(random.next() as u8);

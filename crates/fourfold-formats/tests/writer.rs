@@ -9,8 +9,8 @@ use std::process::Command;
 use common::Random;
 use fourfold_formats::{Access, Fp8Decode, ModelFiles, OpenOptions, SafetensorsWriter, WriteOptions};
 use fourfold_tensor::{
-    DType, Dense, Double, DoubleCodes, FloatBuffer, Form, Offsets, Quantized, Scales, SourceError, Weight, WeightSink,
-    pack_row, packed_words_per_row,
+    DType, Dense, Double, DoubleCodes, FloatBuffer, Form, LowRank, Offsets, Quantized, Scales, SourceError, Sparse,
+    SparseCodes, SparseValues, Sum, Weight, WeightSink, mask_words_per_row, pack_row, packed_words_per_row,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -62,6 +62,32 @@ fn dense(seed: u64, shape: &[usize]) -> Weight {
     let values = (0..shape.iter().product()).map(|_| random.below(2000) as f32 / 8.0 - 125.0).collect();
     let dtype = [DType::F32, DType::F16, DType::Bf16][seed as usize % 3];
     Weight::Dense(Dense::new(shape.to_vec(), FloatBuffer::from_f32(values, dtype)))
+}
+
+/// A matrix of which about half is kept, as floats or as codes.
+fn sparse(seed: u64, rows: usize, cols: usize, codes: Option<(u8, usize)>) -> Weight {
+    let mut random = Random(seed | 1);
+    let words = mask_words_per_row(cols);
+    let mut mask = vec![0u64; rows * words];
+    let mut kept = 0;
+    for (r, c) in (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))) {
+        if random.below(2) == 0 {
+            mask[r * words + c / 64] |= 1 << (c % 64);
+            kept += 1;
+        }
+    }
+    let floats = |n: usize| FloatBuffer::from_f32((0..n).map(|i| i as f32 / 8.0 + 1.0).collect(), DType::F16);
+    let values = match codes {
+        None => SparseValues::Float(floats(kept)),
+        Some((bits, group_size)) => {
+            let stream: Vec<u8> = (0..kept).map(|i| (i % (1 << bits)) as u8).collect();
+            let mut packed = vec![0; packed_words_per_row(kept, bits)];
+            pack_row(&stream, bits, &mut packed);
+            let scales = floats(rows * cols.div_ceil(group_size));
+            SparseValues::Codes(SparseCodes { bits, group_size, packed: packed.into(), scales })
+        }
+    };
+    Sparse::new(rows, cols, mask.into(), values).unwrap().into()
 }
 
 fn forms(weights: &[(String, Weight)]) -> Vec<(String, Form)> {
@@ -118,6 +144,14 @@ proptest! {
             ("x.weight".to_owned(), Weight::Quantized(weight)),
             ("y.weight".to_owned(), dense(seed, &[rows, cols])),
             ("y.bias".to_owned(), dense(seed + 1, &[rows])),
+            ("s.weight".to_owned(), sparse(seed, rows, cols, None)),
+            ("c.weight".to_owned(), sparse(seed, rows, cols, Some((bits, group)))),
+            ("l.weight".to_owned(), LowRank::new(dense(seed, &[rows, 3]), sparse(seed, 3, cols, None)).unwrap().into()),
+            ("m.weight".to_owned(), {
+                let down = Weight::from(quantized(seed, 3, cols, 8, cols.max(2), 1, 0));
+                let low_rank = LowRank::new(dense(seed, &[rows, 3]), down).unwrap().into();
+                Sum::new(vec![sparse(seed, rows, cols, Some((4, 64))), low_rank]).unwrap().into()
+            }),
         ];
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
@@ -126,7 +160,9 @@ proptest! {
             let model = fourfold_formats::open_with(&out, OpenOptions { access, fp8: Fp8Decode::F32 }).unwrap();
             for (name, weight) in &weights {
                 let back = model.weights.load(name).unwrap();
-                prop_assert_eq!(Form::of(&back).file_bytes(), model.weights.info(name).unwrap().bytes);
+                let info = model.weights.info(name).unwrap();
+                prop_assert_eq!(Form::of(&back).file_bytes(), info.bytes);
+                prop_assert_eq!(back.shape(), info.shape.clone());
                 match (&back, weight) {
                     // Groups wider than the row come back as one group of the row.
                     (Weight::Quantized(back), Weight::Quantized(weight)) if weight.group_size >= weight.cols => {
@@ -137,7 +173,14 @@ proptest! {
                         prop_assert_eq!(&back.packed, &weight.packed);
                         prop_assert_eq!(&back.scales, &weight.scales);
                     }
-                    (Weight::Quantized(_) | Weight::Dense(_), _) => prop_assert_eq!(&back, weight),
+                    (
+                        Weight::Quantized(_)
+                        | Weight::Dense(_)
+                        | Weight::Sparse(_)
+                        | Weight::LowRank(_)
+                        | Weight::Sum(_),
+                        _,
+                    ) => prop_assert_eq!(&back, weight),
                 }
                 prop_assert_eq!(back.to_f32(), weight.to_f32());
             }

@@ -1,6 +1,9 @@
 //! A weight's storage form without its values: what a plan knows of a weight before any of it is computed.
 
-use crate::{DType, Double, DoubleCodes, Offsets, Quantized, Scales, Weight, packed_words_per_row};
+use crate::{
+    DType, Double, DoubleCodes, Offsets, Quantized, Scales, Sparse, SparseValues, Weight, mask_words_per_row,
+    packed_words_per_row,
+};
 
 /// The form of a [`Weight`]: enough to say how many bytes it takes and how a file lays it out. Closed like `Weight` itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -14,6 +17,46 @@ pub enum Form {
     },
     /// Packed codes with group scales.
     Quantized(QuantizedForm),
+    /// A bitmask and the values it keeps.
+    Sparse(SparseForm),
+    /// The product of two thin matrices.
+    LowRank {
+        /// `[rows, rank]`.
+        up: Box<Form>,
+        /// `[rank, cols]`.
+        down: Box<Form>,
+    },
+    /// The sum of several weights.
+    Sum(Vec<Form>),
+}
+
+/// The form of a [`Sparse`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SparseForm {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Elements kept.
+    pub kept: usize,
+    /// How they are stored.
+    pub values: SparseValuesForm,
+}
+
+/// The form of [`SparseValues`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SparseValuesForm {
+    /// Floats of this type.
+    Float(DType),
+    /// Codes.
+    Codes {
+        /// Bits of a code, 2 to 8.
+        bits: u8,
+        /// Columns that share a scale.
+        group_size: usize,
+        /// Type of the scales.
+        scales: DType,
+    },
 }
 
 /// The form of a [`Quantized`]. Its fields are named as there.
@@ -93,6 +136,9 @@ impl Form {
         match weight {
             Weight::Dense(w) => Self::Dense { shape: w.shape().to_vec(), dtype: w.dtype() },
             Weight::Quantized(w) => Self::Quantized(QuantizedForm::of(w)),
+            Weight::Sparse(w) => Self::Sparse(SparseForm::of(w)),
+            Weight::LowRank(w) => Self::LowRank { up: Box::new(Self::of(w.up())), down: Box::new(Self::of(w.down())) },
+            Weight::Sum(w) => Self::Sum(w.terms().iter().map(Self::of).collect()),
         }
     }
 
@@ -101,6 +147,78 @@ impl Form {
         match self {
             Self::Dense { shape, dtype } => shape.iter().product::<usize>() as u64 * dtype.size() as u64,
             Self::Quantized(form) => form.file_bytes(),
+            Self::Sparse(form) => form.file_bytes(),
+            Self::LowRank { up, down } => up.file_bytes() + down.file_bytes(),
+            Self::Sum(terms) => terms.iter().map(Self::file_bytes).sum(),
+        }
+    }
+
+    /// Rows of the matrix view.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Dense { shape, .. } => {
+                if shape.len() < 2 {
+                    1
+                } else {
+                    shape[0]
+                }
+            }
+            Self::Quantized(form) => form.rows,
+            Self::Sparse(form) => form.rows,
+            Self::LowRank { up, .. } => up.rows(),
+            Self::Sum(terms) => terms.first().map_or(0, Self::rows),
+        }
+    }
+
+    /// In a few words: `BF16`, `int4 g64`, `sparse 50 % BF16`, `rank 64 (BF16)`, `int3 g64 + rank 16 (int8 per-channel)`.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Dense { dtype, .. } => dtype.to_string(),
+            Self::Quantized(form) => form.describe(),
+            Self::Sparse(form) => form.describe(),
+            Self::LowRank { up, down } => {
+                let (rank, up, down) = (down.rows(), up.describe(), down.describe());
+                if up == down { format!("rank {rank} ({up})") } else { format!("rank {rank} ({up}, {down})") }
+            }
+            Self::Sum(terms) => terms.iter().map(Self::describe).collect::<Vec<_>>().join(" + "),
+        }
+    }
+}
+
+impl SparseForm {
+    /// The form of a sparse matrix.
+    pub fn of(weight: &Sparse) -> Self {
+        let values = match weight.values() {
+            SparseValues::Float(values) => SparseValuesForm::Float(values.dtype()),
+            SparseValues::Codes(codes) => {
+                SparseValuesForm::Codes { bits: codes.bits, group_size: codes.group_size, scales: codes.scales.dtype() }
+            }
+        };
+        Self { rows: weight.rows(), cols: weight.cols(), kept: weight.kept(), values }
+    }
+
+    /// As [`Form::file_bytes`]: mask, values, scales and the 16 bytes of the shape.
+    pub fn file_bytes(&self) -> u64 {
+        let mask = self.rows * mask_words_per_row(self.cols) * 8;
+        let values = match self.values {
+            SparseValuesForm::Float(dtype) => self.kept * dtype.size(),
+            SparseValuesForm::Codes { bits, group_size, scales } => {
+                packed_words_per_row(self.kept, bits) * 4 + self.rows * self.cols.div_ceil(group_size) * scales.size()
+            }
+        };
+        (mask + values + 16) as u64
+    }
+
+    /// In a few words: the share of elements that are gone, and how the others are stored.
+    pub fn describe(&self) -> String {
+        let all = (self.rows * self.cols).max(1) as f64;
+        let gone = 100.0 * (1.0 - self.kept as f64 / all);
+        match self.values {
+            SparseValuesForm::Float(dtype) => format!("sparse {gone:.0} % {dtype}"),
+            SparseValuesForm::Codes { bits, group_size, .. } if group_size >= self.cols => {
+                format!("sparse {gone:.0} % int{bits} per-channel")
+            }
+            SparseValuesForm::Codes { bits, group_size, .. } => format!("sparse {gone:.0} % int{bits} g{group_size}"),
         }
     }
 }
@@ -133,6 +251,18 @@ impl QuantizedForm {
     /// Groups of a row.
     pub fn groups(&self) -> usize {
         self.cols.div_ceil(self.group_size)
+    }
+
+    /// In a few words: `int4 g64`, `codebook3 g32`, `int8 per-channel`.
+    pub fn describe(&self) -> String {
+        let kind = if self.codebook { "codebook" } else { "int" };
+        if matches!(self.scales, ScalesForm::PerTensor(_)) && self.rows * self.groups() != 1 {
+            format!("{kind}{} per-tensor", self.bits)
+        } else if self.group_size >= self.cols {
+            format!("{kind}{} per-channel", self.bits)
+        } else {
+            format!("{kind}{} g{}", self.bits, self.group_size)
+        }
     }
 
     /// As [`Form::file_bytes`]: codes, scales, offsets, codebook, g_idx and the 16 bytes of the shape.

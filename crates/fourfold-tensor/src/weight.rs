@@ -1,6 +1,6 @@
 //! The closed set of storage forms.
 
-use crate::{Dense, Quantized};
+use crate::{Dense, Form, LowRank, Quantized, Sparse, Sum};
 
 /// A stored weight. The set is closed: a new form makes the compiler list every kernel and codec that has to learn it, so no
 /// `match` on it has a `_` arm.
@@ -12,6 +12,12 @@ pub enum Weight {
     Dense(Dense),
     /// Packed codes with group scales.
     Quantized(Quantized),
+    /// A bitmask and the values it keeps.
+    Sparse(Sparse),
+    /// The product of two thin matrices.
+    LowRank(LowRank),
+    /// The sum of several weights.
+    Sum(Sum),
 }
 
 impl Weight {
@@ -20,6 +26,9 @@ impl Weight {
         match self {
             Self::Dense(w) => w.rows(),
             Self::Quantized(w) => w.rows,
+            Self::Sparse(w) => w.rows(),
+            Self::LowRank(w) => w.up().rows(),
+            Self::Sum(w) => w.rows(),
         }
     }
 
@@ -28,6 +37,9 @@ impl Weight {
         match self {
             Self::Dense(w) => w.cols(),
             Self::Quantized(w) => w.cols,
+            Self::Sparse(w) => w.cols(),
+            Self::LowRank(w) => w.down().cols(),
+            Self::Sum(w) => w.cols(),
         }
     }
 
@@ -36,6 +48,7 @@ impl Weight {
         match self {
             Self::Dense(w) => w.shape().to_vec(),
             Self::Quantized(w) => vec![w.rows, w.cols],
+            Self::Sparse(_) | Self::LowRank(_) | Self::Sum(_) => vec![self.rows(), self.cols()],
         }
     }
 
@@ -44,6 +57,9 @@ impl Weight {
         match self {
             Self::Dense(w) => w.data().byte_len(),
             Self::Quantized(w) => w.byte_len(),
+            Self::Sparse(w) => w.byte_len(),
+            Self::LowRank(w) => w.up().byte_len() + w.down().byte_len(),
+            Self::Sum(w) => w.terms().iter().map(Self::byte_len).sum(),
         }
     }
 
@@ -52,6 +68,9 @@ impl Weight {
         match self {
             Self::Dense(w) => w.data().read_f32(r * w.cols(), &mut out[..w.cols()]),
             Self::Quantized(w) => w.dequantize_row(r, out),
+            Self::Sparse(w) => w.read_row(r, out),
+            Self::LowRank(w) => w.read_row(r, out),
+            Self::Sum(w) => w.read_row(r, out),
         }
     }
 
@@ -65,21 +84,9 @@ impl Weight {
         out
     }
 
-    /// How the weight is stored, in a few words: `BF16`, `int4 g64`.
+    /// How the weight is stored, in a few words: see [`Form::describe`].
     pub fn describe(&self) -> String {
-        match self {
-            Self::Dense(w) => w.dtype().to_string(),
-            Self::Quantized(w) => {
-                let kind = if w.codebook.is_some() { "codebook" } else { "int" };
-                if w.is_per_tensor() {
-                    format!("{kind}{} per-tensor", w.bits)
-                } else if w.group_size >= w.cols {
-                    format!("{kind}{} per-channel", w.bits)
-                } else {
-                    format!("{kind}{} g{}", w.bits, w.group_size)
-                }
-            }
-        }
+        Form::of(self).describe()
     }
 }
 
@@ -92,5 +99,23 @@ impl From<Dense> for Weight {
 impl From<Quantized> for Weight {
     fn from(w: Quantized) -> Self {
         Self::Quantized(w)
+    }
+}
+
+impl From<Sparse> for Weight {
+    fn from(w: Sparse) -> Self {
+        Self::Sparse(w)
+    }
+}
+
+impl From<LowRank> for Weight {
+    fn from(w: LowRank) -> Self {
+        Self::LowRank(w)
+    }
+}
+
+impl From<Sum> for Weight {
+    fn from(w: Sum) -> Self {
+        Self::Sum(w)
     }
 }

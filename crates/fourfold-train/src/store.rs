@@ -60,8 +60,8 @@ impl ParameterStore {
                 Weight::Dense(values) => {
                     store.push(weight, recipe, |first, out| values.data().read_f32(first, out));
                 }
-                Weight::Quantized(packed) => {
-                    let values = Weight::from(packed).to_f32();
+                packed @ (Weight::Quantized(_) | Weight::Sparse(_) | Weight::LowRank(_) | Weight::Sum(_)) => {
+                    let values = packed.to_f32();
                     store.push(weight, recipe, |first, out| out.copy_from_slice(&values[first..first + out.len()]));
                 }
             }

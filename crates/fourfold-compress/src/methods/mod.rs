@@ -2,6 +2,9 @@
 //!
 //! A method knows one weight and what calibration saw of its input. It does not know the plan, the model or the files.
 
+pub mod decompose;
+pub(crate) mod matrix;
+pub mod prune;
 pub mod quantize;
 
 use fourfold_tensor::{Form, Weight};
@@ -70,6 +73,15 @@ const REGISTRY: &[(&str, Constructor)] = &[
     ("keep", |_| Ok(Box::new(Keep))),
     (quantize::rtn::NAME, |settings| Ok(Box::new(settings_of::<quantize::rtn::Rtn>(settings)?))),
     (quantize::gptq::NAME, |settings| Ok(Box::new(settings_of::<quantize::gptq::Gptq>(settings)?))),
+    (prune::magnitude::NAME, |settings| Ok(Box::new(settings_of::<prune::magnitude::Magnitude>(settings)?))),
+    (prune::nm::NAME, |settings| Ok(Box::new(settings_of::<prune::nm::Nm>(settings)?))),
+    (prune::wanda::NAME, |settings| Ok(Box::new(settings_of::<prune::wanda::Wanda>(settings)?))),
+    (prune::sparsegpt::NAME, |settings| Ok(Box::new(settings_of::<prune::sparsegpt::SparseGpt>(settings)?))),
+    (decompose::svd::NAME, |settings| Ok(Box::new(settings_of::<decompose::svd::Svd>(settings)?))),
+    (decompose::residual::NAME, |settings| Ok(Box::new(settings_of::<decompose::residual::Residual>(settings)?))),
+    (decompose::low_rank_sparse::NAME, |settings| {
+        Ok(Box::new(settings_of::<decompose::low_rank_sparse::LowRankSparse>(settings)?))
+    }),
 ];
 
 /// Makes the method that a plan names.

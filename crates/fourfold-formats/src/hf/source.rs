@@ -7,8 +7,8 @@ use fourfold_tensor::{DType, Dense, FloatBuffer, SourceError, TensorInfo, Weight
 
 use crate::error::Failure;
 use crate::quantization::{
-    PARTS, QuantizationConfig, Scheme, Strategy, decode_blocks, decode_plain, load_naive, load_packed, packed_shape,
-    read_floats,
+    Build, PARTS, QuantizationConfig, Scheme, Strategy, decode_blocks, decode_plain, load_composite, load_naive,
+    load_packed, packed_shape, read_floats,
 };
 use crate::safetensors::{DataFile, Entry, Store};
 use crate::{FormatError, Fp8Decode, TensorError};
@@ -21,6 +21,8 @@ pub struct HfSource {
     infos: Vec<TensorInfo>,
     /// Place in `infos` and way to read, by logical name.
     recipes: HashMap<String, (usize, Recipe)>,
+    /// How composite weights are built.
+    builds: Vec<Build>,
 }
 
 /// How a logical tensor is read.
@@ -34,6 +36,8 @@ enum Recipe {
     Naive(Scheme),
     /// From FP8 codes and the part that holds a scale for each block of (rows, cols).
     Fp8 { scales: &'static str, block: (usize, usize) },
+    /// From parts of their own forms: the place in `builds`.
+    Composite(usize),
 }
 
 /// The part that holds DeepSeek's FP8 scales.
@@ -50,11 +54,25 @@ impl HfSource {
     pub fn new(path: &Path, store: Store, config: &QuantizationConfig, fp8: Fp8Decode) -> Result<Self, FormatError> {
         let mut composites = HashMap::new();
         let mut parts = HashSet::new();
+        let mut builds = Vec::new();
+        for composite in config.composites() {
+            let build = composite.build(config).map_err(|e| Failure::from(e).at(path, &composite.name))?;
+            let first = build.first_part(&composite.name);
+            if store.get(&first).is_none() {
+                return Err(Failure::from(TensorError::PartMissing { part: first }).at(path, &composite.name));
+            }
+            parts.extend(build.part_names(&composite.name));
+            composites.insert(first, (composite.name.as_str(), Recipe::Composite(builds.len())));
+            builds.push(build);
+        }
         for (file, entry) in store.iter() {
+            if parts.contains(&entry.name) {
+                continue;
+            }
             let recipe = recipe(&store, entry, config);
             if let Some((name, recipe)) = recipe.map_err(|e| Failure::from(e).at(file.path(), &entry.name))? {
                 parts.extend(PARTS.iter().chain([&SCALE_INV]).map(|suffix| format!("{name}{suffix}")));
-                composites.insert(entry.name.as_str(), (name, recipe));
+                composites.insert(entry.name.clone(), (name, recipe));
             }
         }
         let (mut infos, mut recipes) = (Vec::new(), HashMap::new());
@@ -67,9 +85,9 @@ impl HfSource {
             if recipes.insert(name.to_owned(), (infos.len(), recipe)).is_some() {
                 return Err(Failure::from(TensorError::PackedAndPlain).at(file.path(), name));
             }
-            infos.push(describe(&store, entry, name, recipe)?);
+            infos.push(describe(&store, entry, name, recipe, &builds)?);
         }
-        Ok(Self { path: path.to_owned(), store, fp8, infos, recipes })
+        Ok(Self { path: path.to_owned(), store, fp8, infos, recipes, builds })
     }
 
     /// Bytes of all tensor data.
@@ -77,11 +95,21 @@ impl HfSource {
         self.store.data_bytes()
     }
 
+    /// The raw tensor that holds the codes, or the first of a weight's parts.
+    fn raw_name(&self, name: &str, recipe: Recipe) -> String {
+        match recipe {
+            Recipe::Packed(_) => format!("{name}_packed"),
+            Recipe::Plain | Recipe::Naive(_) | Recipe::Fp8 { .. } => name.to_owned(),
+            Recipe::Composite(place) => self.builds[place].first_part(name),
+        }
+    }
+
     fn read(&self, file: &DataFile, entry: &Entry, name: &str, recipe: Recipe) -> Result<Weight, FormatError> {
         match recipe {
             Recipe::Plain => read_plain(file, entry, self.fp8).map_err(|e| e.at(file.path(), name)),
             Recipe::Packed(scheme) => load_packed(&self.store, name, scheme),
             Recipe::Naive(scheme) => load_naive(&self.store, name, scheme),
+            Recipe::Composite(place) => load_composite(&self.store, name, &self.builds[place]),
             Recipe::Fp8 { scales, block } => {
                 let part = format!("{name}{scales}");
                 let scales = self.store.get(&part).ok_or(Failure::Tensor(TensorError::PartMissing { part }));
@@ -106,16 +134,8 @@ impl WeightSource for HfSource {
     fn load(&self, name: &str) -> Result<Weight, SourceError> {
         let missing = || SourceError::Missing { file: self.path.clone(), tensor: name.to_owned() };
         let &(_, recipe) = self.recipes.get(name).ok_or_else(missing)?;
-        let (file, entry) = self.store.get(&raw_name(name, recipe)).ok_or_else(missing)?;
+        let (file, entry) = self.store.get(&self.raw_name(name, recipe)).ok_or_else(missing)?;
         Ok(self.read(file, entry, name, recipe)?)
-    }
-}
-
-/// The raw tensor that holds the codes.
-fn raw_name(name: &str, recipe: Recipe) -> String {
-    match recipe {
-        Recipe::Packed(_) => format!("{name}_packed"),
-        Recipe::Plain | Recipe::Naive(_) | Recipe::Fp8 { .. } => name.to_owned(),
     }
 }
 
@@ -173,20 +193,21 @@ fn block(config: &QuantizationConfig, entry: &Entry, scales: &Entry) -> Option<(
     by_scheme.or(by_config).or(by_count)
 }
 
-fn describe(store: &Store, entry: &Entry, name: &str, recipe: Recipe) -> Result<TensorInfo, FormatError> {
+fn describe(
+    store: &Store,
+    entry: &Entry,
+    name: &str,
+    recipe: Recipe,
+    builds: &[Build],
+) -> Result<TensorInfo, FormatError> {
     let parts = |suffixes: &[&str]| -> u64 {
         suffixes.iter().filter_map(|s| store.get(&format!("{name}{s}"))).map(|(_, part)| part.bytes).sum()
-    };
-    let integers = |scheme: Scheme, cols: usize| match scheme.strategy {
-        Strategy::Tensor => format!("int{} per-tensor", scheme.bits),
-        Strategy::Group(size) if size < cols => format!("int{} g{size}", scheme.bits),
-        Strategy::Channel | Strategy::Group(_) | Strategy::Block(..) => format!("int{} per-channel", scheme.bits),
     };
     let (shape, storage, bytes) = match recipe {
         Recipe::Plain => (entry.shape.clone(), entry.dtype.to_string(), entry.bytes),
         Recipe::Packed(scheme) => {
             let [rows, cols] = packed_shape(store, name, scheme)?;
-            let mut storage = integers(scheme, cols);
+            let mut storage = scheme.describe(cols);
             if store.get(&format!("{name}_codebook")).is_some() {
                 storage = storage.replacen("int", "codebook", 1);
             }
@@ -194,7 +215,13 @@ fn describe(store: &Store, entry: &Entry, name: &str, recipe: Recipe) -> Result<
         }
         Recipe::Naive(scheme) => {
             let cols = entry.shape.last().copied().unwrap_or(0);
-            (entry.shape.clone(), integers(scheme, cols), entry.bytes + parts(PARTS))
+            (entry.shape.clone(), scheme.describe(cols), entry.bytes + parts(PARTS))
+        }
+        Recipe::Composite(place) => {
+            let build = &builds[place];
+            let names = build.part_names(name);
+            let bytes = names.iter().filter_map(|n| store.get(n)).map(|(_, part)| part.bytes).sum();
+            (build.shape(store, name)?.to_vec(), build.describe(store, name), bytes)
         }
         Recipe::Fp8 { scales, .. } => (entry.shape.clone(), entry.dtype.to_string(), entry.bytes + parts(&[scales])),
     };

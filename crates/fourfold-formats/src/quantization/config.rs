@@ -5,6 +5,8 @@ use fourfold_tensor::{OffsetsForm, QuantizedForm, ScalesForm};
 use serde_json::Value;
 use thiserror::Error;
 
+use super::composite::{Composite, composites};
+
 /// What config.json says of quantized weights.
 #[derive(Clone, Debug)]
 pub enum QuantizationConfig {
@@ -25,6 +27,8 @@ pub enum QuantizationConfig {
         groups: Vec<Group>,
         /// Modules that have none.
         ignore: Vec<Target>,
+        /// Weights in parts of their own forms.
+        composites: Vec<Composite>,
     },
 }
 
@@ -163,13 +167,21 @@ impl QuantizationConfig {
             None | Some(Value::Null) => Vec::new(),
             some => targets(some, "ignore")?,
         };
-        Ok(Self::Groups { groups, ignore })
+        Ok(Self::Groups { groups, ignore, composites: composites(section)? })
+    }
+
+    /// Weights in parts of their own forms.
+    pub fn composites(&self) -> &[Composite] {
+        match self {
+            Self::Groups { composites, .. } => composites,
+            Self::None | Self::Fp8 | Self::Fp8Blocks { .. } => &[],
+        }
     }
 
     /// The scheme of a tensor: as compressed-tensors chooses it, by the module's full name, else by a pattern, else by the
     /// module's class. A tensor that is not called `weight` is looked up by its own name.
     pub fn scheme_of(&self, tensor: &str) -> Option<Scheme> {
-        let Self::Groups { groups, ignore } = self else { return None };
+        let Self::Groups { groups, ignore, .. } = self else { return None };
         let module = tensor.strip_suffix(".weight").unwrap_or(tensor);
         let class = if is_embedding(module) { "Embedding" } else { "Linear" };
         let matches = |target: &Target| target.is_name(module) || target.is_pattern_of(module) || target.is_name(class);
@@ -201,6 +213,17 @@ impl Scheme {
     }
 }
 
+impl Scheme {
+    /// In a few words: `int4 g64`.
+    pub fn describe(&self, cols: usize) -> String {
+        match self.strategy {
+            Strategy::Tensor => format!("int{} per-tensor", self.bits),
+            Strategy::Group(size) if size < cols => format!("int{} g{size}", self.bits),
+            Strategy::Channel | Strategy::Group(_) | Strategy::Block(..) => format!("int{} per-channel", self.bits),
+        }
+    }
+}
+
 impl Target {
     fn is_name(&self, name: &str) -> bool {
         matches!(self, Self::Name(n) if n == name)
@@ -218,7 +241,7 @@ pub(super) fn is_embedding(module: &str) -> bool {
     ["embed_tokens", "wte", "word_embeddings", "tok_embeddings"].contains(&module.rsplit('.').next().unwrap_or(module))
 }
 
-fn member(member: &str, reason: impl Into<String>) -> ConfigError {
+pub(super) fn member(member: &str, reason: impl Into<String>) -> ConfigError {
     ConfigError::Member { member: member.to_owned(), reason: reason.into() }
 }
 

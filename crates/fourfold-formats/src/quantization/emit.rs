@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use fourfold_tensor::{Form, OffsetsForm, QuantizedForm, ScalesForm};
 use serde_json::{Value, json};
 
+use super::composite::to_json;
 use super::config::{Scheme, Strategy, is_embedding};
+use super::parts::{DOWN, TERM, UP};
 
 /// Describes the quantized tensors among `tensors`; `None` where there are none.
 ///
@@ -16,7 +18,14 @@ pub fn quantization_config(tensors: &[(String, Form)]) -> Option<Value> {
     let mut schemes: Vec<(Value, Vec<&str>)> = Vec::new();
     let mut plain: BTreeSet<&str> = BTreeSet::new();
     let mut expressible = true;
+    let mut composites: Vec<(Value, Vec<&str>)> = Vec::new();
     for (name, form) in tensors {
+        if matches!(form, Form::Sparse(_) | Form::LowRank { .. } | Form::Sum(_)) {
+            add(&mut composites, to_json(form), name);
+        }
+    }
+    let parts: Vec<(String, &Form)> = tensors.iter().flat_map(|(name, form)| single_parts(name, form)).collect();
+    for (name, form) in &parts {
         let module = name.strip_suffix(".weight");
         match form {
             // Modules that Python would take for quantized ones of the class `Linear`.
@@ -24,15 +33,12 @@ pub fn quantization_config(tensors: &[(String, Form)]) -> Option<Value> {
             Form::Quantized(form) => {
                 expressible &= module.is_some() && is_expressible(form);
                 let weights = weights(form);
-                let module = module.unwrap_or(name);
-                match schemes.iter_mut().find(|(w, _)| *w == weights) {
-                    Some((_, modules)) => modules.push(module),
-                    None => schemes.push((weights, vec![module])),
-                }
+                add(&mut schemes, weights, module.unwrap_or(name));
             }
+            Form::Sparse(_) | Form::LowRank { .. } | Form::Sum(_) => {}
         }
     }
-    if schemes.is_empty() {
+    if schemes.is_empty() && composites.is_empty() {
         return None;
     }
     // An output head tied to the embedding has no tensor of its own and takes no part.
@@ -42,6 +48,7 @@ pub fn quantization_config(tensors: &[(String, Form)]) -> Option<Value> {
     // The commonest scheme of linear layers is the class's; all others are listed by name, which goes before the class.
     let linear = |modules: &[&str]| modules.iter().filter(|m| !is_embedding(m)).count();
     let commonest = (0..schemes.len()).rev().max_by_key(|&i| linear(&schemes[i].1)).unwrap_or(0);
+    let expressible = expressible && composites.is_empty();
     let mut groups = serde_json::Map::new();
     for (i, (weights, modules)) in schemes.iter().enumerate() {
         let mut targets: Vec<&str> = Vec::new();
@@ -55,7 +62,7 @@ pub fn quantization_config(tensors: &[(String, Form)]) -> Option<Value> {
             "output_activations": null, "format": "pack-quantized"});
         groups.insert(format!("group_{i}"), group);
     }
-    Some(json!({
+    let mut config = json!({
         "quant_method": if expressible { "compressed-tensors" } else { "fourfold" },
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -63,7 +70,36 @@ pub fn quantization_config(tensors: &[(String, Form)]) -> Option<Value> {
         "ignore": plain,
         "kv_cache_scheme": null,
         "global_compression_ratio": null,
-    }))
+    });
+    if !composites.is_empty() {
+        let forms = composites.iter().map(|(form, targets)| json!({"targets": targets, "form": form}));
+        config["forms"] = forms.collect();
+    }
+    Some(config)
+}
+
+/// Adds `name` to those that share `value`.
+fn add<'a>(groups: &mut Vec<(Value, Vec<&'a str>)>, value: Value, name: &'a str) {
+    match groups.iter_mut().find(|(known, _)| *known == value) {
+        Some((_, names)) => names.push(name),
+        None => groups.push((value, vec![name])),
+    }
+}
+
+/// The parts of a form that are dense or packed, each under its own name.
+fn single_parts<'a>(name: &str, form: &'a Form) -> Vec<(String, &'a Form)> {
+    match form {
+        Form::Dense { .. } | Form::Quantized(_) => vec![(name.to_owned(), form)],
+        Form::Sparse(_) => Vec::new(),
+        Form::LowRank { up, down } => {
+            let mut parts = single_parts(&format!("{name}{UP}"), up);
+            parts.extend(single_parts(&format!("{name}{DOWN}"), down));
+            parts
+        }
+        Form::Sum(terms) => {
+            terms.iter().enumerate().flat_map(|(i, term)| single_parts(&format!("{name}{TERM}{i}"), term)).collect()
+        }
+    }
 }
 
 /// The first of `tensors` for which compressed-tensors has no words: with one, [`quantization_config`] is this program's own.
@@ -71,6 +107,7 @@ pub fn inexpressible(tensors: &[(String, Form)]) -> Option<&str> {
     let can = |(name, form): &(String, Form)| match form {
         Form::Dense { .. } => true,
         Form::Quantized(form) => name.ends_with(".weight") && is_expressible(form),
+        Form::Sparse(_) | Form::LowRank { .. } | Form::Sum(_) => false,
     };
     tensors.iter().find(|tensor| !can(tensor)).map(|(name, _)| name.as_str())
 }

@@ -14,13 +14,26 @@
 //! | `codebook` | I8 | [2^b] | values of the codes (ours) |
 //! | `g_idx` | I32 | [K] | group of each column |
 //! | `shape` | I64 | [2] | N, K |
+//!
+//! Forms of our own (see [`composite`] for what config.json says of them):
+//!
+//! | part | type | shape | what |
+//! |---|---|---|---|
+//! | `mask` | I64 | [N, ceil(K/64)] | sparse: bit c % 64 of word c / 64 keeps column c |
+//! | `values` | F16, BF16, F32 | [kept] | the kept values, row after row |
+//! | `values_packed`, `values_scale` | I32, float | [ceil(kept·b/32)], [N, ceil(K/g)] | or their codes, and a scale for each group of columns |
+//! | `up`, `down` | | [N, r], [r, K] | factors, each stored like a weight of its own name |
+//! | `term0`, `term1`, … | | [N, K] | terms of a sum, likewise |
 
+mod composite;
 mod config;
 mod emit;
 mod fp8;
 mod packed;
 mod parts;
 
+pub(crate) use composite::load as load_composite;
+pub use composite::{Build, Composite};
 pub use config::{ConfigError, Group, QuantizationConfig, Scheme, Strategy, Target};
 pub use emit::{inexpressible, quantization_config};
 pub use fp8::{E4M3, e8m0};

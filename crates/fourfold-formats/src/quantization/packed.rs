@@ -76,7 +76,7 @@ fn unsigned(value: i8, bits: u8) -> Result<u8, TensorError> {
 }
 
 /// Names the tensor, and the file of its `suffix` part, in what goes wrong.
-fn at_tensor<T>(
+pub(super) fn at_tensor<T>(
     store: &Store,
     name: &str,
     suffix: &str,
@@ -88,18 +88,34 @@ fn at_tensor<T>(
     })
 }
 
-fn shape(parts: &Parts<'_>, scheme: Scheme) -> Result<[usize; 2], Failure> {
-    let (file, entry) = parts.need("_shape")?;
+/// The part of `name` with that suffix.
+pub(super) fn part<'a>(
+    store: &'a Store,
+    name: &'a str,
+    suffix: &str,
+) -> Result<(&'a DataFile, &'a Entry), TensorError> {
+    Parts { store, name }.need(suffix)
+}
+
+/// What the `shape` part says.
+pub(super) fn read_shape(store: &Store, name: &str) -> Result<[i64; 2], Failure> {
+    let (file, entry) = part(store, name, "_shape")?;
     expect_shape(entry, &[2])?;
-    let dims: Vec<i64> = match entry.dtype {
-        DType::I64 => file.read::<i64>(entry)?.to_vec(),
-        DType::I32 => file.read::<i32>(entry)?.iter().map(|&d| i64::from(d)).collect(),
-        found => return Err(wrong_dtype(entry, "I64 or I32", found).into()),
-    };
+    match entry.dtype {
+        DType::I64 => file.read::<i64>(entry).map(|dims| [dims[0], dims[1]]).map_err(Failure::from),
+        DType::I32 => {
+            file.read::<i32>(entry).map(|dims| [i64::from(dims[0]), i64::from(dims[1])]).map_err(Failure::from)
+        }
+        found => Err(wrong_dtype(entry, "I64 or I32", found).into()),
+    }
+}
+
+fn shape(parts: &Parts<'_>, scheme: Scheme) -> Result<[usize; 2], Failure> {
+    let dims = read_shape(parts.store, parts.name)?;
     let (_, packed) = parts.need("_packed")?;
     let dim = |d: i64| usize::try_from(d).ok().filter(|&d| d <= i32::MAX as usize);
     let (Some(rows), Some(cols)) = (dim(dims[0]), dim(dims[1])) else {
-        return Err(TensorError::PackedShape { claimed: dims, packed: packed.shape.clone() }.into());
+        return Err(TensorError::PackedShape { claimed: dims.to_vec(), packed: packed.shape.clone() }.into());
     };
     if packed.dtype != DType::I32 {
         return Err(wrong_dtype(packed, "I32", packed.dtype).into());
@@ -108,7 +124,7 @@ fn shape(parts: &Parts<'_>, scheme: Scheme) -> Result<[usize; 2], Failure> {
     if fits {
         Ok([rows, cols])
     } else {
-        Err(TensorError::PackedShape { claimed: dims, packed: packed.shape.clone() }.into())
+        Err(TensorError::PackedShape { claimed: dims.to_vec(), packed: packed.shape.clone() }.into())
     }
 }
 
@@ -245,11 +261,11 @@ fn expect_dtype(entry: &Entry, dtype: DType) -> Result<(), TensorError> {
     if entry.dtype == dtype { Ok(()) } else { Err(wrong_dtype(entry, dtype.name(), entry.dtype)) }
 }
 
-fn wrong_dtype(entry: &Entry, expected: &'static str, found: DType) -> TensorError {
+pub(super) fn wrong_dtype(entry: &Entry, expected: &'static str, found: DType) -> TensorError {
     TensorError::PartDtype { part: entry.name.clone(), expected, found }
 }
 
-fn expect_shape(entry: &Entry, expected: &[usize]) -> Result<(), TensorError> {
+pub(super) fn expect_shape(entry: &Entry, expected: &[usize]) -> Result<(), TensorError> {
     if entry.shape == expected {
         return Ok(());
     }

@@ -3,13 +3,23 @@
 use std::borrow::Cow;
 
 use fourfold_tensor::{
-    DType, DoubleForm, Form, Offsets, OffsetsForm, Quantized, QuantizedForm, Scales, ScalesForm, Weight, pack_row,
-    packed_words_per_row,
+    DType, DoubleForm, Form, Offsets, OffsetsForm, Quantized, QuantizedForm, Scales, ScalesForm, Sparse, SparseForm,
+    SparseValues, SparseValuesForm, Weight, mask_words_per_row, pack_row, packed_words_per_row,
 };
 
 /// Suffixes of the parts of a packed weight.
 pub const PARTS: &[&str] =
     &["_packed", "_scale", "_scale_code", "_zero_point", "_min", "_min_code", "_codebook", "_g_idx", "_shape"];
+
+/// Suffixes of the parts of a sparse weight.
+pub const SPARSE_PARTS: &[&str] = &["_mask", "_values", "_values_packed", "_values_scale", "_shape"];
+
+/// What the factors of a low-rank weight and the terms of a sum are called after the weight's name; terms are numbered from 0.
+pub const UP: &str = "_up";
+/// See [`UP`].
+pub const DOWN: &str = "_down";
+/// See [`UP`].
+pub const TERM: &str = "_term";
 
 /// One stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +44,30 @@ pub fn parts(name: &str, form: &Form) -> Vec<Part> {
     match form {
         Form::Dense { shape, dtype } => vec![Part { name: name.to_owned(), dtype: *dtype, shape: shape.clone() }],
         Form::Quantized(form) => quantized_parts(name, form),
+        Form::Sparse(form) => sparse_parts(name, form),
+        Form::LowRank { up, down } => {
+            let mut all = parts(&format!("{name}{UP}"), up);
+            all.extend(parts(&format!("{name}{DOWN}"), down));
+            all
+        }
+        Form::Sum(terms) => {
+            terms.iter().enumerate().flat_map(|(i, term)| parts(&format!("{name}{TERM}{i}"), term)).collect()
+        }
     }
+}
+
+fn sparse_parts(name: &str, form: &SparseForm) -> Vec<Part> {
+    let part = |suffix, dtype, shape: Vec<usize>| Part { name: format!("{name}{suffix}"), dtype, shape };
+    let mut parts = vec![part("_mask", DType::I64, vec![form.rows, mask_words_per_row(form.cols)])];
+    match form.values {
+        SparseValuesForm::Float(dtype) => parts.push(part("_values", dtype, vec![form.kept])),
+        SparseValuesForm::Codes { bits, group_size, scales } => {
+            parts.push(part("_values_packed", DType::I32, vec![packed_words_per_row(form.kept, bits)]));
+            parts.push(part("_values_scale", scales, vec![form.rows, form.cols.div_ceil(group_size)]));
+        }
+    }
+    parts.push(part("_shape", DType::I64, vec![2]));
+    parts
 }
 
 fn quantized_parts(name: &str, form: &QuantizedForm) -> Vec<Part> {
@@ -80,7 +113,32 @@ pub fn part_bytes(weight: &Weight) -> Vec<Cow<'_, [u8]>> {
     match weight {
         Weight::Dense(w) => vec![w.data().as_bytes().into()],
         Weight::Quantized(w) => quantized_bytes(w),
+        Weight::Sparse(w) => sparse_bytes(w),
+        Weight::LowRank(w) => {
+            let mut bytes = part_bytes(w.up());
+            bytes.extend(part_bytes(w.down()));
+            bytes
+        }
+        Weight::Sum(w) => w.terms().iter().flat_map(part_bytes).collect(),
     }
+}
+
+fn sparse_bytes(w: &Sparse) -> Vec<Cow<'_, [u8]>> {
+    let mut bytes: Vec<Cow<'_, [u8]>> = vec![w.mask().as_bytes().into()];
+    match w.values() {
+        SparseValues::Float(values) => bytes.push(values.as_bytes().into()),
+        SparseValues::Codes(codes) => {
+            bytes.push(codes.packed.as_bytes().into());
+            bytes.push(codes.scales.as_bytes().into());
+        }
+    }
+    bytes.push(shape_bytes(w.rows(), w.cols()));
+    bytes
+}
+
+/// The bytes of a `shape` part.
+fn shape_bytes<'a>(rows: usize, cols: usize) -> Cow<'a, [u8]> {
+    [rows as u64, cols as u64].map(u64::to_le_bytes).concat().into()
 }
 
 fn quantized_bytes(w: &Quantized) -> Vec<Cow<'_, [u8]>> {
@@ -114,8 +172,7 @@ fn quantized_bytes(w: &Quantized) -> Vec<Cow<'_, [u8]>> {
     if let Some(g_idx) = &w.g_idx {
         bytes.push(g_idx.as_bytes().into());
     }
-    let shape = [w.rows as u64, w.cols as u64].map(u64::to_le_bytes);
-    bytes.push(shape.concat().into());
+    bytes.push(shape_bytes(w.rows, w.cols));
     bytes
 }
 

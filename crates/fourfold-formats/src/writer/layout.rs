@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use fourfold_tensor::{DType, Form, QuantizedForm};
+use fourfold_tensor::{DType, Form, QuantizedForm, SparseValuesForm};
 use serde_json::{Value, json};
 
 use crate::OutputError;
@@ -155,5 +155,19 @@ fn check(name: &str, form: &Form) -> Result<(), OutputError> {
                 None => not(format!("shape [{rows}, {cols}] overflows")),
             }
         }
+        Form::Sparse(form) => {
+            if let SparseValuesForm::Codes { bits, group_size, .. } = form.values
+                && (!(2..=8).contains(&bits) || group_size == 0)
+            {
+                return not(format!("{bits} bits in groups of {group_size} columns"));
+            }
+            match form.rows.checked_mul(form.cols).and_then(|n| n.checked_mul(8)) {
+                Some(_) => Ok(()),
+                None => not(format!("shape [{}, {}] overflows", form.rows, form.cols)),
+            }
+        }
+        Form::LowRank { up, down } => check(name, up).and_then(|()| check(name, down)),
+        Form::Sum(terms) if terms.is_empty() => not("a sum of no terms".to_owned()),
+        Form::Sum(terms) => terms.iter().try_for_each(|term| check(name, term)),
     }
 }

@@ -20,7 +20,9 @@ use layout::Layout;
 use staging::Staging;
 
 use crate::error::Failure;
-use crate::quantization::{Scheme, inexpressible, load_packed, part_bytes, quantization_config, read_floats};
+use crate::quantization::{
+    Build, Scheme, inexpressible, load_composite, load_packed, part_bytes, quantization_config, read_floats,
+};
 use crate::safetensors::{DataFile, INDEX_NAME, Store};
 use crate::{Access, FormatError, OutputError};
 
@@ -132,6 +134,9 @@ impl SafetensorsWriter {
                 Ok(Weight::Dense(Dense::new(shape.clone(), data)))
             }
             Form::Quantized(form) => load_packed(store, name, Scheme::of(form)),
+            form @ (Form::Sparse(_) | Form::LowRank { .. } | Form::Sum(_)) => {
+                load_composite(store, name, &Build::of(form))
+            }
         };
         // A tensor that the machine lost with its power, journal first, is written again.
         Ok(weight.ok().filter(|w| checksum(&part_bytes(w)) == sum))
@@ -206,7 +211,14 @@ impl WeightSink for SafetensorsWriter {
 
 /// The form with one spelling for a single scale or zero point: per tensor.
 fn normal(form: &Form) -> Form {
-    let Form::Quantized(form) = form else { return form.clone() };
+    let form = match form {
+        Form::Dense { .. } | Form::Sparse(_) => return form.clone(),
+        Form::LowRank { up, down } => {
+            return Form::LowRank { up: Box::new(normal(up)), down: Box::new(normal(down)) };
+        }
+        Form::Sum(terms) => return Form::Sum(terms.iter().map(normal).collect()),
+        Form::Quantized(form) => form,
+    };
     let mut form = form.clone();
     if form.group_size > 0 && form.rows * form.groups() == 1 {
         if let ScalesForm::PerGroup(dtype) = form.scales {

@@ -10,19 +10,21 @@ mod memory;
 pub mod pool;
 pub mod quant;
 mod simd;
+mod sparse;
 mod unwritten;
+mod weight;
 
 use std::ops::Range;
 
-use fourfold_tensor::{Dense, Weight};
+use fourfold_tensor::Weight;
 
 pub use bandwidth::measure_read_bandwidth;
 pub use isa::Isa;
 pub use memory::keep_freed_memory;
 
-use self::dense::DenseArg;
 use self::pool::Pool;
-use self::quant::{Context, QuantWeight};
+use self::quant::Context;
+use self::weight::{CpuWeight, Product};
 use crate::{AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearArg, RopeSpec, Tensor, Values};
 
 /// In which precision activations enter a product.
@@ -86,14 +88,6 @@ impl Cpu {
     }
 }
 
-/// A weight in this backend's layout.
-// A few hundred bytes beside the megabytes they hold.
-#[allow(clippy::large_enum_variant)]
-enum CpuWeight {
-    Dense(Dense),
-    Quantized(QuantWeight),
-}
-
 impl Backend for Cpu {
     fn name(&self) -> String {
         format!("cpu {}", self.isa.name())
@@ -101,64 +95,25 @@ impl Backend for Cpu {
 
     fn upload(&self, weight: Weight) -> Result<DeviceWeight, KernelError> {
         let (rows, cols) = (weight.rows(), weight.cols());
-        Ok(match weight {
-            Weight::Dense(w) => DeviceWeight::new(rows, cols, w.data().byte_len(), CpuWeight::Dense(w)),
-            Weight::Quantized(w) => {
-                let w = QuantWeight::prepare(w, &self.pool)?;
-                DeviceWeight::new(rows, cols, w.byte_len(), CpuWeight::Quantized(w))
-            }
-        })
+        let weight = CpuWeight::prepare(self.context(), weight)?;
+        Ok(DeviceWeight::new(rows, cols, weight.byte_len(), weight))
     }
 
     fn linear(&self, x: &Tensor, weights: &[LinearArg]) -> Vec<Tensor> {
-        // Dense and quantized weights want the input in different forms: one region for each kind that is there.
-        let mut dense = Vec::with_capacity(weights.len());
-        let mut quantized = Vec::with_capacity(weights.len());
-        for arg in weights {
-            match arg.weight.get() {
-                CpuWeight::Dense(weight) => dense.push(DenseArg { weight, rows: 0..weight.rows(), bias: arg.bias }),
-                CpuWeight::Quantized(weight) => quantized.push(weight),
-            }
-        }
-        let mut dense = run_unless_empty(&dense, |args| dense::linear(self.context(), x, args)).into_iter();
-        let mut quantized = run_unless_empty(&quantized, |w| quant::linear(self.context(), x, w)).into_iter();
-        let mut outputs = Vec::with_capacity(weights.len());
-        for arg in weights {
-            let y = match arg.weight.get() {
-                CpuWeight::Dense(_) => dense.next(),
-                CpuWeight::Quantized(_) => quantized.next().map(|y| with_bias(y, arg.bias)),
-            };
-            outputs.extend(y);
-        }
-        outputs
+        let products: Vec<_> = weights.iter().map(|arg| Product { weight: arg.weight.get(), bias: arg.bias }).collect();
+        weight::linear(self.context(), x, &products)
     }
 
     fn linear_rows(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor {
-        match weight.get() {
-            CpuWeight::Dense(weight) => {
-                dense::linear(self.context(), x, &[DenseArg { weight, rows, bias: None }]).swap_remove(0)
-            }
-            CpuWeight::Quantized(weight) => quant::linear_rows(self.context(), x, weight, rows),
-        }
+        weight.get::<CpuWeight>().linear_rows(self.context(), x, rows)
     }
 
     fn linear_transposed(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor {
-        match weight.get() {
-            CpuWeight::Dense(weight) => dense::linear_transposed(self.context(), x, weight, rows),
-            CpuWeight::Quantized(weight) => quant::linear_transposed(self.context(), x, weight, rows),
-        }
+        weight.get::<CpuWeight>().linear_transposed(self.context(), x, rows)
     }
 
     fn embedding(&self, weight: &DeviceWeight, ids: &[u32]) -> Tensor {
-        let mut y = Tensor::zeros(ids.len(), weight.cols());
-        for (row, &id) in y.host_mut().chunks_exact_mut(weight.cols().max(1)).zip(ids) {
-            let id = id as usize;
-            match weight.get() {
-                CpuWeight::Dense(w) => w.data().read_f32(id * w.cols(), row),
-                CpuWeight::Quantized(w) => w.read_row(id, row),
-            }
-        }
-        y
+        weight.get::<CpuWeight>().embedding(self.context(), ids)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
@@ -196,20 +151,4 @@ impl Backend for Cpu {
     fn scatter_add_rows(&self, x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]) {
         elementwise::scatter_add_rows(x, y, rows, factors);
     }
-}
-
-/// `run(args)`, or nothing for nothing.
-fn run_unless_empty<T>(args: &[T], run: impl FnOnce(&[T]) -> Vec<Tensor>) -> Vec<Tensor> {
-    if args.is_empty() { Vec::new() } else { run(args) }
-}
-
-/// `y + bias` in each row.
-fn with_bias(mut y: Tensor, bias: Option<&Tensor>) -> Tensor {
-    if let Some(bias) = bias {
-        let cols = y.cols().max(1);
-        for row in y.host_mut().chunks_exact_mut(cols) {
-            row.iter_mut().zip(bias.host()).for_each(|(y, b)| *y += b);
-        }
-    }
-    y
 }

@@ -8,6 +8,10 @@ use crate::Tensor;
 
 /// `y = x · W[rows, :]ᵀ + b`.
 pub fn linear(x: &Tensor, weight: &Weight, rows: Range<usize>, bias: Option<&Tensor>) -> Tensor {
+    // Factors are never multiplied out: that would be another number of operations, and other roundings.
+    if let Weight::LowRank(w) = weight {
+        return linear(&linear(x, w.down(), 0..w.rank(), None), w.up(), rows, bias);
+    }
     assert_eq!(x.cols(), weight.cols(), "an input of {} columns for a weight of {}", x.cols(), weight.cols());
     let mut y = Tensor::zeros(x.rows(), rows.len());
     let mut row = vec![0.0; weight.cols()];
@@ -24,6 +28,9 @@ pub fn linear(x: &Tensor, weight: &Weight, rows: Range<usize>, bias: Option<&Ten
 
 /// `y = x · W[rows, :]`.
 pub fn linear_transposed(x: &Tensor, weight: &Weight, rows: Range<usize>) -> Tensor {
+    if let Weight::LowRank(w) = weight {
+        return linear_transposed(&linear_transposed(x, w.up(), rows), w.down(), 0..w.rank());
+    }
     assert_eq!(x.cols(), rows.len(), "an input of {} columns for {} rows of a weight", x.cols(), rows.len());
     let cols = weight.cols();
     let mut sums = vec![0.0f64; x.rows() * cols];

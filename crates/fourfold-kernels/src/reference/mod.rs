@@ -23,10 +23,7 @@ impl Backend for Reference {
 
     /// Keeps the weight as it is stored.
     fn upload(&self, weight: Weight) -> Result<DeviceWeight, KernelError> {
-        match &weight {
-            Weight::Dense(_) => {}
-            Weight::Quantized(q) => q.validate()?,
-        }
+        validate(&weight)?;
         Ok(DeviceWeight::new(weight.rows(), weight.cols(), weight.byte_len(), weight))
     }
 
@@ -86,5 +83,15 @@ impl Backend for Reference {
 
     fn scatter_add_rows(&self, x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]) {
         rowwise::scatter_add_rows(x, y, rows, factors);
+    }
+}
+
+/// Whether the parts of a weight fit together; the other forms cannot be made of parts that do not.
+fn validate(weight: &Weight) -> Result<(), KernelError> {
+    match weight {
+        Weight::Dense(_) | Weight::Sparse(_) => Ok(()),
+        Weight::Quantized(w) => Ok(w.validate()?),
+        Weight::LowRank(w) => validate(w.up()).and_then(|()| validate(w.down())),
+        Weight::Sum(w) => w.terms().iter().try_for_each(validate),
     }
 }

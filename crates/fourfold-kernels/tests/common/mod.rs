@@ -3,7 +3,8 @@
 
 use fourfold_kernels::{Activations, Cpu, CpuOptions, Isa, Tensor};
 use fourfold_tensor::{
-    DType, Dense, Double, DoubleCodes, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row,
+    DType, Dense, Double, DoubleCodes, FloatBuffer, LowRank, Offsets, Quantized, Scales, Sparse, SparseCodes,
+    SparseValues, Sum, Weight, mask_words_per_row, pack_row, packed_words_per_row,
 };
 
 /// A generator of values in [−1, 1) (xorshift).
@@ -70,6 +71,24 @@ pub enum Form {
     PerTensor {
         bits: u8,
     },
+    /// Of 64 elements about this many kept; floats.
+    Sparse {
+        kept: u64,
+        dtype: DType,
+    },
+    /// The same in codes.
+    SparseCodes {
+        kept: u64,
+        bits: u8,
+        group: usize,
+    },
+    /// Factors of these forms.
+    LowRank {
+        rank: usize,
+        up: &'static Form,
+        down: &'static Form,
+    },
+    Sum(&'static [Form]),
 }
 
 pub const FORMS: &[Form] = &[
@@ -88,6 +107,21 @@ pub const FORMS: &[Form] = &[
     Form::DoubleRuns { bits: 2, group: 16 },
     Form::ActOrder { bits: 4, group: 16 },
     Form::PerTensor { bits: 8 },
+    Form::Sparse { kept: 32, dtype: DType::F32 },
+    Form::Sparse { kept: 60, dtype: DType::F16 },
+    Form::Sparse { kept: 20, dtype: DType::Bf16 },
+    Form::Sparse { kept: 0, dtype: DType::Bf16 },
+    Form::SparseCodes { kept: 32, bits: 4, group: 128 },
+    Form::SparseCodes { kept: 40, bits: 3, group: 1 << 20 },
+    Form::SparseCodes { kept: 64, bits: 8, group: 64 },
+    Form::SparseCodes { kept: 30, bits: 6, group: 24 },
+    Form::LowRank { rank: 5, up: &Form::Dense(DType::Bf16), down: &Form::Symmetric { bits: 8, group: 32 } },
+    Form::LowRank { rank: 33, up: &Form::Sparse { kept: 32, dtype: DType::F32 }, down: &Form::Dense(DType::F32) },
+    Form::Sum(&[
+        Form::Symmetric { bits: 4, group: 32 },
+        Form::LowRank { rank: 3, up: &Form::Dense(DType::Bf16), down: &Form::Dense(DType::Bf16) },
+        Form::SparseCodes { kept: 4, bits: 8, group: 64 },
+    ]),
 ];
 
 /// A weight `[rows, cols]` of a form, of magnitude about 1.
@@ -97,8 +131,37 @@ pub fn weight(form: Form, rows: usize, cols: usize, seed: u64) -> Weight {
         let data = FloatBuffer::from_f32(noise.values(rows * cols), dtype);
         return Dense::new(vec![rows, cols], data).into();
     }
+    match form {
+        Form::Sparse { kept, dtype } => {
+            let (mask, kept) = mask(rows, cols, kept, &mut noise);
+            let values = SparseValues::Float(FloatBuffer::from_f32(noise.values(kept), dtype));
+            return Sparse::new(rows, cols, mask.into(), values).unwrap().into();
+        }
+        Form::SparseCodes { kept, bits, group } => {
+            let (mask, kept) = mask(rows, cols, kept, &mut noise);
+            let codes: Vec<u8> = (0..kept).map(|_| (noise.bits() % (1 << bits)) as u8).collect();
+            let mut packed = vec![0; packed_words_per_row(kept, bits)];
+            pack_row(&codes, bits, &mut packed);
+            let top = (1u32 << (bits - 1)) as f32;
+            let scales = (0..rows * cols.div_ceil(group)).map(|_| (1.0 + 0.5 * noise.value()) / top).collect();
+            let scales = FloatBuffer::from_f32(scales, DType::F16);
+            let codes = SparseCodes { bits, group_size: group, packed: packed.into(), scales };
+            return Sparse::new(rows, cols, mask.into(), SparseValues::Codes(codes)).unwrap().into();
+        }
+        Form::LowRank { rank, up, down } => {
+            let (up, down) = (weight(*up, rows, rank, seed + 1), weight(*down, rank, cols, seed + 2));
+            return LowRank::new(up, down).unwrap().into();
+        }
+        Form::Sum(terms) => {
+            let terms = terms.iter().zip(seed..).map(|(&form, seed)| weight(form, rows, cols, seed)).collect();
+            return Sum::new(terms).unwrap().into();
+        }
+        _ => {}
+    }
     let (bits, group) = match form {
-        Form::Dense(_) => unreachable!(),
+        Form::Dense(_) | Form::Sparse { .. } | Form::SparseCodes { .. } | Form::LowRank { .. } | Form::Sum(_) => {
+            unreachable!()
+        }
         Form::Codebook { group } => (4, group),
         Form::PerTensor { bits } => (bits, cols),
         Form::Symmetric { bits, group }
@@ -151,6 +214,22 @@ pub fn weight(form: Form, rows: usize, cols: usize, seed: u64) -> Weight {
     let g_idx = matches!(form, Form::ActOrder { .. })
         .then(|| (0..cols).map(|c| ((c * 7 + 3) % cols / group) as u32).collect::<Vec<_>>().into());
     Quantized { rows, cols, bits, group_size: group, packed: packed.into(), scales, offsets, codebook, g_idx }.into()
+}
+
+/// A mask that keeps about `kept` of 64 elements, and how many it keeps.
+fn mask(rows: usize, cols: usize, kept: u64, noise: &mut Noise) -> (Vec<u64>, usize) {
+    let words = mask_words_per_row(cols);
+    let mut mask = vec![0u64; rows * words];
+    let mut count = 0;
+    for r in 0..rows {
+        for c in 0..cols {
+            if noise.bits() % 64 < kept {
+                mask[r * words + c / 64] |= 1 << (c % 64);
+                count += 1;
+            }
+        }
+    }
+    (mask, count)
 }
 
 /// A backend to check, and what it is.

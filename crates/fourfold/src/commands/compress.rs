@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
 use fourfold_compress::planner::candidates;
+use fourfold_compress::recipe::Recipe;
 use fourfold_compress::{CompressError, CompressJob, Goal, Plan, Scope, compress};
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
 use fourfold_tensor::Form;
@@ -46,8 +47,10 @@ pub struct CompressArgs {
     /// Write the plan to a file ("-" for stdout) and compress nothing.
     #[arg(long, value_name = "FILE", conflicts_with = "out")]
     write_plan: Option<PathBuf>,
-    /// How codes are found: round to nearest, or GPTQ, which needs calibration text [default: gptq with text, else rtn].
-    #[arg(long, value_name = "METHOD")]
+    /// How codes are found: `rtn` (round to nearest) or `gptq`, which needs calibration text [default: gptq with text, else rtn]. Or
+    /// one recipe for all linear layers, of which several parts are joined by commas: quantize:4, prune:0.5 or prune:2:4 (or
+    /// magnitude:, wanda:, sparsegpt: instead of prune:), svd:64. Recipes that prune or decompose leave embeddings as they are.
+    #[arg(long, value_name = "METHOD", value_parser = method)]
     method: Option<MethodArg>,
     /// Biases too: N bits, one scale for each [default: 8]. Norms and routers stay as they are.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8", require_equals = true,
@@ -106,10 +109,34 @@ struct OutputArgs {
     overwrite: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum MethodArg {
     Rtn,
     Gptq,
+    Recipe(Recipe),
+}
+
+fn method(text: &str) -> Result<MethodArg, String> {
+    match text {
+        "rtn" => Ok(MethodArg::Rtn),
+        "gptq" => Ok(MethodArg::Gptq),
+        recipe => Ok(MethodArg::Recipe(recipe.parse()?)),
+    }
+}
+
+impl MethodArg {
+    fn needs_text(self) -> bool {
+        match self {
+            Self::Rtn => false,
+            Self::Gptq => true,
+            Self::Recipe(recipe) => recipe.needs_text(),
+        }
+    }
+
+    /// Whether embeddings stay unless asked for otherwise.
+    fn is_for_layers(self) -> bool {
+        matches!(self, Self::Recipe(recipe) if recipe.is_for_layers())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -212,14 +239,18 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     let open = model::open(&args.model, context)?;
     let method = args.method.unwrap_or(if args.calibration.is_given() { MethodArg::Gptq } else { MethodArg::Rtn });
     let goal = goal(args, method)?;
-    if method == MethodArg::Gptq && !args.calibration.is_given() {
-        bail!("--method gptq needs --calibration FILE: text like that which the model will see");
+    if method.needs_text() && !args.calibration.is_given() {
+        bail!("this --method needs --calibration FILE: text like that which the model will see");
     }
     let calibration = args.calibration.sequences(&open)?;
     let checkpoint = &open.checkpoint;
     let mut job = CompressJob::new(&open.spec, &*checkpoint.weights, checkpoint.weight_bytes, goal);
     let interchange = args.output.format == FormatArg::CompressedTensors;
-    let embeddings = args.embedding.unwrap_or(if interchange { EmbeddingArg::Keep } else { EmbeddingArg::Pack });
+    let embeddings = args.embedding.unwrap_or(if interchange || method.is_for_layers() {
+        EmbeddingArg::Keep
+    } else {
+        EmbeddingArg::Pack
+    });
     job.scope = Scope {
         embeddings: embeddings == EmbeddingArg::Pack,
         biases: args.quantize_biases.map(|bits| GridSpec::new(bits, Granularity::Tensor)),
@@ -233,7 +264,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     job.header = &header;
     job.candidates = candidates(interchange);
     // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
-    if method == MethodArg::Gptq {
+    if method != MethodArg::Rtn && args.calibration.is_given() {
         job.backend = Some(context.backend.clone());
         job.backward = Some(context.backward.clone());
         job.calibration = &calibration;
@@ -306,11 +337,18 @@ fn goal(args: &CompressArgs, method: MethodArg) -> Result<Goal> {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         return Ok(Goal::Plan(Plan::from_json(&text).with_context(|| file.display().to_string())?));
     }
+    if let MethodArg::Recipe(recipe) = method {
+        if args.bits.is_some() || args.ratio.is_some() || args.max_bytes.is_some() {
+            bail!("--method with a recipe says all itself: leave out --bits, --ratio and --max-bytes");
+        }
+        let (method, settings) = recipe.method(args.calibration.is_given());
+        return Ok(Goal::Uniform { method: method.to_owned(), settings });
+    }
     if let Some(bits) = args.bits {
         let grid = args.grid.spec(bits);
         grid.validate()?;
         let (method, settings): (&str, Value) = match method {
-            MethodArg::Rtn => ("rtn", json!(grid)),
+            MethodArg::Rtn | MethodArg::Recipe(_) => ("rtn", json!(grid)),
             MethodArg::Gptq => ("gptq", serde_json::to_value(Gptq::new(grid))?),
         };
         return Ok(Goal::Uniform { method: method.to_owned(), settings });

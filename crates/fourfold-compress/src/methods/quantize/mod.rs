@@ -8,5 +8,5 @@ pub mod grid;
 mod lattice;
 mod polish;
 pub mod rtn;
-mod store;
+pub(crate) mod store;
 mod sweep;

@@ -243,7 +243,7 @@ pub fn to_bf16(context: Context, values: &[f32]) -> Vec<bf16> {
 
 for_isa! {
     /// Rounds to nearest, ties to even.
-    fn round_to_bf16(from: &[f32], to: &mut [bf16]) = round_to_bf16_with
+    pub fn round_to_bf16(from: &[f32], to: &mut [bf16]) = round_to_bf16_with
 }
 
 #[inline(always)]
