@@ -148,7 +148,7 @@ proptest! {
             ("c.weight".to_owned(), sparse(seed, rows, cols, Some((bits, group)))),
             ("l.weight".to_owned(), LowRank::new(dense(seed, &[rows, 3]), sparse(seed, 3, cols, None)).unwrap().into()),
             ("m.weight".to_owned(), {
-                let down = Weight::from(quantized(seed, 3, cols, 8, cols.max(2), 1, 0));
+                let down = Weight::from(quantized(seed, 3, cols, 8, cols, 1, 0));
                 let low_rank = LowRank::new(dense(seed, &[rows, 3]), down).unwrap().into();
                 Sum::new(vec![sparse(seed, rows, cols, Some((4, 64))), low_rank]).unwrap().into()
             }),
