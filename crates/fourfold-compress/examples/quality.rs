@@ -54,7 +54,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let source = &*checkpoint.weights;
     let job = CompressJob {
         backward: std::env::var_os("NO_FISHER").is_none().then(|| Arc::clone(&cpu) as _),
-        correct_drift: std::env::var_os("DRIFT").is_some(),
         backend: Some(Arc::clone(&fast)),
         calibration: &calibration,
         ..CompressJob::new(&spec, source, checkpoint.weight_bytes, goal)

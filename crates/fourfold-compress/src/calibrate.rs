@@ -13,7 +13,6 @@ use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, Observer};
 use fourfold_tensor::{SourceError, TensorInfo, Weight, WeightSource};
 use half::bf16;
 
-use crate::drift::Drift;
 use crate::hessian::Hessian;
 
 /// Bytes of hidden states above which they are kept as bf16.
@@ -115,20 +114,6 @@ pub struct Collector {
     hessians: Vec<Hessian>,
     /// Fingerprint of the last input and its slot: weights that share an input are told of in turn.
     last: Option<(u64, usize)>,
-    drifts: HashMap<usize, Drift>,
-}
-
-/// Keeps one sequence's inputs, in the order of the forward pass.
-#[derive(Default)]
-pub struct Recorder {
-    inputs: Vec<(String, Arc<Tensor>)>,
-}
-
-impl Observer for Recorder {
-    fn linear_input(&mut self, weight_name: &str, input: &Tensor) {
-        let shared = self.inputs.last().filter(|(_, last)| **last == *input).map(|(_, last)| Arc::clone(last));
-        self.inputs.push((weight_name.to_owned(), shared.unwrap_or_else(|| Arc::new(input.clone()))));
-    }
 }
 
 impl Default for Collector {
@@ -140,7 +125,7 @@ impl Default for Collector {
 impl Collector {
     /// An empty collector.
     pub fn new() -> Self {
-        Self { slots: HashMap::new(), hessians: Vec::new(), last: None, drifts: HashMap::new() }
+        Self { slots: HashMap::new(), hessians: Vec::new(), last: None }
     }
 
     /// The finished Hessian for a weight; `None` where no token reached it.
@@ -168,28 +153,6 @@ impl Collector {
                 self.hessians[slot].shrink(&pooled, prior);
             }
         }
-    }
-
-    /// Adds one sequence's inputs, and how far they have drifted from the original model's.
-    pub fn observe_pair(&mut self, now: &Recorder, original: &Recorder) {
-        for (name, input) in &now.inputs {
-            self.linear_input(name, input);
-        }
-        let mut done = vec![false; self.hessians.len()];
-        for ((name, now), (other, original)) in now.inputs.iter().zip(&original.inputs) {
-            // Experts that were chosen differently have no common tokens.
-            let Some(&slot) = self.slots.get(name) else { continue };
-            if name != other || now.rows() != original.rows() || expert_layer(name).is_some() || done[slot] {
-                continue;
-            }
-            done[slot] = true;
-            self.drifts.entry(slot).or_insert_with(|| Drift::new(now.cols())).accumulate(now.host(), original.host());
-        }
-    }
-
-    /// The drift of a weight's input, where it was observed.
-    pub fn drift(&self, weight: &str) -> Option<&Drift> {
-        self.slots.get(weight).and_then(|slot| self.drifts.get(slot))
     }
 
     /// Tokens that reached each expert's weights, by weight name.

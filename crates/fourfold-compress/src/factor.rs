@@ -2,8 +2,7 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{LltParams, LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::cholesky::llt::solve::{solve_in_place, solve_in_place_scratch};
-use faer::{MatMut, MatRef, Par, Spec};
+use faer::{MatMut, Par, Spec};
 
 use crate::MethodError;
 use crate::hessian::Hessian;
@@ -106,26 +105,6 @@ impl Factor {
             w.iter().zip(rows).map(|(&w_i, row)| f64::from(w_i) * f64::from(crate::vector::dot(row, w))).sum()
         })
     }
-}
-
-/// Solves `(H + damping)·Y = B` in place of B, `[n, columns]` row-major.
-///
-/// # Errors
-/// [`MethodError::Indefinite`].
-pub fn solve(hessian: &Hessian, damping: f64, right: &mut [f32], columns: usize) -> Result<(), MethodError> {
-    let n = hessian.size();
-    let (Damped { matrix, .. }, damping) = damped(hessian, damping);
-    let mut lower: Vec<f64> = matrix.iter().map(|&v| f64::from(v)).collect();
-    if !cholesky(&mut lower, n) {
-        return Err(MethodError::Indefinite { damping });
-    }
-    let mut wide: Vec<f64> = right.iter().map(|&v| f64::from(v)).collect();
-    let mut memory = MemBuffer::new(solve_in_place_scratch::<f64>(n, columns, Par::Seq));
-    let lower = MatRef::from_row_major_slice(&lower, n, n);
-    let target = MatMut::from_row_major_slice_mut(&mut wide, n, columns);
-    solve_in_place(lower, target, Par::Seq, MemStack::new(&mut memory));
-    right.iter_mut().zip(wide).for_each(|(r, w)| *r = w as f32);
-    Ok(())
 }
 
 /// Factors the lower triangle in place, `[n, n]` row-major; false where the matrix is not positive definite.

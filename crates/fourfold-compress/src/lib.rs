@@ -5,7 +5,6 @@
 //! in memory at a time. [`compress`] is the way in.
 
 pub mod calibrate;
-pub mod drift;
 mod error;
 pub mod factor;
 pub mod hessian;

@@ -14,8 +14,7 @@ use fourfold_tensor::{SourceError, Weight, WeightSink, WeightSource};
 use serde_json::Value;
 
 use crate::CompressError;
-use crate::calibrate::{Collector, Hidden, Overlay, Recorder};
-use crate::drift::Drift;
+use crate::calibrate::{Collector, Hidden, Overlay};
 use crate::hessian::Hessian;
 use crate::methods::Needs;
 use crate::methods::quantize::grid::GridSpec;
@@ -26,9 +25,6 @@ use crate::sensitivity::Sensitivity;
 
 /// Tokens that a layer's pooled Hessian counts for in each of its experts'.
 pub const EXPERT_PRIOR: f64 = 256.0;
-
-/// Damping of the correction for drift.
-const DRIFT_DAMPING: f64 = 0.05;
 
 /// What the output should be.
 pub enum Goal {
@@ -70,10 +66,6 @@ pub struct CompressJob<'a> {
     /// Measures how much each tensor's error matters, for [`Goal::Ratio`] and [`Goal::Bytes`]; without it a rule by role and place is
     /// used.
     pub backward: Option<Arc<dyn Backward>>,
-    /// Whether each layer also makes up for the errors of those before it ([`crate::drift`]). Costs a second run of the calibration
-    /// text, through the original. Off by default: on SmolLM2-135M with 8,192 calibration tokens the output was far worse with it
-    /// (divergence 2.3 nats).
-    pub correct_drift: bool,
 }
 
 /// What came out.
@@ -105,7 +97,6 @@ impl<'a> CompressJob<'a> {
             scope: Scope::default(),
             header: &|_| 0,
             backward: None,
-            correct_drift: false,
         }
     }
 
@@ -223,7 +214,7 @@ impl Run<'_> {
         for i in 0..self.plan.tensors.len() {
             progress.update("compress", done, total);
             let name = self.plan.tensors[i].name.clone();
-            self.one(&name, None, None)?;
+            self.one(&name, None)?;
             done += self.plan.tensors[i].bytes;
         }
         progress.update("compress", total, total);
@@ -235,10 +226,6 @@ impl Run<'_> {
         let weights = spec.weights();
         let total = spec.blocks.len() as u64 + 1;
         let mut hidden = Hidden::embed(spec, source, backend, self.job.calibration)?;
-        let mut original = match self.job.correct_drift {
-            true => Some(Hidden::embed(spec, source, backend, self.job.calibration)?),
-            false => None,
-        };
         for index in 0..spec.blocks.len() {
             progress.update("compress", index as u64, total);
             let mut overlay = Overlay { base: source, replaced: HashMap::new() };
@@ -252,20 +239,8 @@ impl Run<'_> {
             }
             let mut collector = Collector::new();
             let block = Block::load(spec, index, source, backend)?;
-            match &mut original {
-                Some(original) => {
-                    for i in 0..hidden.len() {
-                        let (mut now, mut then) = (Recorder::default(), Recorder::default());
-                        let next = original.run(i, spec, index, &block, &mut then);
-                        original.set(i, next);
-                        if !all_written {
-                            hidden.run(i, spec, index, &block, &mut now);
-                            collector.observe_pair(&now, &then);
-                        }
-                    }
-                }
-                None if !all_written => hidden.forward(spec, index, &block, &mut collector, false),
-                None => {}
+            if !all_written {
+                hidden.forward(spec, index, &block, &mut collector, false);
             }
             drop(block);
             if !all_written {
@@ -284,7 +259,7 @@ impl Run<'_> {
                         }
                         None => None,
                     };
-                    let compressed = self.one(&weight.name, hessian, collector.drift(&weight.name))?;
+                    let compressed = self.one(&weight.name, hessian)?;
                     overlay.replaced.insert(weight.name.clone(), compressed);
                 }
             }
@@ -297,23 +272,20 @@ impl Run<'_> {
         drop(head);
         for weight in weights.iter().filter(|w| w.block.is_none()) {
             let reads_states = weight.role == Role::LmHead || (weight.role == Role::Embedding && spec.tied);
-            self.one(&weight.name, reads_states.then_some(&hessian), None)?;
+            self.one(&weight.name, reads_states.then_some(&hessian))?;
         }
         progress.update("compress", total, total);
         Ok(())
     }
 
     /// Compresses and writes one tensor, unless an earlier run has.
-    fn one(&mut self, name: &str, hessian: Option<&Hessian>, drift: Option<&Drift>) -> Result<Weight, CompressError> {
+    fn one(&mut self, name: &str, hessian: Option<&Hessian>) -> Result<Weight, CompressError> {
         if let Some(done) = self.sink.written(name)? {
             return Ok(done);
         }
         let source = self.job.source;
         let entry = self.entry(name)?;
-        let mut weight = source.load(name)?;
-        if let (Some(drift), Some(hessian), "gptq") = (drift, hessian, entry.method.as_str()) {
-            weight = drift.target(&weight, hessian, DRIFT_DAMPING).map_err(|e| e.of(name))?;
-        }
+        let weight = source.load(name)?;
         let moments = hessian.map(Hessian::diagonal);
         let out = entry.method()?.compress(&weight, stats(hessian, &moments)).map_err(|e| e.of(name))?;
         drop(weight);
