@@ -152,7 +152,10 @@ pub(crate) fn damping(role: Role) -> f64 {
         | Role::RoutedExpert
         | Role::Router
         | Role::Norm
-        | Role::Bias => 0.01,
+        | Role::Bias
+        | Role::Convolution
+        | Role::RunningMean
+        | Role::RunningVariance => 0.01,
     }
 }
 

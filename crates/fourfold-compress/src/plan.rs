@@ -199,10 +199,16 @@ pub(crate) fn kept_form(source: &dyn WeightSource, name: &str) -> Result<Form, C
 /// as they are, and so do biases unless [`Scope::biases`] says otherwise.
 pub fn is_compressible(weight: &WeightSpec) -> bool {
     let role = match weight.role {
-        Role::Embedding | Role::LmHead | Role::Attention | Role::Mlp | Role::SharedExpert | Role::RoutedExpert => true,
-        Role::Router | Role::Norm | Role::Bias => false,
+        Role::Embedding
+        | Role::LmHead
+        | Role::Attention
+        | Role::Mlp
+        | Role::SharedExpert
+        | Role::RoutedExpert
+        | Role::Convolution => true,
+        Role::Router | Role::Norm | Role::Bias | Role::RunningMean | Role::RunningVariance => false,
     };
-    role && weight.shape.len() == 2
+    role && weight.shape.len() >= 2
 }
 
 /// The method for a role: an untied embedding is a table, multiplied with nothing, so there is no Hessian for it.

@@ -140,9 +140,9 @@ fn rule(weight: &WeightSpec, blocks: usize) -> f64 {
         Role::LmHead | Role::Embedding => 8.0,
         Role::Attention if weight.name.contains("q_proj") || weight.name.contains("k_proj") => 0.5,
         Role::Attention => 1.5,
-        Role::Mlp | Role::SharedExpert => 1.0,
+        Role::Mlp | Role::SharedExpert | Role::Convolution => 1.0,
         Role::RoutedExpert => 0.3,
-        Role::Router | Role::Norm | Role::Bias => 1.0,
+        Role::Router | Role::Norm | Role::Bias | Role::RunningMean | Role::RunningVariance => 1.0,
     };
     let place = match weight.block {
         Some(index) if index < 2 || index + 2 >= blocks => 2.0,

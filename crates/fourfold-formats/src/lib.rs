@@ -9,6 +9,7 @@ mod error;
 pub mod gguf;
 pub mod hf;
 pub mod hub;
+pub mod images;
 mod json;
 pub mod mmap;
 pub mod quantization;

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use crate::spatial::Spatial;
 use crate::{Backend, Bf16Tensor, RopeSpec, Tensor};
 
 /// Target of a token whose prediction is not scored.
@@ -52,7 +53,7 @@ pub struct AttentionGradient {
 }
 
 /// A backend that can train.
-pub trait Backward: Backend {
+pub trait Backward: Backend + Spatial {
     /// `x` rounded to bf16 (nearest, ties to even).
     fn to_bf16(&self, x: &Tensor) -> Bf16Tensor {
         Bf16Tensor::new(x.rows(), x.cols(), x.host().iter().map(|&v| bf16::from_f32(v)).collect())

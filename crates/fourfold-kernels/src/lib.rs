@@ -10,6 +10,7 @@ mod error;
 mod heap;
 mod kv;
 mod reference;
+pub mod spatial;
 mod tensor;
 
 pub use backend::{AttentionSpec, Backend, DeviceWeight, LinearArg, RopeSpec, Values};

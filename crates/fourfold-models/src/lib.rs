@@ -1,4 +1,5 @@
-//! Language models as stacks of layers: llama, qwen2, qwen3, deepseek_v2 and deepseek_v3, each written once.
+//! Models as stacks of layers, each written once: the language models llama, qwen2, qwen3, deepseek_v2 and deepseek_v3, and
+//! convolutional networks ([`ConvNetSpec`]).
 //!
 //! [`spec_from_config`] reads a Hugging Face `config.json` into a [`ModelSpec`]: data, checked, with nothing allocated. The
 //! spec lists every tensor ([`ModelSpec::weights`]) and predicts memory ([`memory`]); [`Model::load`] builds the layers from a
@@ -10,6 +11,7 @@
 mod arch;
 mod cache;
 mod config;
+mod convnet;
 mod error;
 pub mod layers;
 mod loader;
@@ -19,8 +21,9 @@ mod observer;
 mod spec;
 pub mod testing;
 
-pub use arch::{architectures, spec_from_config};
+pub use arch::{ConvNetSpec, architectures, spec_from_config};
 pub use cache::{BlockCache, Cache};
+pub use convnet::ConvNet;
 pub use error::ModelError;
 pub use layers::{Block, Embedding, Head};
 pub use model::Model;

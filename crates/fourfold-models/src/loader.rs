@@ -26,6 +26,13 @@ impl<'a> Loader<'a> {
         self.upload(name, weight)
     }
 
+    /// A convolution's weight of PyTorch's `shape`, or stored as the matrix of as many rows.
+    pub fn convolution(&self, name: &str, shape: &[usize]) -> Result<Arc<DeviceWeight>, ModelError> {
+        let matrix = [shape[0], shape[1..].iter().product()];
+        let weight = self.read(name, &[shape, &matrix])?;
+        self.upload(name, weight)
+    }
+
     /// A weight matrix `[rows, cols]` widened to f32: routers, whose choices must not move.
     pub fn matrix_f32(&self, name: &str, rows: usize, cols: usize) -> Result<Arc<DeviceWeight>, ModelError> {
         let weight = self.read(name, &[&[rows, cols]])?;

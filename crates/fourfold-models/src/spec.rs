@@ -27,6 +27,12 @@ pub enum Role {
     Norm,
     /// What is added to a linear layer's output.
     Bias,
+    /// A convolution.
+    Convolution,
+    /// A batch normalisation's running mean: counted, not trained.
+    RunningMean,
+    /// A batch normalisation's running variance.
+    RunningVariance,
 }
 
 /// A tensor that the architecture reads.

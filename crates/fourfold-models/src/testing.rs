@@ -66,13 +66,17 @@ impl WeightSource for RandomWeights {
         let spread = (3.0 / columns as f32).sqrt();
         let values = (0..info.elements())
             .map(|_| match self.roles[i] {
-                Role::Norm => 1.0 + 0.1 * uniform(),
-                Role::Bias => 0.1 * uniform(),
+                Role::Norm | Role::RunningVariance => 1.0 + 0.1 * uniform(),
+                Role::Bias | Role::RunningMean => 0.1 * uniform(),
                 Role::Embedding => uniform(),
                 Role::Router if info.shape.len() == 1 => 0.1 * uniform(),
-                Role::LmHead | Role::Attention | Role::Mlp | Role::SharedExpert | Role::RoutedExpert | Role::Router => {
-                    spread * uniform()
-                }
+                Role::LmHead
+                | Role::Attention
+                | Role::Mlp
+                | Role::SharedExpert
+                | Role::RoutedExpert
+                | Role::Router
+                | Role::Convolution => spread * uniform(),
             })
             .collect();
         Ok(Dense::from_f32(info.shape.clone(), values).into())

@@ -85,6 +85,24 @@ pub enum BatchError {
         /// Size of the model's vocabulary.
         vocabulary: usize,
     },
+    /// A class that the model does not know.
+    #[error("image {image}: class {label}, the model tells {classes} apart")]
+    Label {
+        /// The image, counted from 0 in its batch.
+        image: usize,
+        /// Its class.
+        label: u32,
+        /// Classes of the model.
+        classes: usize,
+    },
+    /// Images of another size.
+    #[error("images of {found} bytes, the model's have {expected}")]
+    Image {
+        /// Channels · height · width of the model's images.
+        expected: usize,
+        /// Bytes of the batch by its number of labels.
+        found: usize,
+    },
     /// Nothing to learn from.
     #[error("nothing in the batch is scored")]
     Empty,
@@ -145,4 +163,7 @@ pub trait Network {
         run: &Run,
         apply: Apply,
     ) -> Result<f64, TrainError>;
+
+    /// Called once after each step that was not skipped: what is counted and not trained (running statistics) is stored here.
+    fn step_done(&self, _store: &mut ParameterStore) {}
 }

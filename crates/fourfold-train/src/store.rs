@@ -80,8 +80,8 @@ impl ParameterStore {
             let deviation = if writes_residual { residual } else { deviation };
             let constant = |value: f32| move |_: usize, out: &mut [f32]| out.fill(value);
             match weight.role {
-                Role::Norm => store.push(&weight, recipe, constant(1.0)),
-                Role::Bias => store.push(&weight, recipe, constant(0.0)),
+                Role::Norm | Role::RunningVariance => store.push(&weight, recipe, constant(1.0)),
+                Role::Bias | Role::RunningMean => store.push(&weight, recipe, constant(0.0)),
                 Role::Router if weight.shape.len() == 1 => store.push(&weight, recipe, constant(0.0)),
                 Role::Embedding
                 | Role::LmHead
@@ -89,10 +89,25 @@ impl ParameterStore {
                 | Role::Mlp
                 | Role::SharedExpert
                 | Role::RoutedExpert
-                | Role::Router => store.push(&weight, recipe, |first, out: &mut [f32]| {
+                | Role::Router
+                | Role::Convolution => store.push(&weight, recipe, |first, out: &mut [f32]| {
                     out.iter_mut().enumerate().for_each(|(i, o)| *o = deviation * normal(stream, first + i));
                 }),
             }
+        }
+        store
+    }
+
+    /// A new model whose tensors begin with `values(number of the tensor, tensor)`.
+    pub fn new(
+        weights: &[WeightSpec],
+        recipe: &Recipe,
+        mut values: impl FnMut(usize, &WeightSpec) -> Vec<f32>,
+    ) -> Self {
+        let mut store = Self::empty(recipe);
+        for (i, weight) in weights.iter().enumerate() {
+            let values = values(i, weight);
+            store.push(weight, recipe, |first, out: &mut [f32]| out.copy_from_slice(&values[first..first + out.len()]));
         }
         store
     }
@@ -104,7 +119,8 @@ impl ParameterStore {
     /// Adds a tensor whose elements `fill(first, out)` gives, some at a time.
     fn push(&mut self, weight: &WeightSpec, recipe: &Recipe, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let len = weight.elements() as usize;
-        let is_small = matches!(weight.role, Role::Norm | Role::Bias | Role::Router);
+        let is_counted = matches!(weight.role, Role::RunningMean | Role::RunningVariance);
+        let is_small = is_counted || matches!(weight.role, Role::Norm | Role::Bias | Role::Router);
         let storage = if is_small { Storage::F32 } else { recipe.storage };
         let precision = if is_small { MomentPrecision::F32 } else { recipe.moments };
         let cols = len / weight.shape.first().copied().unwrap_or(1).max(1);
@@ -116,7 +132,7 @@ impl ParameterStore {
             storage: "trained".to_owned(),
             bytes: parameter.byte_len() as u64,
         });
-        let state = OptimizerState::zeros(recipe.optimizer, len, precision);
+        let state = OptimizerState::zeros(recipe.optimizer, if is_counted { 0 } else { len }, precision);
         self.entries.push(Entry { parameter, state, decays: weight.shape.len() > 1 });
     }
 
@@ -134,6 +150,18 @@ impl ParameterStore {
     pub fn byte_len(&self) -> (usize, usize) {
         let sum = |f: fn(&Entry) -> usize| self.entries.iter().map(f).sum();
         (sum(|e| e.parameter.byte_len()), sum(|e| e.state.byte_len()))
+    }
+
+    /// Replaces a tensor that is counted rather than trained (running statistics, which are f32 in every recipe).
+    ///
+    /// # Panics
+    /// When there is no such tensor of that length.
+    pub fn assign(&mut self, name: &str, values: &[f32]) {
+        let parameter = &mut self.entries[self.index[name]].parameter;
+        assert_eq!(parameter.len(), values.len(), "{name}: another length");
+        for (i, mut block) in parameter.blocks(values.len().max(1)).into_iter().enumerate() {
+            block.write(values, None, i);
+        }
     }
 
     /// Applies a gradient to the tensor named `name`.

@@ -186,6 +186,9 @@ impl<N: Network> Trainer<N> {
             scaler.update(applied);
         }
         self.skipped += u64::from(!applied);
+        if applied {
+            self.network.step_done(&mut self.store);
+        }
         self.steps_done = number;
         Ok(report)
     }

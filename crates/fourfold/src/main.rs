@@ -6,6 +6,7 @@ mod commands;
 mod context;
 mod hub;
 mod human;
+mod images;
 mod interrupt;
 mod memory;
 mod model;

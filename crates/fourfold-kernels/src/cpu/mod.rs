@@ -11,6 +11,7 @@ pub mod pool;
 pub mod quant;
 mod simd;
 mod sparse;
+mod spatial;
 mod unwritten;
 mod weight;
 

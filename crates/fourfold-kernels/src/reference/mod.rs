@@ -5,6 +5,7 @@ mod attention;
 mod backward;
 mod linear;
 mod rowwise;
+mod spatial;
 
 use std::ops::Range;
 

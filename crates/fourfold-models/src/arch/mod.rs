@@ -1,11 +1,13 @@
 //! Architectures: each reads its configuration into a [`ModelSpec`].
 
+mod convnet;
 mod deepseek;
 mod dense;
 mod llama;
 mod qwen2;
 mod qwen3;
 
+pub use convnet::ConvNetSpec;
 use serde_json::Value;
 
 use crate::config::{COUNTS, Config, LENGTHS, WIDTHS};

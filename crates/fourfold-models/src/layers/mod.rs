@@ -3,7 +3,9 @@
 //! A layer reaches its numbers through [`fourfold_kernels::Backend`] alone. The exceptions are two tables of a few
 //! values a token that are made on the host: rotation angles, and the router's choice of experts.
 
+mod batch_norm;
 mod block;
+mod conv2d;
 mod embedding;
 mod gqa;
 mod head;
@@ -14,13 +16,16 @@ mod moe;
 mod norm;
 mod rope;
 mod router;
+mod stack;
 mod train;
 
 use fourfold_kernels::Backend;
 
 use crate::Observer;
 
+pub use batch_norm::{BatchNorm, BatchNormSpec};
 pub use block::{Block, BlockSaved};
+pub use conv2d::{Conv2d, Conv2dSpec};
 pub use embedding::Embedding;
 pub use gqa::{Gqa, GqaSaved, GqaSpec};
 pub use head::Head;
@@ -32,6 +37,7 @@ pub use norm::{Norm, NormSpec};
 pub(crate) use rope::yarn_mscale;
 pub use rope::{Rotary, RotaryScaling, RotarySpec};
 pub use router::{ExpertLoad, Router, RouterScores, RouterSpec, Selection};
+pub use stack::{LayerSpec, Running, Stack, StackPass, StackSaved, segments};
 pub use train::{Gradients, TrainPass, Trained};
 
 /// What a forward pass carries through the layers.

@@ -1,5 +1,7 @@
 //! `fourfold eval`: how well a model predicts a text, and how far its predictions are from the original's.
 
+mod images;
+
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::ops::ControlFlow;
@@ -26,8 +28,11 @@ pub struct EvalArgs {
     #[arg(value_name = "MODEL")]
     model: String,
     /// The text to predict.
-    #[arg(short = 'f', long, value_name = "FILE")]
-    text: PathBuf,
+    #[arg(short = 'f', long, value_name = "FILE", required_unless_present = "data")]
+    text: Option<PathBuf>,
+    /// The images to classify, for a network that reads images: a directory of idx files, of which the test images are taken.
+    #[arg(long, value_name = "DIR", conflicts_with = "text")]
+    data: Option<PathBuf>,
     /// Tokens of a window.
     #[arg(short, long, default_value_t = 512, value_name = "TOKENS")]
     context: usize,
@@ -69,7 +74,17 @@ struct EvalReport {
     peak_memory: Option<u64>,
 }
 
+impl EvalArgs {
+    /// The text; clap has seen to it that there is one.
+    fn text(&self) -> &Path {
+        self.text.as_deref().unwrap_or(Path::new(""))
+    }
+}
+
 pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
+    if let Some(folder) = &args.data {
+        return images::run(&args.model, folder, context);
+    }
     let open = model::open(&args.model, context)?;
     let windows = cut(args, &open)?;
     if let Some(file) = &args.dump_logits {
@@ -112,7 +127,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     let done: usize = windows[..figures.windows].iter().map(|w| w.ids.len()).sum();
     context.print(&EvalReport {
         model: args.model.clone(),
-        text: args.text.display().to_string(),
+        text: args.text().display().to_string(),
         against: args.against.clone().or(args.load_logits.as_ref().map(|f| f.display().to_string())),
         context: args.context,
         protocol: protocol(args),
@@ -135,8 +150,8 @@ fn protocol(args: &EvalArgs) -> Protocol {
 
 /// The text's windows. Of a long text only what they need is tokenized.
 fn cut(args: &EvalArgs, open: &OpenModel) -> Result<Vec<Window>> {
-    let text = std::fs::read(&args.text).with_context(|| args.text.display().to_string())?;
-    let text = String::from_utf8(text).with_context(|| args.text.display().to_string())?;
+    let text = std::fs::read(args.text()).with_context(|| args.text().display().to_string())?;
+    let text = String::from_utf8(text).with_context(|| args.text().display().to_string())?;
     if args.context > open.spec.max_positions {
         bail!("--context {}: the model has {} positions", args.context, open.spec.max_positions);
     }
@@ -146,7 +161,8 @@ fn cut(args: &EvalArgs, open: &OpenModel) -> Result<Vec<Window>> {
     let needed =
         limit.map_or(usize::MAX / 16, |n| step.saturating_mul(n.saturating_sub(1)).saturating_add(args.context));
     let ids = tokenizer.encode_prefix(&text, needed)?;
-    windows(&ids, tokenizer.bos(), args.context, protocol(args), limit).with_context(|| args.text.display().to_string())
+    windows(&ids, tokenizer.bos(), args.context, protocol(args), limit)
+        .with_context(|| args.text().display().to_string())
 }
 
 fn dump(file: &Path, open: &OpenModel, windows: &[Window], context: &Context) -> Result<()> {

@@ -191,6 +191,8 @@ fn role_name(role: Role) -> &'static str {
         Role::Router => "router",
         Role::Norm => "norm",
         Role::Bias => "bias",
+        Role::Convolution => "convolution",
+        Role::RunningMean | Role::RunningVariance => "statistics",
     }
 }
 

@@ -4,6 +4,7 @@ mod data;
 mod metrics;
 mod settings;
 mod tensorboard;
+mod vision;
 
 use std::fs;
 use std::io;
@@ -22,7 +23,7 @@ use fourfold_train::checkpoint::{self, State};
 use fourfold_train::data::{Batches, Corpus};
 use fourfold_train::language::LanguageModel;
 use fourfold_train::memory::train_memory;
-use fourfold_train::network::Score;
+use fourfold_train::network::{BatchSource, Network, Score};
 use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, run as run_steps};
 use fourfold_train::store::ParameterStore;
 use fourfold_train::trainer::{StepReport, Trainer};
@@ -49,19 +50,23 @@ struct TrainReport {
     training_loss: Option<f64>,
     held_out_loss: Option<f64>,
     held_out_perplexity: Option<f64>,
+    held_out_accuracy: Option<f64>,
     best_held_out_loss: Option<f64>,
     seconds: f64,
     tokens_per_second: f64,
     weight_bytes: u64,
     optimizer_bytes: u64,
     peak_memory: Option<u64>,
-    predicted_memory: u64,
+    predicted_memory: Option<u64>,
     complete: bool,
 }
 
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let settings = Settings::resolve(args)?;
-    let (spec, description, mut store) = start(&settings, context)?;
+    if let Some(start) = vision::start(&settings, context)? {
+        return vision::run(start, &settings, context);
+    }
+    let (spec, description, store) = start(&settings, context)?;
     let tokenizer = description.tokenizer(spec.vocab_size)?;
     let (documents, held_out) = data::read(&settings, &tokenizer, description.template.as_ref())?;
     let context_length = settings.context.min(spec.max_positions);
@@ -76,27 +81,6 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let mut batches = Batches::new(&corpus, settings.batch_size);
     let per_epoch = 1.0 / batches.epochs_of(settings.gradient_accumulation);
     let steps = settings.steps.unwrap_or((settings.epochs * per_epoch).ceil() as u64).max(1);
-    let hyper = settings.hyperparameters(steps);
-
-    let mut state = State::begin(&settings.recipe, settings.seed);
-    match latest_checkpoint(&settings.output) {
-        Some(place) if settings.resume => {
-            state = checkpoint::restore(&place, &mut store)?;
-            ensure!(
-                state.recipe == settings.recipe.label() && state.seed == settings.seed,
-                "{}: made with preset {}, --seed {}; resume with these",
-                place.display(),
-                state.recipe,
-                state.seed
-            );
-            context.remark(&format!("resuming from {}", place.display()));
-        }
-        Some(place) => bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display()),
-        None => {}
-    }
-    fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())?;
-
-    let (weight_bytes, optimizer_bytes) = store.byte_len();
     let predicted = train_memory(
         &spec,
         &settings.recipe,
@@ -106,75 +90,133 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     );
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
-        "{} parameters, {}: weights {}, optimizer {}; {} tokens a pass, {steps} steps of up to {} tokens",
-        human::count(spec.parameters()),
-        settings.recipe.label(),
-        human::bytes(weight_bytes as u64),
-        human::bytes(optimizer_bytes as u64),
+        "{} tokens a pass, steps of up to {} tokens",
         human::count(corpus.tokens() as u64),
-        settings.batch_size * context_length * settings.gradient_accumulation as usize,
+        settings.batch_size * context_length * settings.gradient_accumulation as usize
     ));
-    let options = CpuOptions {
-        threads: context.threads,
-        isa: context.global.isa.map(Into::into),
-        activations: match settings.recipe.activations() {
-            Activations::F32 => Activations::F32,
-            Activations::Fast => context.global.activations.into(),
-        },
-    };
-    keep_freed_memory();
-    let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
-    let mut trainer = Trainer::new(LanguageModel::new(spec), store, backend, settings.recipe, hyper, state.step);
-    let bar = context.progress.bar("training", steps, "steps");
-    bar.set_position(state.step);
-    let mut watcher = Watcher {
-        bar,
-        metrics: Metrics::open(&settings.output, state.step)?,
+    let job = Job {
+        settings: &settings,
+        context,
         description: &description,
-        smooth: None,
-        held_out: None,
-        seconds: 0.0,
-        tokens: 0,
-        failure: None,
-    };
-    let _cooperation = interrupt::cooperate();
-    let options = Options {
+        parameters: spec.parameters(),
         steps,
-        accumulation: settings.gradient_accumulation,
-        eval_every: settings.eval_every.unwrap_or((steps / 10).max(1)),
-        save_every: settings.save_every.unwrap_or((steps / 10).max(1)),
-        keep: settings.keep,
-        output: settings.output.clone(),
+        predicted: Some(predicted.total()),
     };
-    let begun = Instant::now();
-    let end = run_steps(&mut trainer, &mut batches, &held_out, state, &options, &mut watcher);
-    watcher.bar.finish_and_clear();
-    let end = end.map_err(|error| explain(error, &settings))?;
-    if let Some(failure) = watcher.failure {
-        return Err(failure);
+    job.run(LanguageModel::new(spec), store, &mut batches, &held_out)
+}
+
+/// A run of any kind of network.
+struct Job<'a> {
+    settings: &'a Settings,
+    context: &'a Context,
+    description: &'a Description,
+    /// Elements that are trained.
+    parameters: u64,
+    steps: u64,
+    /// Bytes of the peak, where they can be told.
+    predicted: Option<u64>,
+}
+
+impl Job<'_> {
+    fn run<N: Network>(
+        self,
+        network: N,
+        mut store: ParameterStore,
+        batches: &mut dyn BatchSource<N::Batch>,
+        held_out: &[N::Batch],
+    ) -> Result<()> {
+        let Self { settings, context, description, parameters, steps, predicted } = self;
+        let hyper = settings.hyperparameters(steps);
+
+        let mut state = State::begin(&settings.recipe, settings.seed);
+        match latest_checkpoint(&settings.output) {
+            Some(place) if settings.resume => {
+                state = checkpoint::restore(&place, &mut store)?;
+                ensure!(
+                    state.recipe == settings.recipe.label() && state.seed == settings.seed,
+                    "{}: made with preset {}, --seed {}; resume with these",
+                    place.display(),
+                    state.recipe,
+                    state.seed
+                );
+                context.remark(&format!("resuming from {}", place.display()));
+            }
+            Some(place) => bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display()),
+            None => {}
+        }
+        fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())?;
+
+        let (weight_bytes, optimizer_bytes) = store.byte_len();
+        context.remark(&format!(
+            "{} parameters, {}: weights {}, optimizer {}; {steps} steps",
+            human::count(parameters),
+            settings.recipe.label(),
+            human::bytes(weight_bytes as u64),
+            human::bytes(optimizer_bytes as u64),
+        ));
+        let options = CpuOptions {
+            threads: context.threads,
+            isa: context.global.isa.map(Into::into),
+            activations: match settings.recipe.activations() {
+                Activations::F32 => Activations::F32,
+                Activations::Fast => context.global.activations.into(),
+            },
+        };
+        keep_freed_memory();
+        let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
+        let mut trainer = Trainer::new(network, store, backend, settings.recipe, hyper, state.step);
+        let bar = context.progress.bar("training", steps, "steps");
+        bar.set_position(state.step);
+        let mut watcher = Watcher {
+            bar,
+            metrics: Metrics::open(&settings.output, state.step)?,
+            description,
+            smooth: None,
+            held_out: None,
+            seconds: 0.0,
+            tokens: 0,
+            failure: None,
+        };
+        let _cooperation = interrupt::cooperate();
+        let options = Options {
+            steps,
+            accumulation: settings.gradient_accumulation,
+            eval_every: settings.eval_every.unwrap_or((steps / 10).max(1)),
+            save_every: settings.save_every.unwrap_or((steps / 10).max(1)),
+            keep: settings.keep,
+            output: settings.output.clone(),
+        };
+        let begun = Instant::now();
+        let end = run_steps(&mut trainer, batches, held_out, state, &options, &mut watcher);
+        watcher.bar.finish_and_clear();
+        let end = end.map_err(|error| explain(error, settings))?;
+        if let Some(failure) = watcher.failure {
+            return Err(failure);
+        }
+        let score = match watcher.held_out {
+            None if !held_out.is_empty() && end.step == steps => Some(evaluate(&trainer, held_out)?),
+            found => found,
+        };
+        context.print(&TrainReport {
+            output: settings.output.display().to_string(),
+            preset: settings.recipe.name,
+            parameters: parameters,
+            steps: end.step,
+            tokens: end.tokens,
+            training_loss: watcher.smooth,
+            held_out_loss: score.map(|s| s.mean_loss()),
+            held_out_perplexity: score.map(|s| s.mean_loss().exp()),
+            held_out_accuracy: score.and_then(|s| s.accuracy()),
+            best_held_out_loss: end.best_loss,
+            seconds: begun.elapsed().as_secs_f64(),
+            tokens_per_second: watcher.tokens as f64 / watcher.seconds.max(1e-9),
+            weight_bytes: weight_bytes as u64,
+            optimizer_bytes: optimizer_bytes as u64,
+            peak_memory: memory::peak_resident(),
+            predicted_memory: predicted,
+            complete: end.step == steps,
+        })
     }
-    let held_out_loss = match watcher.held_out {
-        None if !held_out.is_empty() && end.step == steps => Some(evaluate(&trainer, &held_out)?.mean_loss()),
-        found => found,
-    };
-    context.print(&TrainReport {
-        output: settings.output.display().to_string(),
-        preset: settings.recipe.name,
-        parameters: trainer.network().spec().parameters(),
-        steps: end.step,
-        tokens: end.tokens,
-        training_loss: watcher.smooth,
-        held_out_loss,
-        held_out_perplexity: held_out_loss.map(f64::exp),
-        best_held_out_loss: end.best_loss,
-        seconds: begun.elapsed().as_secs_f64(),
-        tokens_per_second: watcher.tokens as f64 / watcher.seconds.max(1e-9),
-        weight_bytes: weight_bytes as u64,
-        optimizer_bytes: optimizer_bytes as u64,
-        peak_memory: memory::peak_resident(),
-        predicted_memory: predicted.total(),
-        complete: end.step == steps,
-    })
 }
 
 /// A finished run asked to go on, a diverging one: what to do about it.
@@ -230,6 +272,8 @@ fn dense_config(config: &Value) -> Value {
 enum TokenizerText {
     File(PathBuf),
     Text(String),
+    /// A network that reads no text.
+    None,
 }
 
 /// What a model's directory holds besides its weights.
@@ -246,6 +290,7 @@ impl Description {
         let tokenizer = match &self.tokenizer {
             TokenizerText::File(path) => fourfold_infer::Tokenizer::from_file(path)?,
             TokenizerText::Text(text) => fourfold_infer::Tokenizer::from_bytes(text.as_bytes())?,
+            TokenizerText::None => bail!("there is no tokenizer"),
         };
         tokenizer.check_fits(vocabulary)?;
         let bos = tokenizer.prefix_token()?;
@@ -258,6 +303,7 @@ impl Description {
             fs::write(place.join("generation_config.json"), serde_json::to_string_pretty(generation)?)?;
         }
         match &self.tokenizer {
+            TokenizerText::None => {}
             TokenizerText::Text(text) => fs::write(place.join("tokenizer.json"), text)?,
             TokenizerText::File(path) => {
                 fs::copy(path, place.join("tokenizer.json"))?;
@@ -280,7 +326,7 @@ struct Watcher<'a> {
     description: &'a Description,
     /// The training loss, smoothed over about twenty steps.
     smooth: Option<f64>,
-    held_out: Option<f64>,
+    held_out: Option<Score>,
     seconds: f64,
     tokens: u64,
     /// A metrics file that could not be written.
@@ -308,7 +354,7 @@ impl Events for Watcher<'_> {
         self.bar.set_message(format!(
             "loss {:.4}{}, {:.0} tok/s, {}",
             self.smooth.unwrap_or(report.loss),
-            self.held_out.map(|h| format!(", held out {h:.4}")).unwrap_or_default(),
+            self.held_out.map(|h| format!(", held out {:.4}", h.mean_loss())).unwrap_or_default(),
             self.tokens as f64 / self.seconds.max(1e-9),
             human::bytes(peak)
         ));
@@ -328,10 +374,17 @@ impl Events for Watcher<'_> {
 
     fn evaluated(&mut self, step: u64, score: &Score, best: bool) {
         let loss = score.mean_loss();
-        self.held_out = Some(loss);
+        self.held_out = Some(*score);
         self.record(
             step,
-            serde_json::json!({ "eval/loss": loss, "eval/perplexity": loss.exp(), "eval/best": u8::from(best) }),
+            match score.accuracy() {
+                Some(share) => {
+                    serde_json::json!({ "eval/loss": loss, "eval/accuracy": share, "eval/best": u8::from(best) })
+                }
+                None => {
+                    serde_json::json!({ "eval/loss": loss, "eval/perplexity": loss.exp(), "eval/best": u8::from(best) })
+                }
+            },
         );
     }
 
@@ -360,13 +413,16 @@ impl Report for TrainReport {
             text += &format!("training loss {loss:.4}");
         }
         if let (Some(loss), Some(perplexity)) = (self.held_out_loss, self.held_out_perplexity) {
-            text += &format!(", held-out loss {loss:.4} (perplexity {perplexity:.2})");
+            text += &match self.held_out_accuracy {
+                Some(share) => format!(", held-out loss {loss:.4}, accuracy {}", human::percent(share)),
+                None => format!(", held-out loss {loss:.4} (perplexity {perplexity:.2})"),
+            };
         }
         if let Some(peak) = self.peak_memory {
             text += &format!(
-                "\npeak memory {}, predicted {} (weights {}, optimizer {})",
+                "\npeak memory {}{} (weights {}, optimizer {})",
                 human::bytes(peak),
-                human::bytes(self.predicted_memory),
+                self.predicted_memory.map(|b| format!(", predicted {}", human::bytes(b))).unwrap_or_default(),
                 human::bytes(self.weight_bytes),
                 human::bytes(self.optimizer_bytes)
             );

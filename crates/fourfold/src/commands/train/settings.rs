@@ -40,6 +40,12 @@ pub struct TrainArgs {
     /// Part of --data kept for measuring [default: 0.05].
     #[arg(long, value_name = "SHARE")]
     held_out: Option<f64>,
+    /// Mirror every second image, left to right (networks that read images).
+    #[arg(long)]
+    flip: bool,
+    /// Move images by up to so many pixels [default: 0].
+    #[arg(long, value_name = "PIXELS")]
+    shift: Option<usize>,
     /// Where checkpoints and the model go.
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -145,6 +151,8 @@ pub struct Settings {
     pub save_every: Option<u64>,
     pub keep: usize,
     pub seed: u64,
+    pub flip: bool,
+    pub shift: usize,
     pub resume: bool,
 }
 
@@ -217,6 +225,8 @@ impl Settings {
             save_every: pick!(save_every),
             keep: pick!(keep).unwrap_or(2),
             seed: pick!(seed).unwrap_or(0),
+            flip: flags.flip || file.flip,
+            shift: pick!(shift).unwrap_or(0),
             resume: flags.resume || file.resume,
         };
         ensure!(!settings.data.is_empty(), "--data FILE is missing");

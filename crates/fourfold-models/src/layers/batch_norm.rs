@@ -1,0 +1,125 @@
+//! Batch normalisation (Ioffe & Szegedy 2015) of each channel.
+
+use fourfold_kernels::Tensor;
+use fourfold_kernels::backward::Backward;
+use fourfold_kernels::spatial::Moments;
+
+use super::Gradients;
+use crate::loader::Loader;
+use crate::{ModelError, Role, WeightSpec};
+
+/// The shape and name of a batch normalisation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchNormSpec {
+    /// Name without `.weight`.
+    pub name: String,
+    /// Channels.
+    pub channels: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Share of a batch in the running statistics.
+    pub momentum: f32,
+}
+
+impl BatchNormSpec {
+    /// Its tensors, each `[channels]`: factor and summand, which are trained, and the running statistics, which are counted.
+    pub fn weights(&self) -> impl Iterator<Item = WeightSpec> {
+        let parts = [
+            ("weight", Role::Norm),
+            ("bias", Role::Bias),
+            ("running_mean", Role::RunningMean),
+            ("running_var", Role::RunningVariance),
+        ];
+        parts.into_iter().map(|(part, role)| WeightSpec {
+            name: format!("{}.{part}", self.name),
+            shape: vec![self.channels],
+            role,
+            block: None,
+        })
+    }
+}
+
+/// `(x − mean) / √(variance + eps) · weight + bias`.
+pub struct BatchNorm {
+    spec: BatchNormSpec,
+    weight: Tensor,
+    bias: Tensor,
+    running: Moments,
+}
+
+impl BatchNorm {
+    pub(crate) fn load(spec: &BatchNormSpec, loader: &Loader) -> Result<Self, ModelError> {
+        let vector = |part: &str| loader.vector(&format!("{}.{part}", spec.name), spec.channels);
+        let running = Moments { mean: vector("running_mean")?, variance: vector("running_var")? };
+        Ok(Self { spec: spec.clone(), weight: vector("weight")?, bias: vector("bias")?, running })
+    }
+
+    /// Bytes in memory.
+    pub fn byte_len(&self) -> usize {
+        4 * self.spec.channels * size_of::<f32>()
+    }
+
+    /// Factor and summand of each channel, with the running statistics: what a convolution before it can take over.
+    pub fn affine(&self) -> (Tensor, Tensor) {
+        self.affine_with(&self.running)
+    }
+
+    fn affine_with(&self, moments: &Moments) -> (Tensor, Tensor) {
+        let channels = self.spec.channels;
+        let factor = |(&w, &v): (&f32, &f32)| w / (v + self.spec.eps).sqrt();
+        let scale: Vec<f32> = self.weight.host().iter().zip(moments.variance.host()).map(factor).collect();
+        let means = moments.mean.host().iter().zip(&scale);
+        let shift = self.bias.host().iter().zip(means).map(|(&b, (&m, &s))| b - m * s).collect();
+        (Tensor::new(1, channels, scale), Tensor::new(1, channels, shift))
+    }
+
+    /// With the running statistics.
+    pub fn forward(&self, mut x: Tensor, backend: &dyn Backward) -> Tensor {
+        let (scale, shift) = self.affine();
+        backend.scale_shift(&mut x, &scale, &shift);
+        x
+    }
+
+    /// With statistics of the batch, [`Backward`]'s `moments` of `x`.
+    pub fn train_forward(&self, mut x: Tensor, moments: &Moments, backend: &dyn Backward) -> Tensor {
+        let (scale, shift) = self.affine_with(moments);
+        backend.scale_shift(&mut x, &scale, &shift);
+        x
+    }
+
+    /// The running statistics after a batch of `rows` pixels: their names and new values. The variance is counted with n − 1, as
+    /// PyTorch does.
+    pub fn running_after(&self, moments: &Moments, rows: usize) -> [(String, Tensor); 2] {
+        let unbiased = rows as f32 / (rows.max(2) - 1) as f32;
+        let m = self.spec.momentum;
+        let mix = |old: &Tensor, new: &Tensor, factor: f32| {
+            let values = old.host().iter().zip(new.host()).map(|(&old, &new)| (1.0 - m) * old + m * factor * new);
+            Tensor::new(1, self.spec.channels, values.collect())
+        };
+        [
+            (format!("{}.running_mean", self.spec.name), mix(&self.running.mean, &moments.mean, 1.0)),
+            (format!("{}.running_var", self.spec.name), mix(&self.running.variance, &moments.variance, unbiased)),
+        ]
+    }
+
+    /// The gradient of `x`, in place of `dy`; adds weight's and bias's.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        moments: &Moments,
+        mut dy: Tensor,
+        backend: &dyn Backward,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        let channels = self.spec.channels;
+        let (weight, bias) = (format!("{}.weight", self.spec.name), format!("{}.bias", self.spec.name));
+        let (mut dw, mut db) = (Tensor::zeros(1, channels), Tensor::zeros(1, channels));
+        backend.batch_norm_backward(x, moments, self.spec.eps, &self.weight, &mut dy, &mut dw, &mut db);
+        for (name, gradient) in [(weight, dw), (bias, db)] {
+            if let Some(sum) = gradients.of(&name, 1, channels) {
+                backend.add(sum, &gradient);
+            }
+        }
+        dy
+    }
+}

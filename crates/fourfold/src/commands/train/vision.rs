@@ -1,0 +1,71 @@
+//! `fourfold train` of a convolutional network, on images.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fourfold_models::ConvNetSpec;
+use fourfold_train::images::{Augmentation, ImageBatches, in_order};
+use fourfold_train::store::ParameterStore;
+use fourfold_train::vision::{Classifier, initialize};
+use serde_json::Value;
+
+use super::settings::Settings;
+use super::{Description, Job, TokenizerText, dense_config};
+use crate::context::Context;
+use crate::images::{self, Split};
+use crate::model;
+
+/// A network to train, and its configuration.
+pub struct Start {
+    spec: ConvNetSpec,
+    config: Value,
+    store: ParameterStore,
+}
+
+/// The convolutional network that the settings name, if they name one.
+pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
+    let file = match (&settings.model, &settings.model_config) {
+        (None, Some(file)) => file.clone(),
+        (Some(name), None) => Path::new(name).join("config.json"),
+        _ => return Ok(None),
+    };
+    let Ok(text) = fs::read_to_string(&file) else { return Ok(None) };
+    let Ok(config) = serde_json::from_str::<Value>(&text) else { return Ok(None) };
+    if !ConvNetSpec::is_described_by(&config) {
+        return Ok(None);
+    }
+    let spec = ConvNetSpec::from_config(&config).with_context(|| file.display().to_string())?;
+    let store = match &settings.model {
+        Some(name) => {
+            let checkpoint = fourfold_formats::open(&model::locate(name, context)?)?;
+            ParameterStore::load(&spec.weights(), &*checkpoint.weights, &settings.recipe)?
+        }
+        None => initialize(&spec, settings.seed, &settings.recipe),
+    };
+    Ok(Some(Start { spec, config: dense_config(&config), store }))
+}
+
+pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
+    let Start { spec, config, store } = start;
+    let [folder] = settings.data.as_slice() else { bail!("--data: one directory of images is expected") };
+    let learned = images::open(folder, Split::Train, &spec)?;
+    let measured = match settings.eval_data.as_slice() {
+        [] => Some(images::open(folder, Split::Test, &spec)?),
+        [folder] => Some(images::open(folder, Split::Test, &spec)?),
+        _ => bail!("--eval-data: one directory of images is expected"),
+    };
+    let held_out = match &measured {
+        Some(images) => in_order(images, settings.batch_size)?,
+        None => Vec::new(),
+    };
+    let augmentation = Augmentation { flip: settings.flip, shift: settings.shift };
+    let mut batches = ImageBatches::new(&learned, settings.batch_size, settings.seed, augmentation)?;
+    let per_epoch = batches.per_epoch() as f64 / settings.gradient_accumulation as f64;
+    let steps = settings.steps.unwrap_or((settings.epochs * per_epoch).ceil() as u64).max(1);
+    ensure!(settings.shift < spec.image[1].min(spec.image[2]), "--shift {}: more than an image", settings.shift);
+    let description = Description { config, generation_config: None, tokenizer: TokenizerText::None, template: None };
+    let parameters = spec.parameters();
+    let job = Job { settings, context, description: &description, parameters, steps, predicted: None };
+    job.run(Classifier::new(spec), store, &mut batches, &held_out)
+}
