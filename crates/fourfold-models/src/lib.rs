@@ -26,6 +26,7 @@ pub use cache::{BlockCache, Cache};
 pub use convnet::ConvNet;
 pub use error::ModelError;
 pub use layers::{Block, Embedding, Head};
+pub use loader::{Frozen, Weights};
 pub use model::Model;
 pub use observer::{NoObserver, Observer};
 pub use spec::{AttentionKind, BlockSpec, FeedForward, ModelSpec, Role, WeightSpec};

@@ -29,6 +29,11 @@ impl Model {
         backend: Arc<dyn Backend>,
         progress: &mut dyn FnMut(&str),
     ) -> Result<Self, ModelError> {
+        if spec.classes.is_some() {
+            return Err(ModelError::Inconsistent(
+                "a sequence classifier predicts no text: see `fourfold eval`".to_owned(),
+            ));
+        }
         progress("embedding");
         let embedding = Embedding::load(spec, source, &backend)?;
         let loader = Loader::new(source, &*backend);

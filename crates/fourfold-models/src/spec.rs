@@ -195,6 +195,8 @@ pub struct ModelSpec {
     pub max_positions: usize,
     /// Whether the output projection is the embedding matrix.
     pub tied: bool,
+    /// Classes of a sequence classifier, whose `score` stands in the output projection's place; `None` for a language model.
+    pub classes: Option<usize>,
     /// Epsilon of the final norm.
     pub norm_eps: f32,
     /// The stack.
@@ -208,6 +210,11 @@ impl ModelSpec {
         weights.extend(self.blocks.iter().flat_map(BlockSpec::weights));
         weights.extend(Head::weights(self));
         weights
+    }
+
+    /// Outputs of the head: classes, or the vocabulary.
+    pub fn outputs(&self) -> usize {
+        self.classes.unwrap_or(self.vocab_size)
     }
 
     /// Elements of all tensors; a tied matrix counts once.
@@ -234,7 +241,7 @@ impl ModelSpec {
                 }
             })
             .sum();
-        let head = self.vocab_size as u64 * self.hidden_size as u64;
+        let head = self.outputs() as u64 * self.hidden_size as u64;
         blocks + head + self.hidden_size as u64
     }
 

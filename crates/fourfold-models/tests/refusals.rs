@@ -44,7 +44,7 @@ fn bad_values_are_named() {
         ("llama_gqa_tied", "hidden_act", json!("gelu")),
         ("llama_gqa_tied", "tie_word_embeddings", json!("yes")),
         ("llama_gqa_tied", "attention_bias", json!(1)),
-        ("llama_gqa_tied", "architectures", json!(["LlamaForSequenceClassification"])),
+        ("llama_gqa_tied", "architectures", json!(["LlamaForTokenClassification"])),
         ("llama_rope_llama3", "rope_scaling", json!("llama3")),
         ("llama_rope_llama3", "rope_scaling.rope_type", json!("dynamic")),
         ("llama_rope_llama3", "rope_scaling.rope_type", json!("longrope")),

@@ -28,6 +28,14 @@ impl Batch {
         self.documents.push(begin..self.ids.len());
     }
 
+    /// Adds a text of which the last token is scored, against a class.
+    pub fn push_labelled(&mut self, ids: &[u32], label: u32) {
+        self.push(ids, |_| false);
+        if let (Some(last), false) = (self.targets.last_mut(), ids.is_empty()) {
+            *last = label;
+        }
+    }
+
     /// A batch of sequences each scored at every place; `tokens` holds one more token than the sequence.
     pub fn from_sequences<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
         let mut batch = Self::default();

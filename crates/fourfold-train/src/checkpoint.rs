@@ -26,7 +26,11 @@ use crate::recipe::Recipe;
 use crate::store::{Entry, ParameterStore};
 
 /// The weights, as any program reads them.
-pub const MODEL: &str = "model.safetensors";
+const MODEL: &str = "model.safetensors";
+/// The weights of an adapter, as PEFT reads them.
+const ADAPTER: &str = "adapter_model.safetensors";
+/// What PEFT puts before every name in it.
+const PEFT_PREFIX: &str = "base_model.model.";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "trainer_state.json";
 /// A header larger than this is no checkpoint of ours.
@@ -219,12 +223,23 @@ fn parts_mut(entry: &mut Entry) -> PartsMut<'_> {
     (Some(weights), parts)
 }
 
+/// Name of the file that holds the weights: a model's, or an adapter's where the model itself is frozen.
+pub fn weights_file(store: &ParameterStore) -> &'static str {
+    if store.has_frozen_base() { ADAPTER } else { MODEL }
+}
+
+/// A tensor's name in that file.
+fn published(store: &ParameterStore, name: &str) -> String {
+    if store.has_frozen_base() { format!("{PEFT_PREFIX}{name}") } else { name.to_owned() }
+}
+
 /// Writes the weights alone, under their Hugging Face names.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn save_weights(file: &Path, store: &ParameterStore) -> Result<(), CheckpointError> {
-    let parts: Vec<_> = store.entries().map(|(info, e)| (info.name.as_str(), weights(e, &info.shape))).collect();
+    let parts: Vec<_> =
+        store.entries().map(|(info, e)| (published(store, &info.name), weights(e, &info.shape))).collect();
     write(file, parts)
 }
 
@@ -262,7 +277,7 @@ pub fn save(
     }
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(io(&temporary))?;
-        save_weights(&temporary.join(MODEL), store)?;
+        save_weights(&temporary.join(weights_file(store)), store)?;
         let parts = store.entries().flat_map(|(info, entry)| {
             state_parts(entry).into_iter().map(move |(suffix, part)| (format!("{}.{suffix}", info.name), part))
         });
@@ -290,12 +305,13 @@ pub fn restore(checkpoint: &Path, store: &mut ParameterStore) -> Result<State, C
     let text = fs::read_to_string(&file).map_err(|source| CheckpointError::Io { file: file.clone(), source })?;
     let state = serde_json::from_str(&text)
         .map_err(|e| CheckpointError::Malformed { file: file.clone(), reason: e.to_string() })?;
-    let mut model = Reader::open(&checkpoint.join(MODEL))?;
+    let mut model = Reader::open(&checkpoint.join(weights_file(store)))?;
+    let names: Vec<String> = store.entries().map(|(info, _)| published(store, &info.name)).collect();
     let mut optimizer = Reader::open(&checkpoint.join(OPTIMIZER))?;
-    for (info, entry) in store.entries_mut() {
+    for ((info, entry), name) in store.entries_mut().zip(&names) {
         let (weights, parts) = parts_mut(entry);
         if let Some(weights) = weights {
-            model.read(&info.name, weights)?;
+            model.read(name, weights)?;
         }
         for (suffix, bytes) in parts {
             optimizer.read(&format!("{}.{suffix}", info.name), bytes)?;

@@ -1,14 +1,16 @@
 //! From text to batches: documents in tokens, held-out ones apart, packed into sequences, in an order that depends on seed and
 //! epoch alone.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::batch::Batch;
 use crate::network::BatchSource;
-use crate::random::Stream;
+use crate::random::{Stream, shuffled};
 
 /// Why data cannot be learned from.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -183,13 +185,7 @@ impl Corpus {
 
     /// The sequences of one pass over the data: pieces in shuffled order, as many to a sequence as fit.
     fn sequences(&self, epoch: u64) -> Vec<Vec<Piece>> {
-        let stream = Stream::new(self.seed, epoch, 0x0da7a);
-        let mut order: Vec<usize> = (0..self.pieces.len()).collect();
-        // Fisher & Yates 1938; the bias of the remainder is below 2^-32 · n.
-        for i in (1..order.len()).rev() {
-            let other = (u64::from(stream.word(i)) * (i as u64 + 1)) >> 32;
-            order.swap(i, other as usize);
-        }
+        let order = shuffled(self.pieces.len(), Stream::new(self.seed, epoch, 0x0da7a));
         let mut sequences: Vec<Vec<Piece>> = Vec::new();
         let mut room = 0;
         for piece in order.into_iter().map(|i| self.pieces[i]) {
@@ -223,17 +219,17 @@ impl Corpus {
 }
 
 /// Batches by number, the same for the same seed.
-pub struct Batches<'a> {
-    corpus: &'a Corpus,
+pub struct Batches<C: Borrow<Corpus>> {
+    corpus: C,
     size: usize,
     /// Sequences of the epochs in use, at most two.
-    epochs: HashMap<u64, Vec<Vec<Piece>>>,
+    epochs: HashMap<u64, Arc<Vec<Vec<Piece>>>>,
     per_epoch: Vec<u64>,
 }
 
-impl<'a> Batches<'a> {
+impl<C: Borrow<Corpus>> Batches<C> {
     /// Batches of `size` sequences.
-    pub fn new(corpus: &'a Corpus, size: usize) -> Self {
+    pub fn new(corpus: C, size: usize) -> Self {
         Self { corpus, size: size.max(1), epochs: HashMap::new(), per_epoch: Vec::new() }
     }
 
@@ -242,7 +238,7 @@ impl<'a> Batches<'a> {
         let (mut epoch, mut first) = (0u64, 0u64);
         loop {
             if self.per_epoch.len() as u64 <= epoch {
-                let count = self.epoch(epoch).len().div_ceil(self.size) as u64;
+                let count = self.sequences(epoch).len().div_ceil(self.size) as u64;
                 self.per_epoch.push(count.max(1));
             }
             let count = self.per_epoch[epoch as usize];
@@ -253,26 +249,27 @@ impl<'a> Batches<'a> {
             epoch += 1;
         }
         let begin = (number - first) as usize * self.size;
-        let (corpus, size) = (self.corpus, self.size);
-        let sequences = self.epoch(epoch);
-        let end = sequences.len().min(begin + size);
-        corpus.pack(&sequences[begin..end])
+        let sequences = self.sequences(epoch);
+        let end = sequences.len().min(begin + self.size);
+        self.corpus.borrow().pack(&sequences[begin..end])
     }
 
     /// Passes over the data that `batches` batches make.
     pub fn epochs_of(&mut self, batches: u64) -> f64 {
-        let count = self.epoch(0).len().div_ceil(self.size);
+        let count = self.sequences(0).len().div_ceil(self.size);
         batches as f64 / count.max(1) as f64
     }
 
-    fn epoch(&mut self, epoch: u64) -> &Vec<Vec<Piece>> {
+    /// Sequences of an epoch; they are shared, so that the corpus can be read beside them.
+    fn sequences(&mut self, epoch: u64) -> Arc<Vec<Vec<Piece>>> {
         self.epochs.retain(|&e, _| e == epoch || e + 1 == epoch);
-        let corpus = self.corpus;
-        self.epochs.entry(epoch).or_insert_with(|| corpus.sequences(epoch))
+        let corpus = self.corpus.borrow();
+        let sequences = self.epochs.entry(epoch).or_insert_with(|| Arc::new(corpus.sequences(epoch)));
+        Arc::clone(sequences)
     }
 }
 
-impl BatchSource<Batch> for Batches<'_> {
+impl<C: Borrow<Corpus>> BatchSource<Batch> for Batches<C> {
     fn get(&mut self, number: u64) -> Result<Batch, DataError> {
         Ok(self.batch(number))
     }

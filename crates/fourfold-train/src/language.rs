@@ -1,10 +1,12 @@
-//! A language model as a [`Network`]: next-token prediction over packed documents.
+//! A language model as a [`Network`]: next-token prediction over packed documents. A sequence classifier is one whose head
+//! gives classes and whose batches score the last token of each text alone ([`crate::labelled`]).
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use fourfold_kernels::backward::IGNORE;
 use fourfold_kernels::{Backend, Bf16Tensor};
-use fourfold_models::layers::{BlockSaved, Gradients, TrainPass, Trained};
+use fourfold_models::layers::{BlockSaved, Gradients, TrainPass};
 use fourfold_models::{Block, Embedding, Head, ModelSpec, WeightSpec};
 
 use crate::batch::Batch;
@@ -59,25 +61,29 @@ impl Network for LanguageModel {
         if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocabulary) {
             return Err(BatchError::Token { id, vocabulary });
         }
+        let outputs = self.spec.outputs();
+        if let Some(&class) = batch.targets.iter().find(|&&t| t != IGNORE && t as usize >= outputs) {
+            return Err(BatchError::Class { class, outputs });
+        }
         if batch.scored() == 0 { Err(BatchError::Empty) } else { Ok(()) }
     }
 
     fn evaluate(&self, store: &ParameterStore, batch: &Batch, run: &Run) -> Result<Score, BatchError> {
         let backend: Arc<dyn Backend> = run.backend.clone();
         let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
-        let embedding = Embedding::load(&self.spec, store, &backend)?;
+        let embedding = Embedding::load(&self.spec, store.weights(), &backend)?;
         let mut x = embedding.forward(&batch.ids);
         let parts = parts(&batch.documents, run.recipe.block_tokens);
         for i in 0..self.spec.blocks.len() {
-            let block = Block::load(&self.spec, i, store, &backend)?;
+            let block = Block::load(&self.spec, i, store.weights(), &backend)?;
             for part in &parts {
                 let y = block.train_forward(run.backend.rows(&x, part.rows.clone()), &part.pass(batch, run)).0;
                 run.backend.set_rows(&mut x, part.rows.start, &y);
             }
         }
-        let head = Head::load_sharing(&self.spec, store, &backend, &embedding)?;
-        let losses = head.loss(&x, &batch.targets, run.recipe.loss_chunk, &pass);
-        Ok(Score { loss: sum(&losses), scored: batch.scored(), correct: None })
+        let head = Head::load_sharing(&self.spec, store.weights(), &backend, &embedding)?;
+        let (losses, correct) = head.loss(&x, &batch.targets, run.recipe.loss_chunk, &pass);
+        Ok(Score { loss: sum(&losses), scored: batch.scored(), correct: Some(correct) })
     }
 
     fn backward(
@@ -92,11 +98,11 @@ impl Network for LanguageModel {
         let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
         let parts = parts(&batch.documents, run.recipe.block_tokens);
         let trained = &*run.backend;
-        let embedding = Embedding::load(&self.spec, store, &backend)?;
+        let embedding = Embedding::load(&self.spec, store.weights(), &backend)?;
         let mut x = embedding.forward(&batch.ids);
         let mut kept = Vec::with_capacity(self.spec.blocks.len());
         for i in 0..self.spec.blocks.len() {
-            let block = Block::load(&self.spec, i, store, &backend)?;
+            let block = Block::load(&self.spec, i, store.weights(), &backend)?;
             if run.recipe.recompute {
                 kept.push(Kept::Input(trained.to_bf16(&x)));
                 for part in &parts {
@@ -110,8 +116,8 @@ impl Network for LanguageModel {
             }
         }
 
-        let head = Head::load_sharing(&self.spec, store, &backend, &embedding)?;
-        let mut gradients = Gradients::new(Trained::All);
+        let head = Head::load_sharing(&self.spec, store.weights(), &backend, &embedding)?;
+        let mut gradients = Gradients::new(store.trained());
         let chunk = run.recipe.loss_chunk;
         let (losses, mut dx) = head.loss_backward(&x, &batch.targets, factor, chunk, &pass, &mut gradients);
         drop((x, head));
@@ -130,7 +136,7 @@ impl Network for LanguageModel {
                     dx = block.backward(saved, dx, &pass, &mut gradients);
                 }
                 Some(Kept::Input(input)) => {
-                    let block = Block::load(&self.spec, i, store, &backend)?;
+                    let block = Block::load(&self.spec, i, store.weights(), &backend)?;
                     for part in &parts {
                         let pass = part.pass(batch, run);
                         let saved = block.recompute(trained.rows_of_bf16(&input, part.rows.clone()), &pass);

@@ -9,6 +9,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod data;
 pub mod images;
+pub mod labelled;
 pub mod language;
 pub mod loss_scale;
 pub mod memory;

@@ -103,6 +103,14 @@ pub enum BatchError {
         /// Bytes of the batch by its number of labels.
         found: usize,
     },
+    /// A target that the model has no output for.
+    #[error("target {class}, the model has {outputs} outputs")]
+    Class {
+        /// The target.
+        class: u32,
+        /// Outputs of the model's head.
+        outputs: usize,
+    },
     /// Nothing to learn from.
     #[error("nothing in the batch is scored")]
     Empty,

@@ -41,6 +41,16 @@ impl Stream {
     }
 }
 
+/// `0..len` in a random order (Fisher & Yates 1938; the bias of the remainder is below 2^-32 · len).
+pub fn shuffled(len: usize, stream: Stream) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    for i in (1..len).rev() {
+        let other = (u64::from(stream.word(i)) * (i as u64 + 1)) >> 32;
+        order.swap(i, other as usize);
+    }
+    order
+}
+
 /// SplitMix64's output function (Steele et al. 2014).
 fn mix64(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);

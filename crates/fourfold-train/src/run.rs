@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::checkpoint::{self, CheckpointError, MODEL, State};
+use crate::checkpoint::{self, CheckpointError, State};
 use crate::data::DataError;
 use crate::network::{BatchSource, Network, Score};
 use crate::trainer::{StepReport, TrainError, Trainer};
@@ -165,7 +165,7 @@ fn save_model<N: Network>(place: &Path, trainer: &Trainer<N>, events: &dyn Event
         }
     }
     fs::create_dir_all(&new).map_err(io)?;
-    let written = checkpoint::save_weights(&new.join(MODEL), trainer.store())
+    let written = checkpoint::save_weights(&new.join(checkpoint::weights_file(trainer.store())), trainer.store())
         .and_then(|()| events.describe(&new).map_err(io))
         .and_then(|()| if place.exists() { fs::rename(place, &old).map_err(io) } else { Ok(()) })
         .and_then(|()| fs::rename(&new, place).map_err(io));

@@ -1,11 +1,13 @@
 //! All trained tensors with their moments. Layers read them through [`WeightSource`], a block at a time, so that a block's
 //! working copy lives only while the block runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::f32::consts::TAU;
+use std::sync::Arc;
 
 use fourfold_kernels::Tensor;
-use fourfold_models::{ModelSpec, Role, WeightSpec};
+use fourfold_models::layers::{LORA_A, LORA_SCALING, LoraSpec, Trained};
+use fourfold_models::{Frozen, ModelSpec, Role, WeightSpec, Weights};
 use fourfold_tensor::{DType, Dense, FloatBuffer, SourceError, TensorInfo, Weight, WeightSource};
 
 use crate::optim::adamw::Step;
@@ -31,6 +33,50 @@ pub struct ParameterStore {
     entries: Vec<Entry>,
     index: HashMap<String, usize>,
     compute: DType,
+    frozen: Option<FrozenBase>,
+}
+
+/// A model that stays as it is under what is trained.
+struct FrozenBase {
+    source: Arc<dyn WeightSource>,
+    kept: Frozen,
+    /// Factor of every adapter's product.
+    scaling: f32,
+}
+
+/// How new tensors are filled: see [`ParameterStore::initialize`].
+#[derive(Clone, Copy, Debug)]
+pub struct Initialization {
+    /// Deviation of matrices.
+    pub deviation: f32,
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+impl Initialization {
+    /// Adds `weight`, number `tensor` of the model.
+    fn push(self, store: &mut ParameterStore, spec: &ModelSpec, tensor: usize, weight: &WeightSpec, recipe: &Recipe) {
+        let stream = Stream::new(self.seed, 0, tensor as u64);
+        let writes_residual = weight.name.ends_with("o_proj.weight") || weight.name.ends_with("down_proj.weight");
+        let residual = self.deviation / (2.0 * spec.blocks.len().max(1) as f32).sqrt();
+        let deviation = if writes_residual { residual } else { self.deviation };
+        let constant = |value: f32| move |_: usize, out: &mut [f32]| out.fill(value);
+        match weight.role {
+            Role::Norm | Role::RunningVariance => store.push(weight, recipe, constant(1.0)),
+            Role::Bias | Role::RunningMean => store.push(weight, recipe, constant(0.0)),
+            Role::Router if weight.shape.len() == 1 => store.push(weight, recipe, constant(0.0)),
+            Role::Embedding
+            | Role::LmHead
+            | Role::Attention
+            | Role::Mlp
+            | Role::SharedExpert
+            | Role::RoutedExpert
+            | Role::Router
+            | Role::Convolution => store.push(weight, recipe, |first, out: &mut [f32]| {
+                out.iter_mut().enumerate().for_each(|(i, o)| *o = deviation * normal(stream, first + i));
+            }),
+        }
+    }
 }
 
 /// Rate, step number and randomness of one step, for all tensors.
@@ -56,44 +102,29 @@ impl ParameterStore {
     pub fn load(weights: &[WeightSpec], source: &dyn WeightSource, recipe: &Recipe) -> Result<Self, SourceError> {
         let mut store = Self::empty(recipe);
         for weight in weights {
-            match source.load(&weight.name)? {
-                Weight::Dense(values) => {
-                    store.push(weight, recipe, |first, out| values.data().read_f32(first, out));
-                }
-                packed @ (Weight::Quantized(_) | Weight::Sparse(_) | Weight::LowRank(_) | Weight::Sum(_)) => {
-                    let values = packed.to_f32();
-                    store.push(weight, recipe, |first, out| out.copy_from_slice(&values[first..first + out.len()]));
-                }
-            }
+            store.read(weight, source, recipe)?;
         }
         Ok(store)
+    }
+
+    fn read(&mut self, weight: &WeightSpec, source: &dyn WeightSource, recipe: &Recipe) -> Result<(), SourceError> {
+        match source.load(&weight.name)? {
+            Weight::Dense(values) => self.push(weight, recipe, |first, out| values.data().read_f32(first, out)),
+            packed @ (Weight::Quantized(_) | Weight::Sparse(_) | Weight::LowRank(_) | Weight::Sum(_)) => {
+                let values = packed.to_f32();
+                self.push(weight, recipe, |first, out| out.copy_from_slice(&values[first..first + out.len()]));
+            }
+        }
+        Ok(())
     }
 
     /// A new model: matrices normal with deviation `deviation` (0.02 in most published configurations; the projections that
     /// write to the residual stream divided by √(2 · blocks), as in GPT-2, section 2.3), norms one, biases zero.
     pub fn initialize(spec: &ModelSpec, deviation: f32, seed: u64, recipe: &Recipe) -> Self {
         let mut store = Self::empty(recipe);
-        let residual = deviation / (2.0 * spec.blocks.len().max(1) as f32).sqrt();
+        let initialization = Initialization { deviation, seed };
         for (tensor, weight) in spec.weights().into_iter().enumerate() {
-            let stream = Stream::new(seed, 0, tensor as u64);
-            let writes_residual = weight.name.ends_with("o_proj.weight") || weight.name.ends_with("down_proj.weight");
-            let deviation = if writes_residual { residual } else { deviation };
-            let constant = |value: f32| move |_: usize, out: &mut [f32]| out.fill(value);
-            match weight.role {
-                Role::Norm | Role::RunningVariance => store.push(&weight, recipe, constant(1.0)),
-                Role::Bias | Role::RunningMean => store.push(&weight, recipe, constant(0.0)),
-                Role::Router if weight.shape.len() == 1 => store.push(&weight, recipe, constant(0.0)),
-                Role::Embedding
-                | Role::LmHead
-                | Role::Attention
-                | Role::Mlp
-                | Role::SharedExpert
-                | Role::RoutedExpert
-                | Role::Router
-                | Role::Convolution => store.push(&weight, recipe, |first, out: &mut [f32]| {
-                    out.iter_mut().enumerate().for_each(|(i, o)| *o = deviation * normal(stream, first + i));
-                }),
-            }
+            initialization.push(&mut store, spec, tensor, &weight, recipe);
         }
         store
     }
@@ -112,8 +143,77 @@ impl ParameterStore {
         store
     }
 
+    /// As [`ParameterStore::load`], with new values for what the checkpoint is not `known` to hold.
+    ///
+    /// # Errors
+    /// As [`ParameterStore::load`].
+    pub fn load_or_initialize(
+        spec: &ModelSpec,
+        source: &dyn WeightSource,
+        known: &dyn Fn(&WeightSpec) -> bool,
+        initialization: Initialization,
+        recipe: &Recipe,
+    ) -> Result<Self, SourceError> {
+        let mut store = Self::empty(recipe);
+        for (tensor, weight) in spec.weights().into_iter().enumerate() {
+            match known(&weight) {
+                true => store.read(&weight, source, recipe)?,
+                false => initialization.push(&mut store, spec, tensor, &weight, recipe),
+            }
+        }
+        Ok(store)
+    }
+
+    /// Adapters over a model that stays as it is, packed where it is packed: A uniform in ±1/√inputs, B zero, as PEFT begins
+    /// (Kaiming's uniform distribution with a = √5). They are stored in f32 with f32 moments: they are little.
+    pub fn adapt(spec: &ModelSpec, base: Arc<dyn WeightSource>, lora: &LoraSpec, seed: u64, recipe: &Recipe) -> Self {
+        let mut store = Self::empty(recipe);
+        let recipe = Recipe { storage: Storage::F32, moments: MomentPrecision::F32, ..*recipe };
+        for (tensor, weight) in lora.weights(spec).into_iter().enumerate() {
+            let stream = Stream::new(seed, 0, tensor as u64);
+            let bound = match weight.name.ends_with(LORA_A) {
+                true => 1.0 / (weight.shape[1] as f32).sqrt(),
+                false => 0.0,
+            };
+            store.push(&weight, &recipe, |first, out| {
+                out.iter_mut().enumerate().for_each(|(i, o)| *o = bound * (2.0 * stream.unit(first + i) - 1.0));
+            });
+        }
+        let trained = store.index.keys().cloned().collect();
+        store.frozen = Some(FrozenBase { source: base, kept: Frozen::new(trained), scaling: lora.scaling() });
+        store
+    }
+
+    /// A whole model to run and not to train: nothing of it is held here.
+    pub fn frozen(base: Arc<dyn WeightSource>, recipe: &Recipe) -> Self {
+        let mut store = Self::empty(recipe);
+        store.frozen = Some(FrozenBase { source: base, kept: Frozen::new(HashSet::new()), scaling: 1.0 });
+        store
+    }
+
+    /// Whether what is trained stands over a model that stays as it is.
+    pub fn has_frozen_base(&self) -> bool {
+        self.frozen.is_some()
+    }
+
+    /// Bytes of the frozen model's matrices, as far as they have been used.
+    pub fn frozen_bytes(&self) -> usize {
+        self.frozen.as_ref().map_or(0, |base| base.kept.byte_len())
+    }
+
+    /// Where layers read.
+    pub fn weights(&self) -> Weights<'_> {
+        Weights { source: self, frozen: self.frozen.as_ref().map(|base| &base.kept) }
+    }
+
+    /// What gets a gradient.
+    pub fn trained(&self) -> Trained {
+        self.frozen.as_ref().map_or(Trained::All, |base| Trained::Only(base.kept.trained().clone()))
+    }
+
     fn empty(recipe: &Recipe) -> Self {
-        Self { infos: Vec::new(), entries: Vec::new(), index: HashMap::new(), compute: recipe.compute }
+        let compute = recipe.compute;
+        Self { infos: Vec::new(), entries: Vec::new(), index: HashMap::new(), compute, frozen: None }
     }
 
     /// Adds a tensor whose elements `fill(first, out)` gives, some at a time.
@@ -197,12 +297,24 @@ impl WeightSource for ParameterStore {
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.index.get(name).map(|&i| &self.infos[i])
+        match self.index.get(name) {
+            Some(&i) => Some(&self.infos[i]),
+            None => self.frozen.as_ref()?.source.info(name),
+        }
     }
 
     fn load(&self, name: &str) -> Result<Weight, SourceError> {
-        let missing = || SourceError::Missing { file: "the model in training".into(), tensor: name.to_owned() };
-        let i = *self.index.get(name).ok_or_else(missing)?;
+        let i = match (self.index.get(name), &self.frozen) {
+            (Some(&i), _) => i,
+            (None, Some(base)) if name.ends_with(LORA_SCALING) && !self.entries.is_empty() => {
+                return Ok(Dense::from_f32(vec![1], vec![base.scaling]).into());
+            }
+            (None, Some(base)) => return base.source.load(name),
+            (None, None) => {
+                let (file, tensor) = ("the model in training".into(), name.to_owned());
+                return Err(SourceError::Missing { file, tensor });
+            }
+        };
         let data = match &self.entries[i].parameter {
             Parameter::F32(w) if self.compute != DType::F32 && self.entries[i].decays => {
                 FloatBuffer::from_f32(w.to_vec(), self.compute)

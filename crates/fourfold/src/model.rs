@@ -27,6 +27,15 @@ pub fn open(model: &str, context: &Context) -> Result<OpenModel> {
     Ok(OpenModel { checkpoint, spec })
 }
 
+/// As [`open`], with an adapter in PEFT's format on it.
+pub fn open_adapted(model: &str, adapter: Option<&Path>, context: &Context) -> Result<OpenModel> {
+    let OpenModel { mut checkpoint, spec } = open(model, context)?;
+    if let Some(dir) = adapter {
+        checkpoint = fourfold_formats::with_adapter(checkpoint, dir)?;
+    }
+    Ok(OpenModel { checkpoint, spec })
+}
+
 /// Where a model's configuration stands, for errors.
 fn config_name(path: &Path) -> String {
     if path.is_dir() { path.join("config.json").display().to_string() } else { path.display().to_string() }

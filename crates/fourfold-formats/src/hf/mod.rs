@@ -1,8 +1,10 @@
 //! Hugging Face directories: the weights under logical names, and the files beside them.
 
+mod adapter;
 mod directory;
 mod source;
 mod special;
 
+pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, with_adapter};
 pub(crate) use directory::{open_directory, open_file};
 pub use source::HfSource;

@@ -16,14 +16,19 @@ use crate::{BlockSpec, FeedForward, ModelError, ModelSpec};
 /// Reads a checked configuration.
 type Reader = fn(&Config) -> Result<ModelSpec, ModelError>;
 
-/// Every architecture: its `model_type`, its class in `architectures`, its reader.
+/// Every architecture: its `model_type`, what its classes in `architectures` begin with, its reader.
 const ARCHITECTURES: &[(&str, &str, Reader)] = &[
-    ("llama", "LlamaForCausalLM", llama::read),
-    ("qwen2", "Qwen2ForCausalLM", qwen2::read),
-    ("qwen3", "Qwen3ForCausalLM", qwen3::read),
-    ("deepseek_v2", "DeepseekV2ForCausalLM", deepseek::read_v2),
-    ("deepseek_v3", "DeepseekV3ForCausalLM", deepseek::read_v3),
+    ("llama", "Llama", llama::read),
+    ("qwen2", "Qwen2", qwen2::read),
+    ("qwen3", "Qwen3", qwen3::read),
+    ("deepseek_v2", "DeepseekV2", deepseek::read_v2),
+    ("deepseek_v3", "DeepseekV3", deepseek::read_v3),
 ];
+
+/// What the class of a language model ends with.
+const LANGUAGE_MODEL: &str = "ForCausalLM";
+/// What the class of a sequence classifier ends with.
+const CLASSIFIER: &str = "ForSequenceClassification";
 
 /// Tensors a model may have: enough for the largest mixtures published, few enough to list.
 const MOST_TENSORS: usize = 1 << 19;
@@ -45,17 +50,36 @@ pub fn spec_from_config(config: &Value) -> Result<ModelSpec, ModelError> {
         Some(model_type) => model_type,
         None => class.ok_or_else(|| config.missing("model_type"))?,
     };
-    let known = ARCHITECTURES.iter().find(|(name, class, _)| found == *name || found == *class);
-    let Some((name, expected_class, read)) = known else {
+    let family = |class: &str| {
+        let family = class.strip_suffix(LANGUAGE_MODEL).or_else(|| class.strip_suffix(CLASSIFIER))?;
+        Some(family.to_owned())
+    };
+    let known =
+        ARCHITECTURES.iter().find(|(name, known, _)| found == *name || family(found).is_some_and(|f| f == *known));
+    let Some((name, expected, read)) = known else {
         let supported = architectures().collect::<Vec<_>>().join(", ");
         return Err(ModelError::UnknownArchitecture { found: found.to_owned(), supported });
     };
-    if class.is_some_and(|class| class != *expected_class) {
-        return Err(config.bad("architectures", format!("model_type {name} goes with {expected_class}")));
+    if class.is_some_and(|class| family(class).is_none_or(|f| f != *expected)) {
+        let reason = format!("model_type {name} goes with {expected}{LANGUAGE_MODEL} or {expected}{CLASSIFIER}");
+        return Err(config.bad("architectures", reason));
     }
-    let spec = read(&config)?;
+    let mut spec = read(&config)?;
+    if class.is_some_and(|class| class.ends_with(CLASSIFIER)) {
+        spec.classes = Some(classes(&config)?);
+        spec.tied = false;
+    }
     check_size(&spec)?;
     Ok(spec)
+}
+
+/// As many as `id2label` names, or `num_labels`, or 2.
+fn classes(config: &Config) -> Result<usize, ModelError> {
+    match config.get("id2label").map(|labels| labels.as_object().map(serde_json::Map::len)) {
+        Some(Some(labels)) if labels > 0 => Ok(labels),
+        Some(_) => Err(config.bad("id2label", "an object with a name for each class is expected")),
+        None => config.size_or("num_labels", 2, COUNTS),
+    }
 }
 
 /// Refuses numbers whose product nobody could hold, before anything is made by them.
@@ -108,6 +132,7 @@ fn model(config: &Config, common: &Common, tied: bool, blocks: Vec<BlockSpec>) -
         hidden_size: common.hidden,
         max_positions: common.max_positions,
         tied: config.flag("tie_word_embeddings", tied)?,
+        classes: None,
         norm_eps: common.norm_eps,
         blocks,
     })

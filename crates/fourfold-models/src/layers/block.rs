@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use fourfold_kernels::{Backend, KvDtype, Tensor};
-use fourfold_tensor::WeightSource;
 
 use super::gqa::GqaSaved;
 use super::mla::MlaSaved;
 use super::mlp::MlpSaved;
 use super::moe::MoeSaved;
 use super::{Gqa, Gradients, Mla, Mlp, Moe, Norm, Pass, TrainPass};
-use crate::loader::Loader;
+use crate::loader::{Loader, Weights};
 use crate::spec::{AttentionKind, BlockSpec, FeedForward};
 use crate::{BlockCache, ModelError, ModelSpec, Observer};
 
@@ -39,10 +38,10 @@ impl Block {
     ///
     /// # Errors
     /// There is no such block, or a tensor is missing, has another shape, or cannot be taken by the backend.
-    pub fn load(
+    pub fn load<'a>(
         spec: &ModelSpec,
         index: usize,
-        source: &dyn WeightSource,
+        source: impl Into<Weights<'a>>,
         backend: &Arc<dyn Backend>,
     ) -> Result<Self, ModelError> {
         let block = spec.blocks.get(index).ok_or(ModelError::NoBlock { index, blocks: spec.blocks.len() })?;

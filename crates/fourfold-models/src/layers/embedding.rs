@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use fourfold_kernels::{Backend, DeviceWeight, Tensor};
-use fourfold_tensor::WeightSource;
 
 use super::{Gradients, TrainPass};
-use crate::loader::Loader;
+use crate::loader::{Loader, Weights};
 use crate::{ModelError, ModelSpec, Role, WeightSpec};
 
 /// Name of the embedding tensor in every architecture here.
@@ -33,7 +32,11 @@ impl Embedding {
     ///
     /// # Errors
     /// The tensor is missing, has another shape, or cannot be taken by the backend.
-    pub fn load(spec: &ModelSpec, source: &dyn WeightSource, backend: &Arc<dyn Backend>) -> Result<Self, ModelError> {
+    pub fn load<'a>(
+        spec: &ModelSpec,
+        source: impl Into<Weights<'a>>,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<Self, ModelError> {
         let loader = Loader::new(source, &**backend);
         let weight = loader.matrix(EMBEDDING, spec.vocab_size, spec.hidden_size)?;
         Ok(Self { backend: Arc::clone(backend), weight })

@@ -1,16 +1,19 @@
-//! The end of the stack: final norm and output projection.
+//! The end of the stack: final norm, and the projection to the vocabulary or, in a sequence classifier, to the classes.
 
 use std::sync::Arc;
 
+use fourfold_kernels::backward::IGNORE;
 use fourfold_kernels::{Backend, Tensor};
-use fourfold_tensor::WeightSource;
 
 use super::embedding::EMBEDDING;
 use super::{Embedding, Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, TrainPass};
-use crate::loader::Loader;
+use crate::loader::{Loader, Weights};
 use crate::{ModelError, ModelSpec, NoObserver, Observer, Role, WeightSpec};
 
 const LM_HEAD: &str = "lm_head";
+/// A sequence classifier's projection, as transformers' `*ForSequenceClassification` name it. The last token of a text is
+/// scored: the one token that has seen all of it.
+const SCORE: &str = "score";
 
 /// Final norm and output projection; the projection may be the embedding matrix itself (tied).
 pub struct Head {
@@ -34,7 +37,11 @@ impl Head {
     ///
     /// # Errors
     /// A tensor is missing, has another shape, or cannot be taken by the backend.
-    pub fn load(spec: &ModelSpec, source: &dyn WeightSource, backend: &Arc<dyn Backend>) -> Result<Self, ModelError> {
+    pub fn load<'a>(
+        spec: &ModelSpec,
+        source: impl Into<Weights<'a>>,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<Self, ModelError> {
         let loader = Loader::new(source, &**backend);
         let lm_head = if spec.tied {
             Linear::shared(EMBEDDING.to_owned(), loader.matrix(EMBEDDING, spec.vocab_size, spec.hidden_size)?)
@@ -53,9 +60,9 @@ impl Head {
     ///
     /// # Errors
     /// As [`Head::load`].
-    pub fn load_sharing(
+    pub fn load_sharing<'a>(
         spec: &ModelSpec,
-        source: &dyn WeightSource,
+        source: impl Into<Weights<'a>>,
         backend: &Arc<dyn Backend>,
         embedding: &Embedding,
     ) -> Result<Self, ModelError> {
@@ -107,9 +114,19 @@ impl Head {
         (losses, dx)
     }
 
-    /// The losses of [`Head::loss_backward`] alone.
-    pub fn loss(&self, x: &Tensor, targets: &[u32], chunk: usize, pass: &TrainPass) -> Vec<f32> {
-        self.chunked_loss(x, targets, 0.0, chunk, pass, &mut |_, _, _| {})
+    /// The losses of [`Head::loss_backward`] alone, and how many of the scored tokens have their target as the first of the
+    /// highest outputs.
+    pub fn loss(&self, x: &Tensor, targets: &[u32], chunk: usize, pass: &TrainPass) -> (Vec<f32>, usize) {
+        let mut correct = 0;
+        let scored: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect();
+        let targets: Vec<u32> = scored.iter().map(|&i| targets[i]).collect();
+        let x = pass.backend.gather_rows(x, &scored);
+        let losses = self.chunked_loss(&x, &targets, 1.0, chunk, pass, &mut |rows, _, d_logits| {
+            // Of `softmax − onehot` the target's element alone is negative; it is the highest output where the softmax has
+            // nothing higher.
+            correct += rows.iter().enumerate().filter(|&(i, &row)| is_highest(d_logits.row(i), targets[row])).count();
+        });
+        (losses, correct)
     }
 
     /// Each token's loss; `visit` is given the rows, normed inputs and logits' gradient of each chunk.
@@ -141,14 +158,20 @@ impl Head {
     }
 }
 
+/// Whether no output is higher than the target's, given the gradient `softmax − onehot`.
+fn is_highest(gradient: &[f32], target: u32) -> bool {
+    let Some(own) = gradient.get(target as usize).map(|d| d + 1.0) else { return false };
+    gradient.iter().enumerate().all(|(i, &other)| i == target as usize || other <= own)
+}
+
 fn norm_spec(spec: &ModelSpec) -> NormSpec {
     NormSpec { name: "model.norm".to_owned(), size: spec.hidden_size, eps: spec.norm_eps }
 }
 
 fn lm_head_spec(spec: &ModelSpec) -> LinearSpec {
     LinearSpec {
-        name: LM_HEAD.to_owned(),
-        outputs: spec.vocab_size,
+        name: if spec.classes.is_some() { SCORE } else { LM_HEAD }.to_owned(),
+        outputs: spec.outputs(),
         inputs: spec.hidden_size,
         bias: false,
         role: Role::LmHead,

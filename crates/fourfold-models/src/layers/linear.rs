@@ -1,9 +1,11 @@
 //! `y = x · Wᵀ + b`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use fourfold_kernels::{DeviceWeight, LinearArg, Tensor};
+use fourfold_kernels::{Backend, DeviceWeight, LinearArg, Tensor};
 
+use super::lora::Lora;
 use super::{Gradients, Pass, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, Role, WeightSpec};
@@ -42,11 +44,12 @@ impl LinearSpec {
     }
 }
 
-/// A linear layer: a weight in its backend's layout, its name, perhaps a bias.
+/// A linear layer: a weight in its backend's layout, its name, perhaps a bias, perhaps an adapter ([`super::LoraSpec`]).
 pub struct Linear {
     name: String,
     weight: Arc<DeviceWeight>,
     bias: Option<Tensor>,
+    lora: Option<Lora>,
 }
 
 impl Linear {
@@ -65,7 +68,7 @@ impl Linear {
 
     /// A layer over a weight that another layer holds too (tied embeddings).
     pub(crate) fn shared(name: String, weight: Arc<DeviceWeight>) -> Self {
-        Self { name, weight, bias: None }
+        Self { name, weight, bias: None, lora: None }
     }
 
     fn with_weight(
@@ -75,7 +78,7 @@ impl Linear {
         loader: &Loader,
     ) -> Result<Self, ModelError> {
         let bias = if spec.bias { Some(loader.vector(&format!("{}.bias", spec.name), spec.outputs)?) } else { None };
-        Ok(Self { name, weight, bias })
+        Ok(Self { name, weight, bias, lora: Lora::load(spec, loader)? })
     }
 
     /// The weight tensor's full name.
@@ -83,14 +86,28 @@ impl Linear {
         &self.name
     }
 
-    /// The weight.
-    pub fn weight(&self) -> &DeviceWeight {
-        &self.weight
+    /// Bytes of weight, bias and adapter in memory.
+    pub fn byte_len(&self) -> usize {
+        let bias = self.bias.as_ref().map_or(0, |b| b.cols() * size_of::<f32>());
+        self.weight.byte_len() + bias + self.lora.as_ref().map_or(0, Lora::byte_len)
     }
 
-    /// Bytes of weight and bias in memory.
-    pub fn byte_len(&self) -> usize {
-        self.weight.byte_len() + self.bias.as_ref().map_or(0, |b| b.cols() * size_of::<f32>())
+    /// Output features `rows` alone, without a bias: x `[tokens, inputs]` to `[tokens, rows.len()]`.
+    pub(crate) fn rows(&self, x: &Tensor, rows: Range<usize>, backend: &dyn Backend) -> Tensor {
+        let mut y = backend.linear_rows(x, &self.weight, rows.clone());
+        if let Some(lora) = &self.lora {
+            lora.add_to(&mut y, x, rows, backend);
+        }
+        y
+    }
+
+    /// `x · W[rows, :]`: x `[tokens, rows.len()]` to `[tokens, inputs]`.
+    pub(crate) fn transposed(&self, x: &Tensor, rows: Range<usize>, backend: &dyn Backend) -> Tensor {
+        let mut y = backend.linear_transposed(x, &self.weight, rows.clone());
+        if let Some(lora) = &self.lora {
+            lora.add_transposed_to(&mut y, x, rows, backend);
+        }
+        y
     }
 
     /// x `[tokens, inputs]` to `[tokens, outputs]`.
@@ -105,7 +122,12 @@ impl Linear {
             pass.observer.linear_input(&layer.name, x);
         }
         let args = layers.map(Self::arg);
-        let outputs = pass.backend.linear(x, &args);
+        let mut outputs = pass.backend.linear(x, &args);
+        for (layer, y) in layers.into_iter().zip(&mut outputs) {
+            if let Some(lora) = &layer.lora {
+                lora.add_to(y, x, 0..layer.weight.rows(), pass.backend);
+            }
+        }
         outputs.try_into().unwrap_or_else(|_| unreachable!("one output a weight"))
     }
 
@@ -132,11 +154,14 @@ impl Linear {
 
     /// The gradient of the input alone.
     pub(crate) fn input_backward(&self, dy: &Tensor, pass: &TrainPass) -> Tensor {
-        pass.backend.linear_transposed(dy, &self.weight, 0..self.weight.rows())
+        self.transposed(dy, 0..self.weight.rows(), pass.backend)
     }
 
-    /// The gradients of weight and bias alone.
+    /// The gradients of weight, bias and adapter alone.
     pub(crate) fn weight_backward(&self, x: &Tensor, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) {
+        if let Some(lora) = &self.lora {
+            lora.weight_backward(x, dy, pass, gradients);
+        }
         gradients.add(
             &self.name,
             || pass.backend.new_linear_weight_gradient(x, dy),

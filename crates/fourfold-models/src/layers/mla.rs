@@ -245,8 +245,7 @@ impl Mla {
             let rows = head_rows(head);
             let part = backend.gather_rows(q, &rows);
             let first = head * (nope_dim + value_dim);
-            let weight = self.kv_b.weight();
-            let nope = backend.linear_transposed(&backend.columns(&part, 0..nope_dim), weight, first..first + nope_dim);
+            let nope = self.kv_b.transposed(&backend.columns(&part, 0..nope_dim), first..first + nope_dim, backend);
             let rotary = backend.columns(&part, nope_dim..part.cols());
             backend.scatter_add_rows(&mut query, &backend.concat_columns(&nope, &rotary), &rows, &ones);
         }
@@ -266,8 +265,7 @@ impl Mla {
         for head in 0..heads {
             let rows = head_rows(head);
             let first = head * (nope_dim + value_dim) + nope_dim;
-            let values =
-                backend.linear_rows(&backend.gather_rows(&mixed, &rows), self.kv_b.weight(), first..first + value_dim);
+            let values = self.kv_b.rows(&backend.gather_rows(&mixed, &rows), first..first + value_dim, backend);
             backend.scatter_add_rows(&mut output, &values, &rows, &ones);
         }
         output.reshape(tokens, heads * value_dim)

@@ -1,6 +1,7 @@
 //! `fourfold chat`: a conversation, with the model's own template and the KV cache kept between turns.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -21,6 +22,9 @@ pub struct ChatArgs {
     /// A directory, a .gguf file, or a name on the hub.
     #[arg(value_name = "MODEL")]
     model: String,
+    /// Put this adapter (LoRA, in PEFT's format) on the model.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Instructions for the whole conversation.
     #[arg(long, visible_alias = "system", value_name = "TEXT")]
     system_prompt: Option<String>,
@@ -65,7 +69,7 @@ impl Report for ChatReport<'_> {
 const HELP: &str = "/reset begins anew, /quit leaves; Ctrl-C stops an answer, a second one leaves";
 
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
-    let open = model::open(&args.model, context)?;
+    let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
     let (template, own) = open.chat_template()?;
     let model = open.load(context.backend.clone(), context)?;

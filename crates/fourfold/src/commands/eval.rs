@@ -27,6 +27,9 @@ pub struct EvalArgs {
     /// A directory, a .gguf file, or a name on the hub.
     #[arg(value_name = "MODEL")]
     model: String,
+    /// Put this adapter (LoRA, in PEFT's format) on the model.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// The text to predict.
     #[arg(short = 'f', long, value_name = "FILE", required_unless_present = "data")]
     text: Option<PathBuf>,
@@ -85,7 +88,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     if let Some(folder) = &args.data {
         return images::run(&args.model, folder, context);
     }
-    let open = model::open(&args.model, context)?;
+    let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let windows = cut(args, &open)?;
     if let Some(file) = &args.dump_logits {
         return dump(file, &open, &windows, context);

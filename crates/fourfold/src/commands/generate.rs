@@ -19,6 +19,9 @@ pub struct GenerateArgs {
     /// A directory, a .gguf file, or a name on the hub.
     #[arg(value_name = "MODEL")]
     model: String,
+    /// Put this adapter (LoRA, in PEFT's format) on the model.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// The text to continue [default: read from stdin].
     #[arg(short, long, conflicts_with = "file")]
     prompt: Option<String>,
@@ -65,7 +68,7 @@ impl Report for GenerateReport {
 
 pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let prompt = prompt(args)?;
-    let open = model::open(&args.model, context)?;
+    let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
     let ids = tokenizer.encode_text(&prompt)?;
     let model = open.load(context.backend.clone(), context)?;

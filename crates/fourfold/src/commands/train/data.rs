@@ -6,12 +6,45 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use fourfold_infer::{ChatTemplate, Message, Role, Tokenizer};
-use fourfold_train::data::{Corpus, Document, Record, parse_record};
+use fourfold_train::batch::Batch;
+use fourfold_train::data::{Batches, Corpus, Document, Record, parse_record};
+use fourfold_train::network::BatchSource;
 
 use super::settings::Settings;
 
+/// What a run learns from and is measured on.
+pub struct Data {
+    /// Tokens of a pass over the data.
+    pub tokens_per_epoch: usize,
+    /// Batches of a pass over the data.
+    pub per_epoch: u64,
+    /// What is learned.
+    pub batches: Box<dyn BatchSource<Batch>>,
+    /// What is measured on.
+    pub held_out: Vec<Batch>,
+}
+
+/// Documents in tokens, packed.
+pub fn batches(
+    settings: &Settings,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    context: usize,
+) -> Result<Data> {
+    let (documents, held_out) = read(settings, tokenizer, template)?;
+    let corpus = Corpus::new(&settings.data_name(), documents, context, settings.seed)?;
+    let held_out = match held_out.is_empty() {
+        true => Vec::new(),
+        false => Corpus::new("the held-out text", held_out, context, settings.seed)?.in_order(settings.batch_size),
+    };
+    let tokens_per_epoch = corpus.tokens();
+    let mut batches = Batches::new(corpus, settings.batch_size);
+    let per_epoch = (1.0 / batches.epochs_of(1)).round() as u64;
+    Ok(Data { tokens_per_epoch, per_epoch, batches: Box::new(batches), held_out })
+}
+
 /// The documents to learn, and those to measure on.
-pub fn read(
+fn read(
     settings: &Settings,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,

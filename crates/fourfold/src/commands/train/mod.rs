@@ -1,5 +1,6 @@
 //! `fourfold train`: trains a model from a configuration, or goes on with one that exists, in a fraction of the usual memory.
 
+mod classification;
 mod data;
 mod metrics;
 mod settings;
@@ -13,19 +14,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use fourfold_formats::TokenizerSource;
+use fourfold_formats::{ADAPTER_CONFIG, TokenizerSource};
 use fourfold_infer::ChatTemplate;
 use fourfold_kernels::backward::Backward;
 use fourfold_kernels::cpu::keep_freed_memory;
 use fourfold_kernels::{Activations, Cpu, CpuOptions};
-use fourfold_models::spec_from_config;
+use fourfold_models::layers::{LORA_A, LoraSpec};
+use fourfold_models::{ModelSpec, WeightSpec, spec_from_config};
+use fourfold_tensor::WeightSource;
 use fourfold_train::checkpoint::{self, State};
-use fourfold_train::data::{Batches, Corpus};
 use fourfold_train::language::LanguageModel;
 use fourfold_train::memory::train_memory;
 use fourfold_train::network::{BatchSource, Network, Score};
 use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, run as run_steps};
-use fourfold_train::store::ParameterStore;
+use fourfold_train::store::{Initialization, ParameterStore};
 use fourfold_train::trainer::{StepReport, Trainer};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -33,10 +35,12 @@ use serde_json::Value;
 
 pub use settings::TrainArgs;
 
+use self::classification::LabelledTexts;
+use self::data::Data;
 use self::metrics::Metrics;
-use self::settings::Settings;
+use self::settings::{Settings, Task};
 use crate::context::Context;
-use crate::model;
+use crate::model::{self, OpenModel};
 use crate::output::Report;
 use crate::{human, interrupt, memory};
 
@@ -50,12 +54,16 @@ struct TrainReport {
     training_loss: Option<f64>,
     held_out_loss: Option<f64>,
     held_out_perplexity: Option<f64>,
+    /// Share of tokens, or of texts, whose target was the most likely.
     held_out_accuracy: Option<f64>,
+    held_out_scored: Option<usize>,
     best_held_out_loss: Option<f64>,
     seconds: f64,
     tokens_per_second: f64,
     weight_bytes: u64,
     optimizer_bytes: u64,
+    /// The model under the adapters.
+    frozen_bytes: u64,
     peak_memory: Option<u64>,
     predicted_memory: Option<u64>,
     complete: bool,
@@ -66,21 +74,22 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     if let Some(start) = vision::start(&settings, context)? {
         return vision::run(start, &settings, context);
     }
-    let (spec, description, store) = start(&settings, context)?;
-    let tokenizer = description.tokenizer(spec.vocab_size)?;
-    let (documents, held_out) = data::read(&settings, &tokenizer, description.template.as_ref())?;
-    let context_length = settings.context.min(spec.max_positions);
-    drop(tokenizer);
-    let corpus = Corpus::new(&settings.data_name(), documents, context_length, settings.seed)?;
-    let held_out = match held_out.is_empty() {
-        true => Vec::new(),
-        false => {
-            Corpus::new("the held-out text", held_out, context_length, settings.seed)?.in_order(settings.batch_size)
-        }
+    let texts = match settings.task {
+        Task::Text => None,
+        Task::Classification => Some(LabelledTexts::read(&settings)?),
     };
-    let mut batches = Batches::new(&corpus, settings.batch_size);
-    let per_epoch = 1.0 / batches.epochs_of(settings.gradient_accumulation);
-    let steps = settings.steps.unwrap_or((settings.epochs * per_epoch).ceil() as u64).max(1);
+    let (spec, description, store) = start(&settings, texts.as_ref(), context)?;
+    let tokenizer = description.tokenizer(spec.vocab_size)?;
+    let context_length = settings.context.min(spec.max_positions);
+    let Data { tokens_per_epoch, per_epoch, mut batches, held_out } = match texts {
+        Some(texts) => texts.encode(&settings, &tokenizer, &description.config, context_length)?,
+        None => data::batches(&settings, &tokenizer, description.template.as_ref(), context_length)?,
+    };
+    drop(tokenizer);
+    let steps = settings
+        .steps
+        .unwrap_or((settings.epochs * per_epoch as f64 / settings.gradient_accumulation as f64).ceil() as u64)
+        .max(1);
     let predicted = train_memory(
         &spec,
         &settings.recipe,
@@ -91,7 +100,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} tokens a pass, steps of up to {} tokens",
-        human::count(corpus.tokens() as u64),
+        human::count(tokens_per_epoch as u64),
         settings.batch_size * context_length * settings.gradient_accumulation as usize
     ));
     let job = Job {
@@ -100,9 +109,10 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         description: &description,
         parameters: spec.parameters(),
         steps,
+        is_text: settings.task == Task::Text,
         predicted: Some(predicted.total()),
     };
-    job.run(LanguageModel::new(spec), store, &mut batches, &held_out)
+    job.run(LanguageModel::new(spec), store, &mut *batches, &held_out)
 }
 
 /// A run of any kind of network.
@@ -113,6 +123,8 @@ struct Job<'a> {
     /// Elements that are trained.
     parameters: u64,
     steps: u64,
+    /// Whether the loss is one of tokens, whose exponential is a perplexity.
+    is_text: bool,
     /// Bytes of the peak, where they can be told.
     predicted: Option<u64>,
 }
@@ -125,7 +137,7 @@ impl Job<'_> {
         batches: &mut dyn BatchSource<N::Batch>,
         held_out: &[N::Batch],
     ) -> Result<()> {
-        let Self { settings, context, description, parameters, steps, predicted } = self;
+        let Self { settings, context, description, parameters, steps, is_text, predicted } = self;
         let hyper = settings.hyperparameters(steps);
 
         let mut state = State::begin(&settings.recipe, settings.seed);
@@ -200,18 +212,20 @@ impl Job<'_> {
         context.print(&TrainReport {
             output: settings.output.display().to_string(),
             preset: settings.recipe.name,
-            parameters: parameters,
+            parameters,
             steps: end.step,
             tokens: end.tokens,
             training_loss: watcher.smooth,
             held_out_loss: score.map(|s| s.mean_loss()),
-            held_out_perplexity: score.map(|s| s.mean_loss().exp()),
+            held_out_perplexity: score.filter(|_| is_text).map(|s| s.mean_loss().exp()),
             held_out_accuracy: score.and_then(|s| s.accuracy()),
+            held_out_scored: score.map(|s| s.scored),
             best_held_out_loss: end.best_loss,
             seconds: begun.elapsed().as_secs_f64(),
             tokens_per_second: watcher.tokens as f64 / watcher.seconds.max(1e-9),
             weight_bytes: weight_bytes as u64,
             optimizer_bytes: optimizer_bytes as u64,
+            frozen_bytes: trainer.store().frozen_bytes() as u64,
             peak_memory: memory::peak_resident(),
             predicted_memory: predicted,
             complete: end.step == steps,
@@ -227,37 +241,109 @@ fn explain(error: RunError, settings: &Settings) -> anyhow::Error {
 }
 
 /// The model to begin with: a new one from a configuration, or an existing one.
-fn start(settings: &Settings, context: &Context) -> Result<(fourfold_models::ModelSpec, Description, ParameterStore)> {
+fn start(
+    settings: &Settings,
+    texts: Option<&LabelledTexts>,
+    context: &Context,
+) -> Result<(ModelSpec, Description, ParameterStore)> {
     match (&settings.model, &settings.model_config) {
         (Some(name), None) => {
             let open = model::open(name, context)?;
-            let store = ParameterStore::load(&open.spec.weights(), &*open.checkpoint.weights, &settings.recipe)?;
-            let source = &open.checkpoint;
-            let description = Description {
-                config: dense_config(&source.config),
-                generation_config: source.generation_config.clone(),
-                tokenizer: match &source.tokenizer {
-                    TokenizerSource::Json(path) => TokenizerText::File(path.clone()),
-                    TokenizerSource::Embedded(text) => TokenizerText::Text(text.clone()),
-                    TokenizerSource::None => bail!("{name}: there is no tokenizer"),
-                },
-                template: Some(open.chat_template()?.0),
+            let (config, spec) = match texts {
+                Some(texts) => texts.classifier(&open.checkpoint.config, name)?,
+                None => (open.checkpoint.config.clone(), open.spec.clone()),
             };
-            Ok((open.spec, description, store))
+            if let Some(lora) = &settings.lora {
+                return adapters(lora, name, open, settings);
+            }
+            let deviation = initializer_range(&config);
+            let weights = &*open.checkpoint.weights;
+            // A language model that becomes a classifier gets a new head.
+            let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || spec.classes.is_none();
+            let store = ParameterStore::load_or_initialize(
+                &spec,
+                weights,
+                &known,
+                Initialization { deviation, seed: settings.seed },
+                &settings.recipe,
+            )?;
+            let description = Description {
+                config: dense_config(&config),
+                generation_config: open.checkpoint.generation_config.clone(),
+                tokenizer: TokenizerText::of(&open, name)?,
+                template: Some(open.chat_template()?.0),
+                adapter: None,
+            };
+            Ok((spec, description, store))
         }
         (None, Some(file)) => {
             let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
             let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
-            let spec = spec_from_config(&config).with_context(|| file.display().to_string())?;
+            let (config, spec) = match texts {
+                Some(texts) => texts.classifier(&config, &file.display().to_string())?,
+                None => {
+                    let spec = spec_from_config(&config).with_context(|| file.display().to_string())?;
+                    (config, spec)
+                }
+            };
             let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
-            let deviation = config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02) as f32;
-            let store = ParameterStore::initialize(&spec, deviation, settings.seed, &settings.recipe);
+            let store = ParameterStore::initialize(&spec, initializer_range(&config), settings.seed, &settings.recipe);
             let tokenizer = TokenizerText::File(tokenizer.clone());
-            let description = Description { config, generation_config: None, tokenizer, template: None };
+            let description = Description { config, generation_config: None, tokenizer, template: None, adapter: None };
             Ok((spec, description, store))
         }
         _ => bail!("name either a --model to go on with or a --model-config to begin from"),
     }
+}
+
+/// Adapters over a model that stays as it is.
+fn adapters(
+    lora: &LoraSpec,
+    name: &str,
+    open: OpenModel,
+    settings: &Settings,
+) -> Result<(ModelSpec, Description, ParameterStore)> {
+    let targets = lora.weights(&open.spec);
+    for target in &lora.targets {
+        let part = format!(".{target}.");
+        ensure!(targets.iter().any(|w| w.name.contains(&part)), "--lora-targets {target}: {name} has no such layer");
+    }
+    let description = Description {
+        config: open.checkpoint.config.clone(),
+        generation_config: None,
+        tokenizer: TokenizerText::of(&open, name)?,
+        template: Some(open.chat_template()?.0),
+        adapter: Some(adapter_config(lora, name, &targets)),
+    };
+    let base: Arc<dyn WeightSource> = open.checkpoint.weights.into();
+    let store = ParameterStore::adapt(&open.spec, base, lora, settings.seed, &settings.recipe);
+    Ok((open.spec, description, store))
+}
+
+/// PEFT's `adapter_config.json`.
+fn adapter_config(lora: &LoraSpec, base: &str, weights: &[WeightSpec]) -> Value {
+    let parts = weights.iter().filter_map(|w| w.name.strip_suffix(LORA_A)?.rsplit('.').next());
+    let parts: std::collections::BTreeSet<&str> = parts.collect();
+    serde_json::json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": parts,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "use_rslora": false,
+        "use_dora": false,
+        "modules_to_save": null,
+        "inference_mode": true,
+    })
+}
+
+/// Deviation of new matrices.
+fn initializer_range(config: &Value) -> f32 {
+    config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02) as f32
 }
 
 /// A compressed source's configuration describes its packing; what is trained from it is plain.
@@ -276,6 +362,16 @@ enum TokenizerText {
     None,
 }
 
+impl TokenizerText {
+    fn of(open: &OpenModel, name: &str) -> Result<Self> {
+        Ok(match &open.checkpoint.tokenizer {
+            TokenizerSource::Json(path) => Self::File(path.clone()),
+            TokenizerSource::Embedded(text) => Self::Text(text.clone()),
+            TokenizerSource::None => bail!("{name}: there is no tokenizer"),
+        })
+    }
+}
+
 /// What a model's directory holds besides its weights.
 struct Description {
     config: Value,
@@ -283,6 +379,8 @@ struct Description {
     tokenizer: TokenizerText,
     /// For conversations; a new model has none.
     template: Option<ChatTemplate>,
+    /// An adapter's configuration, which then is all that is written: the rest is the model's.
+    adapter: Option<Value>,
 }
 
 impl Description {
@@ -298,6 +396,9 @@ impl Description {
     }
 
     fn write(&self, place: &Path) -> io::Result<()> {
+        if let Some(adapter) = &self.adapter {
+            return fs::write(place.join(ADAPTER_CONFIG), serde_json::to_string_pretty(adapter)?);
+        }
         fs::write(place.join("config.json"), serde_json::to_string_pretty(&self.config)?)?;
         if let Some(generation) = &self.generation_config {
             fs::write(place.join("generation_config.json"), serde_json::to_string_pretty(generation)?)?;
@@ -375,16 +476,13 @@ impl Events for Watcher<'_> {
     fn evaluated(&mut self, step: u64, score: &Score, best: bool) {
         let loss = score.mean_loss();
         self.held_out = Some(*score);
+        let (perplexity, accuracy) = (loss.exp(), score.accuracy());
+        let best = u8::from(best);
         self.record(
             step,
-            match score.accuracy() {
-                Some(share) => {
-                    serde_json::json!({ "eval/loss": loss, "eval/accuracy": share, "eval/best": u8::from(best) })
-                }
-                None => {
-                    serde_json::json!({ "eval/loss": loss, "eval/perplexity": loss.exp(), "eval/best": u8::from(best) })
-                }
-            },
+            serde_json::json!({
+                "eval/loss": loss, "eval/perplexity": perplexity, "eval/accuracy": accuracy, "eval/best": best
+            }),
         );
     }
 
@@ -412,11 +510,14 @@ impl Report for TrainReport {
         if let Some(loss) = self.training_loss {
             text += &format!("training loss {loss:.4}");
         }
-        if let (Some(loss), Some(perplexity)) = (self.held_out_loss, self.held_out_perplexity) {
-            text += &match self.held_out_accuracy {
-                Some(share) => format!(", held-out loss {loss:.4}, accuracy {}", human::percent(share)),
-                None => format!(", held-out loss {loss:.4} (perplexity {perplexity:.2})"),
-            };
+        if let Some(loss) = self.held_out_loss {
+            text += &format!(", held-out loss {loss:.4}");
+        }
+        if let Some(perplexity) = self.held_out_perplexity {
+            text += &format!(" (perplexity {perplexity:.2})");
+        }
+        if let (Some(accuracy), Some(scored)) = (self.held_out_accuracy, self.held_out_scored) {
+            text += &format!(", accuracy {} of {}", human::percent(accuracy), human::count(scored as u64));
         }
         if let Some(peak) = self.peak_memory {
             text += &format!(

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use fourfold_models::layers::LoraSpec;
 use fourfold_tensor::DType;
 use fourfold_train::optim::adamw::AdamW;
 use fourfold_train::optim::sgd::Sgd;
@@ -31,7 +32,11 @@ pub struct TrainArgs {
     /// The new model's tokenizer.json.
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+    /// What is learned: `text`, or `classification` of texts with a label each [default: text].
+    #[arg(long, value_name = "NAME")]
+    task: Option<String>,
     /// Text to learn: plain files, .jsonl (`text`; `prompt` and `completion`; `messages`), or directories of plain files.
+    /// For classification: .jsonl (`text`, `label`, perhaps `text_pair`) or .tsv (text, tab, label).
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Text to measure on [default: a part of --data, kept from learning].
@@ -46,6 +51,16 @@ pub struct TrainArgs {
     /// Move images by up to so many pixels [default: 0].
     #[arg(long, value_name = "PIXELS")]
     shift: Option<usize>,
+    /// Train low-rank adapters of this rank (LoRA) and leave the model as it is; a compressed one stays compressed (QLoRA).
+    /// What is written is in PEFT's format.
+    #[arg(long, value_name = "RANK")]
+    lora_rank: Option<usize>,
+    /// The adapters count alpha / rank [default: twice the rank].
+    #[arg(long, value_name = "ALPHA", requires = "lora_rank")]
+    lora_alpha: Option<f32>,
+    /// Layers that get an adapter: names such as q_proj,v_proj, or all-linear [default: all-linear].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "lora_rank")]
+    lora_targets: Vec<String>,
     /// Where checkpoints and the model go.
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -88,7 +103,7 @@ pub struct TrainArgs {
     /// Passes over the data [default: 1].
     #[arg(long, value_name = "N", conflicts_with = "steps")]
     epochs: Option<f64>,
-    /// Peak learning rate [default: 1e-3 for a new model, 2e-5 for an existing one].
+    /// Peak learning rate [default: 1e-3 for a new model, 2e-5 for an existing one, 2e-4 for adapters].
     #[arg(long, visible_alias = "lr", value_name = "RATE")]
     learning_rate: Option<f64>,
     /// Course of the learning rate: `constant`, `linear`, `cosine`, `wsd` [default: cosine].
@@ -124,15 +139,26 @@ pub struct TrainArgs {
     resume: bool,
 }
 
+/// What is learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// The next token.
+    Text,
+    /// The class of a text.
+    Classification,
+}
+
 /// The settings of a run, complete.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub model: Option<String>,
     pub model_config: Option<PathBuf>,
     pub tokenizer: Option<PathBuf>,
+    pub task: Task,
     pub data: Vec<PathBuf>,
     pub eval_data: Vec<PathBuf>,
     pub held_out: f64,
+    pub lora: Option<LoraSpec>,
     pub output: PathBuf,
     pub recipe: Recipe,
     pub momentum: f32,
@@ -200,13 +226,32 @@ impl Settings {
         let Some(output) = pick!(output) else { bail!("--output DIR is missing") };
         let either = |flag: Vec<PathBuf>, file: Vec<PathBuf>| if flag.is_empty() { file } else { flag };
         let steps = pick!(steps);
+        let mut targets = match flags.lora_targets.is_empty() {
+            true => file.lora_targets,
+            false => flags.lora_targets,
+        };
+        if targets == ["all-linear"] {
+            targets.clear();
+        }
+        let lora = pick!(lora_rank).map(|rank| LoraSpec {
+            rank,
+            alpha: pick!(lora_alpha).unwrap_or(2.0 * rank as f32),
+            targets,
+        });
+        let with_adapters = lora.is_some();
         let settings = Self {
             model: pick!(model),
             model_config: pick!(model_config),
             tokenizer: pick!(tokenizer),
+            task: match pick!(task).as_deref() {
+                None | Some("text") => Task::Text,
+                Some("classification") => Task::Classification,
+                Some(other) => bail!("--task {other}: there are text, classification"),
+            },
             data: either(flags.data, file.data),
             eval_data: either(flags.eval_data, file.eval_data),
             held_out: pick!(held_out).unwrap_or(0.05),
+            lora,
             output,
             recipe,
             momentum: pick!(momentum).unwrap_or(0.9),
@@ -215,7 +260,11 @@ impl Settings {
             batch_size: pick!(batch_size).unwrap_or(8),
             steps,
             epochs: pick!(epochs).unwrap_or(1.0),
-            learning_rate: pick!(learning_rate).unwrap_or(if new { 1e-3 } else { 2e-5 }),
+            learning_rate: pick!(learning_rate).unwrap_or(match (new, with_adapters) {
+                (true, _) => 1e-3,
+                (false, true) => 2e-4,
+                (false, false) => 2e-5,
+            }),
             decay: pick!(schedule).unwrap_or_else(|| "cosine".to_owned()),
             warmup_steps: pick!(warmup_steps),
             weight_decay: pick!(weight_decay).unwrap_or(if new { 0.1 } else { 0.0 }),
@@ -239,6 +288,14 @@ impl Settings {
         );
         ensure!(settings.gradient_accumulation >= 1, "--gradient-accumulation of 1 at least");
         ensure!((0.0..1.0).contains(&settings.momentum), "--momentum {}: a rate below 1", settings.momentum);
+        if let Some(lora) = &settings.lora {
+            ensure!((1..=4096).contains(&lora.rank), "--lora-rank {}: from 1 to 4096", lora.rank);
+            ensure!(lora.alpha.is_finite() && lora.alpha > 0.0, "--lora-alpha {}: a positive number", lora.alpha);
+            ensure!(
+                settings.task == Task::Text,
+                "--lora-rank: a classifier's new head is trained with all weights only"
+            );
+        }
         settings.decay(1)?;
         Ok(settings)
     }

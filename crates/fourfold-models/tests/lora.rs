@@ -1,0 +1,171 @@
+//! Adapters: the model they make is the one with `scaling · B · A` added to its weights, and their gradients are those of finite
+//! differences and of the whole weights.
+
+mod support;
+
+use std::sync::Arc;
+
+use fourfold_kernels::backward::IGNORE;
+use fourfold_kernels::{Backend, KvDtype, Reference};
+use fourfold_models::layers::{Gradients, LORA_A, LORA_B, LORA_SCALING, LoraSpec, TrainPass, Trained};
+use fourfold_models::{Block, Embedding, Head, Model, ModelSpec};
+use fourfold_tensor::{Dense, SourceError, TensorInfo, Weight, WeightSource};
+
+/// A model with other tensors in place of some of its own, or beside them.
+struct With<'a> {
+    base: &'a dyn WeightSource,
+    infos: Vec<TensorInfo>,
+    weights: Vec<Weight>,
+}
+
+impl<'a> With<'a> {
+    fn new(base: &'a dyn WeightSource) -> Self {
+        Self { base, infos: Vec::new(), weights: Vec::new() }
+    }
+
+    fn set(&mut self, name: &str, shape: &[usize], values: Vec<f32>) {
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        self.infos.push(TensorInfo { name, shape: shape.clone(), storage: "F32".into(), bytes: 0 });
+        self.weights.push(Dense::from_f32(shape, values).into());
+    }
+
+    fn values(&self, name: &str) -> Vec<f32> {
+        self.load(name).unwrap().to_f32()
+    }
+}
+
+impl WeightSource for With<'_> {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.infos.iter().find(|info| info.name == name).or_else(|| self.base.info(name))
+    }
+
+    fn load(&self, name: &str) -> Result<Weight, SourceError> {
+        match self.infos.iter().position(|info| info.name == name) {
+            Some(i) => Ok(self.weights[i].clone()),
+            None => self.base.load(name),
+        }
+    }
+}
+
+const LORA: LoraSpec = LoraSpec { rank: 3, alpha: 6.0, targets: Vec::new() };
+
+/// Some numbers between -0.1 and 0.1.
+fn values(len: usize, salt: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919 + salt * 104_729) % 201) as f32 / 1000.0 - 0.1).collect()
+}
+
+fn adapted<'a>(spec: &ModelSpec, base: &'a dyn WeightSource) -> With<'a> {
+    let mut source = With::new(base);
+    for (salt, weight) in LORA.weights(spec).iter().enumerate() {
+        source.set(&weight.name, &weight.shape, values(weight.elements() as usize, salt));
+        if let Some(stem) = weight.name.strip_suffix(LORA_A) {
+            source.set(&format!("{stem}{LORA_SCALING}"), &[1], vec![LORA.scaling()]);
+        }
+    }
+    source
+}
+
+/// The model with the adapters' products in its weights.
+fn merged<'a>(spec: &ModelSpec, adapted: &With, base: &'a dyn WeightSource) -> With<'a> {
+    let mut source = With::new(base);
+    for weight in LORA.weights(spec) {
+        let Some(stem) = weight.name.strip_suffix(LORA_A) else { continue };
+        let (a, b) = (adapted.values(&weight.name), adapted.values(&format!("{stem}{LORA_B}")));
+        let name = format!("{stem}.weight");
+        let (mut w, cols) = (base.load(&name).unwrap().to_f32(), weight.shape[1]);
+        for (i, w) in w.iter_mut().enumerate() {
+            let (row, col) = (i / cols, i % cols);
+            let product: f32 = (0..LORA.rank).map(|k| b[row * LORA.rank + k] * a[k * cols + col]).sum();
+            *w += LORA.scaling() * product;
+        }
+        let rows = w.len() / cols;
+        source.set(&name, &[rows, cols], w);
+    }
+    source
+}
+
+/// Mean loss over the tokens, and gradients.
+fn step(spec: &ModelSpec, source: &With, ids: &[u32], trained: Trained) -> (f64, Gradients) {
+    let backend: Arc<dyn Backend> = Arc::new(Reference);
+    let positions: Vec<usize> = (0..ids.len()).collect();
+    let documents = [std::ops::Range { start: 0, end: ids.len() }];
+    let pass = TrainPass { backend: &Reference, documents: &documents, positions: &positions };
+    let embedding = Embedding::load(spec, source, &backend).unwrap();
+    let head = Head::load_sharing(spec, source, &backend, &embedding).unwrap();
+    let blocks: Vec<Block> = (0..spec.blocks.len()).map(|i| Block::load(spec, i, source, &backend).unwrap()).collect();
+    let mut gradients = Gradients::new(trained);
+    let (mut x, mut saved) = (embedding.forward(ids), Vec::new());
+    for block in &blocks {
+        let (y, s) = block.train_forward(x, &pass);
+        saved.push(s);
+        x = y;
+    }
+    let targets: Vec<u32> = ids[1..].iter().copied().chain([IGNORE]).collect();
+    let factor = 1.0 / (ids.len() - 1) as f32;
+    let (losses, mut dx) = head.loss_backward(&x, &targets, factor, 64, &pass, &mut gradients);
+    for (block, saved) in blocks.iter().zip(saved).rev() {
+        dx = block.backward(saved, dx, &pass, &mut gradients);
+    }
+    (losses.iter().map(|&l| f64::from(l)).sum::<f64>() * f64::from(factor), gradients)
+}
+
+#[test]
+fn an_adapted_model_is_the_merged_one() {
+    for case in support::cases() {
+        let spec = case.spec();
+        let adapted = adapted(&spec, &case.weights);
+        let merged = merged(&spec, &adapted, &case.weights);
+        let logits = |source: &dyn WeightSource| {
+            let model = Model::load(&spec, source, Arc::new(Reference), &mut |_| {}).unwrap();
+            let mut cache = model.new_cache(KvDtype::F32);
+            // Two parts, so that latent attention runs in both of its forms.
+            let (first, second) = case.ids.split_at(9);
+            model.hidden(first, &mut cache);
+            let hidden = model.hidden(second, &mut cache);
+            model.logits(&hidden).into_host()
+        };
+        let difference = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0f32, |most, (x, y)| most.max((x - y).abs()));
+        let (with, without) = (logits(&adapted), logits(&case.weights));
+        let error = difference(&with, &logits(&merged));
+        let effect = difference(&with, &without);
+        assert!(effect > 1e-3 && error < 0.01 * effect, "{}: {error}, the adapter's effect {effect}", case.name);
+    }
+}
+
+#[test]
+fn adapter_gradients_are_those_of_the_weights_and_nothing_else_is_computed() {
+    for case in support::cases() {
+        let spec = case.spec();
+        let adapted = adapted(&spec, &case.weights);
+        let names = LORA.weights(&spec).into_iter().map(|w| w.name).collect();
+        let (_, mut found) = step(&spec, &adapted, &case.ids, Trained::Only(names));
+        let (_, mut whole) = step(&spec, &merged(&spec, &adapted, &case.weights), &case.ids, Trained::All);
+        let (found, whole) = (found.take_all(), whole.take_all());
+        assert!(found.keys().all(|name| name.ends_with(LORA_A) || name.ends_with(LORA_B)), "{}", case.name);
+        let mut checked = 0;
+        for (name, da) in found.iter().filter(|(name, _)| name.ends_with(LORA_A)) {
+            let stem = name.strip_suffix(LORA_A).unwrap();
+            let (dw, db) = (&whole[&format!("{stem}.weight")], &found[&format!("{stem}{LORA_B}")]);
+            let (a, b) = (adapted.values(name), adapted.values(&format!("{stem}{LORA_B}")));
+            let (rows, cols, scaling) = (dw.rows(), dw.cols(), LORA.scaling());
+            let size = dw.host().iter().fold(0.0f32, |most, d| most.max(d.abs()));
+            // The chain rule through W + scaling · B · A.
+            for k in 0..LORA.rank {
+                for col in 0..cols {
+                    let sum: f32 = (0..rows).map(|row| b[row * LORA.rank + k] * dw.row(row)[col]).sum();
+                    assert!((da.row(k)[col] - scaling * sum).abs() < 1e-2 * size.max(1e-4), "{}: {name}", case.name);
+                }
+                for row in 0..rows {
+                    let sum: f32 = (0..cols).map(|col| a[k * cols + col] * dw.row(row)[col]).sum();
+                    assert!((db.row(row)[k] - scaling * sum).abs() < 1e-2 * size.max(1e-4), "{}: {stem} B", case.name);
+                }
+            }
+            checked += 1;
+        }
+        assert!(checked > 0, "{}", case.name);
+    }
+}

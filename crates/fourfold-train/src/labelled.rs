@@ -1,0 +1,203 @@
+//! Texts with a class each: what a sequence classifier learns from.
+
+use serde_json::Value;
+
+use crate::batch::Batch;
+use crate::data::DataError;
+use crate::network::BatchSource;
+use crate::random::{Stream, shuffled};
+
+/// A class as a data file names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Label {
+    /// Its number.
+    Number(u32),
+    /// Its name, one of `id2label`.
+    Name(String),
+}
+
+/// One text, or a pair, with its class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelledText {
+    /// The text.
+    pub text: String,
+    /// The second of a pair.
+    pub text_pair: Option<String>,
+    /// Its class.
+    pub label: Label,
+}
+
+/// Reads a line of a JSONL file: `{"text": …, "label": 0}`, the label a number or a name, perhaps with a `text_pair`.
+///
+/// # Errors
+/// It is no such object; the error names file and line.
+pub fn parse_json(file: &str, line: usize, text: &str) -> Result<LabelledText, DataError> {
+    let fail = |reason: String| DataError::Line { file: file.to_owned(), line, reason };
+    let value: Value = serde_json::from_str(text).map_err(|e| fail(e.to_string()))?;
+    let string = |key: &str| match value.get(key) {
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(fail(format!("`{key}` is not a string"))),
+        None => Ok(None),
+    };
+    let label = match value.get("label") {
+        Some(Value::String(name)) => Label::Name(name.clone()),
+        Some(number) => match number.as_u64().and_then(|n| u32::try_from(n).ok()) {
+            Some(number) => Label::Number(number),
+            None => return Err(fail("`label` is neither a class's number nor its name".to_owned())),
+        },
+        None => return Err(fail("`label` is missing".to_owned())),
+    };
+    let text = string("text")?.ok_or_else(|| fail("`text` is missing".to_owned()))?;
+    Ok(LabelledText { text, text_pair: string("text_pair")?, label })
+}
+
+/// Reads a line of a tab-separated file: text, class (SST-2's format). `None` for the header that GLUE's files have.
+///
+/// # Errors
+/// There is no tab; the error names file and line.
+pub fn parse_tsv(file: &str, line: usize, text: &str) -> Result<Option<LabelledText>, DataError> {
+    let Some((text, label)) = text.rsplit_once('\t') else {
+        let reason = "no tab between a text and its class".to_owned();
+        return Err(DataError::Line { file: file.to_owned(), line, reason });
+    };
+    if line == 1 && label == "label" {
+        return Ok(None);
+    }
+    let label = label.parse().map_or_else(|_| Label::Name(label.to_owned()), Label::Number);
+    Ok(Some(LabelledText { text: text.to_owned(), text_pair: None, label }))
+}
+
+/// A text in tokens, with its class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// The tokens; the last one is scored.
+    pub ids: Vec<u32>,
+    /// The class.
+    pub label: u32,
+}
+
+/// Batches of `size` examples by number, in an order that depends on seed and epoch alone.
+pub struct Labelled {
+    examples: Vec<Example>,
+    size: usize,
+    seed: u64,
+    /// The epoch last asked for, and its order.
+    order: Option<(u64, Vec<usize>)>,
+}
+
+impl Labelled {
+    /// Batches of examples cut to their first `context` tokens.
+    ///
+    /// # Errors
+    /// There is no example, or one without a token; `name` is what the error calls the data.
+    pub fn new(
+        name: &str,
+        mut examples: Vec<Example>,
+        context: usize,
+        size: usize,
+        seed: u64,
+    ) -> Result<Self, DataError> {
+        let empty = |reason: String| Err(DataError::Empty { file: name.to_owned(), reason });
+        if examples.is_empty() {
+            return empty("no text with a class".to_owned());
+        }
+        if let Some(i) = examples.iter().position(|e| e.ids.is_empty()) {
+            return empty(format!("example {} has no token", i + 1));
+        }
+        examples.iter_mut().for_each(|e| e.ids.truncate(context.max(1)));
+        Ok(Self { examples, size: size.max(1), seed, order: None })
+    }
+
+    /// Takes every `1/fraction`-th example out for evaluation, at least one where there are two.
+    pub fn split(examples: Vec<Example>, fraction: f64) -> (Vec<Example>, Vec<Example>) {
+        let every = ((1.0 / fraction.clamp(1e-6, 0.5)).round() as usize).min(examples.len().max(2));
+        let mut i = 0;
+        let (held, train) = examples.into_iter().partition(|_| {
+            i += 1;
+            i % every == 0
+        });
+        (train, held)
+    }
+
+    /// Tokens of a pass over the data.
+    pub fn tokens(&self) -> usize {
+        self.examples.iter().map(|e| e.ids.len()).sum()
+    }
+
+    /// Batches of a pass over the data.
+    pub fn per_epoch(&self) -> u64 {
+        self.examples.len().div_ceil(self.size) as u64
+    }
+
+    /// All examples in order: for evaluation.
+    pub fn in_order(&self) -> Vec<Batch> {
+        self.examples.chunks(self.size).map(pack).collect()
+    }
+}
+
+impl BatchSource<Batch> for Labelled {
+    fn get(&mut self, number: u64) -> Result<Batch, DataError> {
+        let (epoch, place) = (number / self.per_epoch(), (number % self.per_epoch()) as usize * self.size);
+        if self.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
+            self.order = Some((epoch, shuffled(self.examples.len(), Stream::new(self.seed, epoch, 0x1abe1))));
+        }
+        let order = self.order.as_ref().map_or(&[][..], |(_, order)| order);
+        let chosen = &order[place..order.len().min(place + self.size)];
+        Ok(pack(chosen.iter().map(|&i| &self.examples[i])))
+    }
+}
+
+fn pack<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Batch {
+    let mut batch = Batch::default();
+    examples.into_iter().for_each(|example| batch.push_labelled(&example.ids, example.label));
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fourfold_kernels::backward::IGNORE;
+
+    fn examples() -> Vec<Example> {
+        (0..7).map(|i| Example { ids: (0..=i).collect(), label: i % 2 }).collect()
+    }
+
+    #[test]
+    fn each_text_is_scored_once_by_its_class_at_its_last_token() {
+        let mut data = Labelled::new("d", examples(), 4, 3, 1).unwrap();
+        assert_eq!(data.in_order()[0].targets, [0, IGNORE, 1, IGNORE, IGNORE, 0]);
+        assert_eq!(data.in_order()[2].ids.len(), 4, "cut to the context");
+        assert_eq!(data.per_epoch(), 3);
+        for epoch in 0..2 {
+            let mut lengths: Vec<usize> = (0..3)
+                .flat_map(|i| data.get(3 * epoch + i).unwrap().documents)
+                .map(|document| document.len())
+                .collect();
+            lengths.sort_unstable();
+            assert_eq!(lengths, [1, 2, 3, 4, 4, 4, 4]);
+        }
+        assert_ne!(data.get(0).unwrap(), data.get(3).unwrap(), "another order in the next epoch");
+        assert_eq!(data.get(2).unwrap(), data.get(2).unwrap());
+    }
+
+    #[test]
+    fn held_out_examples_are_not_learned() {
+        let (train, held) = Labelled::split(examples(), 0.25);
+        assert_eq!((train.len(), held.len()), (6, 1));
+        assert!(!train.contains(&held[0]));
+    }
+
+    #[test]
+    fn lines_are_read_and_malformed_ones_named() {
+        let read = parse_json("a", 1, r#"{"text": "x", "text_pair": "y", "label": "good"}"#).unwrap();
+        assert_eq!((read.text_pair.as_deref(), read.label), (Some("y"), Label::Name("good".into())));
+        assert_eq!(parse_tsv("a", 1, "sentence\tlabel").unwrap(), None);
+        assert_eq!(parse_tsv("a", 2, "fine\t1").unwrap().unwrap().label, Label::Number(1));
+        let reason = |text: &str| parse_json("a.jsonl", 7, text).unwrap_err().to_string();
+        assert!(reason("{\"text\": \"x\"}").contains("a.jsonl:7: `label` is missing"));
+        assert!(reason("{\"label\": 1}").contains("`text`"));
+        assert!(reason("{\"text\": \"x\", \"label\": -1}").contains("`label`"));
+        assert!(parse_tsv("a.tsv", 3, "fine").unwrap_err().to_string().starts_with("a.tsv:3: "));
+        assert!(Labelled::new("empty", vec![], 8, 1, 0).is_err());
+    }
+}

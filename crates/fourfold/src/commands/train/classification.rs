@@ -1,0 +1,158 @@
+//! Texts with a class each, and the classifier that a language model becomes.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fourfold_infer::Tokenizer;
+use fourfold_models::{ModelSpec, spec_from_config};
+use fourfold_train::labelled::{Example, Label, Labelled, LabelledText, parse_json, parse_tsv};
+use serde_json::{Map, Value, json};
+
+use super::data::Data;
+use super::settings::Settings;
+
+/// Texts to learn and to measure on, as their files have them.
+pub struct LabelledTexts {
+    learned: Vec<LabelledText>,
+    measured: Vec<LabelledText>,
+}
+
+impl LabelledTexts {
+    /// Reads the files that the settings name.
+    pub fn read(settings: &Settings) -> Result<Self> {
+        Ok(Self { learned: read_files(&settings.data)?, measured: read_files(&settings.eval_data)? })
+    }
+
+    /// The configuration of a classifier of these texts over the model that `config` describes. A classifier keeps its classes;
+    /// a language model gets those of the data.
+    pub fn classifier(&self, config: &Value, name: &str) -> Result<(Value, ModelSpec)> {
+        let spec = spec_from_config(config).with_context(|| name.to_owned())?;
+        if spec.classes.is_some() {
+            return Ok((config.clone(), spec));
+        }
+        let names = self.class_names()?;
+        let mut config = config.clone();
+        let Some(object) = config.as_object_mut() else { bail!("{name}: config.json holds no object") };
+        let class = object.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
+        let Some(family) = class.and_then(|class| class.strip_suffix("ForCausalLM")) else {
+            bail!("{name}: config.json names no causal language model in `architectures`")
+        };
+        let class = format!("{family}ForSequenceClassification");
+        object.insert("architectures".to_owned(), json!([class]));
+        let numbered = names.iter().enumerate();
+        let by_id: Map<String, Value> = numbered.clone().map(|(i, name)| (i.to_string(), json!(name))).collect();
+        let by_label: Map<String, Value> = numbered.map(|(i, name)| (name.clone(), json!(i))).collect();
+        object.insert("id2label".to_owned(), by_id.into());
+        object.insert("label2id".to_owned(), by_label.into());
+        object.insert("problem_type".to_owned(), json!("single_label_classification"));
+        // transformers looks for the last token that is no padding.
+        if object.get("pad_token_id").is_none_or(Value::is_null)
+            && let Some(end) = object.get("eos_token_id").cloned()
+        {
+            let end = end.get(0).cloned().unwrap_or(end);
+            object.insert("pad_token_id".to_owned(), end);
+        }
+        let spec = spec_from_config(&config).with_context(|| name.to_owned())?;
+        Ok((config, spec))
+    }
+
+    /// Names of the classes that occur, by number.
+    fn class_names(&self) -> Result<Vec<String>> {
+        let (mut most, mut names) = (None, BTreeSet::new());
+        for text in self.learned.iter().chain(&self.measured) {
+            match &text.label {
+                Label::Number(number) => most = most.max(Some(*number)),
+                Label::Name(name) => drop(names.insert(name.clone())),
+            }
+        }
+        let names: Vec<String> = match most {
+            Some(_) if !names.is_empty() => bail!("the data has classes by number and by name: one way is needed"),
+            Some(most) => (0..=most).map(|i| format!("LABEL_{i}")).collect(),
+            None => names.into_iter().collect(),
+        };
+        ensure!(names.len() >= 2, "the data has one class: there is nothing to tell apart");
+        ensure!(names.len() <= 4096, "the data has {} classes, at most 4096 are supported", names.len());
+        Ok(names)
+    }
+
+    /// Batches of `settings.batch_size` texts.
+    pub fn encode(self, settings: &Settings, tokenizer: &Tokenizer, config: &Value, context: usize) -> Result<Data> {
+        let encoder = Encoder::new(tokenizer, config);
+        let (learned, measured) = match self.measured.is_empty() {
+            true if settings.held_out == 0.0 => (encoder.encode(&self.learned)?, Vec::new()),
+            true => Labelled::split(encoder.encode(&self.learned)?, settings.held_out),
+            false => (encoder.encode(&self.learned)?, encoder.encode(&self.measured)?),
+        };
+        let (size, seed) = (settings.batch_size, settings.seed);
+        let held_out = match measured.is_empty() {
+            true => Vec::new(),
+            false => Labelled::new("the held-out texts", measured, context, size, seed)?.in_order(),
+        };
+        let batches = Labelled::new(&settings.data_name(), learned, context, size, seed)?;
+        Ok(Data {
+            tokens_per_epoch: batches.tokens(),
+            per_epoch: batches.per_epoch(),
+            batches: Box::new(batches),
+            held_out,
+        })
+    }
+}
+
+/// Labelled texts to tokens and class numbers.
+pub struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    label2id: Option<&'a Map<String, Value>>,
+}
+
+impl<'a> Encoder<'a> {
+    /// With the class names of a classifier's configuration.
+    pub fn new(tokenizer: &'a Tokenizer, config: &'a Value) -> Self {
+        Self { tokenizer, label2id: config.get("label2id").and_then(Value::as_object) }
+    }
+
+    /// Tokens of each text, a pair's one after the other, and its class.
+    pub fn encode(&self, texts: &[LabelledText]) -> Result<Vec<Example>> {
+        texts.iter().map(|text| self.example(text)).collect()
+    }
+
+    fn example(&self, text: &LabelledText) -> Result<Example> {
+        let mut ids = self.tokenizer.encode_text(&text.text)?;
+        if let Some(pair) = &text.text_pair {
+            ids.extend(self.tokenizer.encode_fragment(pair)?);
+        }
+        let label = match &text.label {
+            Label::Number(number) => *number,
+            Label::Name(name) => {
+                let id = self.label2id.and_then(|names| names.get(name)).and_then(Value::as_u64);
+                match id.and_then(|id| u32::try_from(id).ok()) {
+                    Some(id) => id,
+                    None => bail!("the model has no class named {name}"),
+                }
+            }
+        };
+        Ok(Example { ids, label })
+    }
+}
+
+/// Every labelled text of .jsonl and .tsv files.
+pub fn read_files(paths: &[PathBuf]) -> Result<Vec<LabelledText>> {
+    let mut texts = Vec::new();
+    for path in paths {
+        let name = path.display().to_string();
+        let extension = path.extension().and_then(|e| e.to_str());
+        let reader = BufReader::new(File::open(path).with_context(|| name.clone())?);
+        for (i, line) in reader.lines().enumerate() {
+            let line = line.with_context(|| format!("{name}:{}", i + 1))?;
+            match extension {
+                _ if line.trim().is_empty() => {}
+                Some("jsonl") => texts.push(parse_json(&name, i + 1, &line)?),
+                Some("tsv") => texts.extend(parse_tsv(&name, i + 1, &line)?),
+                _ => bail!("{name}: texts with a class stand in a .jsonl or .tsv file"),
+            }
+        }
+    }
+    Ok(texts)
+}
