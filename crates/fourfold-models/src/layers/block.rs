@@ -19,8 +19,8 @@ enum Attention {
 }
 
 enum FeedForwardLayer {
-    Mlp(Mlp),
-    Moe(Moe),
+    Mlp(Box<Mlp>),
+    Moe(Box<Moe>),
 }
 
 /// `x += attention(norm(x)); x += feed_forward(norm(x))`.
@@ -59,8 +59,8 @@ impl Block {
             },
             post_norm: Norm::load(&post_norm, loader)?,
             feed_forward: match &spec.feed_forward {
-                FeedForward::Mlp(mlp) => FeedForwardLayer::Mlp(Mlp::load(mlp, &spec.mlp_prefix(), loader)?),
-                FeedForward::Moe(moe) => FeedForwardLayer::Moe(Moe::load(moe, &spec.mlp_prefix(), loader)?),
+                FeedForward::Mlp(mlp) => FeedForwardLayer::Mlp(Box::new(Mlp::load(mlp, &spec.mlp_prefix(), loader)?)),
+                FeedForward::Moe(moe) => FeedForwardLayer::Moe(Box::new(Moe::load(moe, &spec.mlp_prefix(), loader)?)),
             },
             spec: spec.clone(),
         })
