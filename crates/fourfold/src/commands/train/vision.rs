@@ -10,8 +10,9 @@ use fourfold_train::store::ParameterStore;
 use fourfold_train::vision::{Classifier, initialize};
 use serde_json::Value;
 
+use super::job::Job;
 use super::settings::Settings;
-use super::{Description, Job, TokenizerText, dense_config};
+use super::start::{Description, TokenizerText, dense_config};
 use crate::context::Context;
 use crate::images::{self, Split};
 use crate::model;

@@ -1,0 +1,292 @@
+//! One run of any kind of network: from its checkpoint or anew, watched, to its report.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fourfold_kernels::backward::Backward;
+use fourfold_kernels::cpu::keep_freed_memory;
+use fourfold_kernels::{Activations, Cpu, CpuOptions};
+use fourfold_train::checkpoint::{self, State};
+use fourfold_train::network::{BatchSource, Network, Score};
+use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, run as run_steps};
+use fourfold_train::store::ParameterStore;
+use fourfold_train::trainer::{StepReport, Trainer};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::metrics::Metrics;
+use super::settings::Settings;
+use super::start::Description;
+use crate::context::Context;
+use crate::output::Report;
+use crate::{human, interrupt, memory};
+
+#[derive(Serialize)]
+struct TrainReport {
+    output: String,
+    preset: &'static str,
+    parameters: u64,
+    steps: u64,
+    tokens: u64,
+    training_loss: Option<f64>,
+    held_out_loss: Option<f64>,
+    held_out_perplexity: Option<f64>,
+    /// Share of tokens, or of texts, whose target was the most likely.
+    held_out_accuracy: Option<f64>,
+    held_out_scored: Option<usize>,
+    best_held_out_loss: Option<f64>,
+    seconds: f64,
+    tokens_per_second: f64,
+    weight_bytes: u64,
+    optimizer_bytes: u64,
+    /// The model under the adapters.
+    frozen_bytes: u64,
+    peak_memory: Option<u64>,
+    predicted_memory: Option<u64>,
+    complete: bool,
+}
+
+/// A run of any kind of network.
+pub(super) struct Job<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) context: &'a Context,
+    pub(super) description: &'a Description,
+    /// Elements that are trained.
+    pub(super) parameters: u64,
+    pub(super) steps: u64,
+    /// Whether the loss is one of tokens, whose exponential is a perplexity.
+    pub(super) is_text: bool,
+    /// Bytes of the peak, where they can be told.
+    pub(super) predicted: Option<u64>,
+}
+
+impl Job<'_> {
+    pub(super) fn run<N: Network>(
+        self,
+        network: N,
+        mut store: ParameterStore,
+        batches: &mut dyn BatchSource<N::Batch>,
+        held_out: &[N::Batch],
+    ) -> Result<()> {
+        let Self { settings, context, description, parameters, steps, is_text, predicted } = self;
+        let hyper = settings.hyperparameters(steps);
+
+        let mut state = State::begin(&settings.recipe, settings.seed);
+        match latest_checkpoint(&settings.output) {
+            Some(place) if settings.resume => {
+                state = checkpoint::restore(&place, &mut store)?;
+                ensure!(
+                    state.recipe == settings.recipe.label() && state.seed == settings.seed,
+                    "{}: made with preset {}, --seed {}; resume with these",
+                    place.display(),
+                    state.recipe,
+                    state.seed
+                );
+                context.remark(&format!("resuming from {}", place.display()));
+            }
+            Some(place) => bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display()),
+            None => {}
+        }
+        fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())?;
+
+        let (weight_bytes, optimizer_bytes) = store.byte_len();
+        context.remark(&format!(
+            "{} parameters, {}: weights {}, optimizer {}; {steps} steps",
+            human::count(parameters),
+            settings.recipe.label(),
+            human::bytes(weight_bytes as u64),
+            human::bytes(optimizer_bytes as u64),
+        ));
+        let options = CpuOptions {
+            threads: context.threads,
+            isa: context.global.isa.map(Into::into),
+            activations: match settings.recipe.activations() {
+                Activations::F32 => Activations::F32,
+                Activations::Fast => context.global.activations.into(),
+            },
+        };
+        keep_freed_memory();
+        let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
+        let mut trainer = Trainer::new(network, store, backend, settings.recipe, hyper, state.step);
+        let bar = context.progress.bar("training", steps, "steps");
+        bar.set_position(state.step);
+        let mut watcher = Watcher {
+            bar,
+            metrics: Metrics::open(&settings.output, state.step)?,
+            description,
+            smooth: None,
+            held_out: None,
+            seconds: 0.0,
+            tokens: 0,
+            failure: None,
+        };
+        let _cooperation = interrupt::cooperate();
+        let options = Options {
+            steps,
+            accumulation: settings.gradient_accumulation,
+            eval_every: settings.eval_every.unwrap_or((steps / 10).max(1)),
+            save_every: settings.save_every.unwrap_or((steps / 10).max(1)),
+            keep: settings.keep,
+            output: settings.output.clone(),
+        };
+        let begun = Instant::now();
+        let end = run_steps(&mut trainer, batches, held_out, state, &options, &mut watcher);
+        watcher.bar.finish_and_clear();
+        let end = end.map_err(|error| explain(error, settings))?;
+        if let Some(failure) = watcher.failure {
+            return Err(failure);
+        }
+        let score = match watcher.held_out {
+            None if !held_out.is_empty() && end.step == steps => Some(evaluate(&trainer, held_out)?),
+            found => found,
+        };
+        context.print(&TrainReport {
+            output: settings.output.display().to_string(),
+            preset: settings.recipe.name,
+            parameters,
+            steps: end.step,
+            tokens: end.tokens,
+            training_loss: watcher.smooth,
+            held_out_loss: score.map(|s| s.mean_loss()),
+            held_out_perplexity: score.filter(|_| is_text).map(|s| s.mean_loss().exp()),
+            held_out_accuracy: score.and_then(|s| s.accuracy()),
+            held_out_scored: score.map(|s| s.scored),
+            best_held_out_loss: end.best_loss,
+            seconds: begun.elapsed().as_secs_f64(),
+            tokens_per_second: watcher.tokens as f64 / watcher.seconds.max(1e-9),
+            weight_bytes: weight_bytes as u64,
+            optimizer_bytes: optimizer_bytes as u64,
+            frozen_bytes: trainer.store().frozen_bytes() as u64,
+            peak_memory: memory::peak_resident(),
+            predicted_memory: predicted,
+            complete: end.step == steps,
+        })
+    }
+}
+
+/// A finished run asked to go on, a diverging one: what to do about it.
+fn explain(error: RunError, settings: &Settings) -> anyhow::Error {
+    let diverged = matches!(error, RunError::Diverged { .. });
+    let error = anyhow::Error::from(error);
+    if diverged { error.context(format!("try a lower --learning-rate than {}", settings.learning_rate)) } else { error }
+}
+
+/// Shows and records what happens.
+struct Watcher<'a> {
+    bar: ProgressBar,
+    metrics: Metrics,
+    description: &'a Description,
+    /// The training loss, smoothed over about twenty steps.
+    smooth: Option<f64>,
+    held_out: Option<Score>,
+    seconds: f64,
+    tokens: u64,
+    /// A metrics file that could not be written.
+    failure: Option<anyhow::Error>,
+}
+
+impl Watcher<'_> {
+    fn record(&mut self, step: u64, values: Value) {
+        if let Err(error) = self.metrics.write(step, values) {
+            self.failure.get_or_insert(error);
+        }
+    }
+}
+
+impl Events for Watcher<'_> {
+    fn step(&mut self, report: &StepReport, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        self.seconds += seconds;
+        self.tokens += report.units as u64;
+        if report.loss.is_finite() {
+            self.smooth = Some(self.smooth.map_or(report.loss, |s| 0.95 * s + 0.05 * report.loss));
+        }
+        let peak = memory::peak_resident().unwrap_or(0);
+        self.bar.set_position(report.step);
+        self.bar.set_message(format!(
+            "loss {:.4}{}, {:.0} tok/s, {}",
+            self.smooth.unwrap_or(report.loss),
+            self.held_out.map(|h| format!(", held out {:.4}", h.mean_loss())).unwrap_or_default(),
+            self.tokens as f64 / self.seconds.max(1e-9),
+            human::bytes(peak)
+        ));
+        self.record(
+            report.step,
+            serde_json::json!({
+                "train/loss": report.loss,
+                "train/learning_rate": report.lr,
+                "train/grad_norm": report.gradient_norm,
+                "train/skipped": u8::from(report.skipped),
+                "train/loss_scale": report.loss_scale.unwrap_or(1.0),
+                "train/tokens_per_second": report.units as f64 / seconds.max(1e-9),
+                "memory/peak_bytes": peak,
+            }),
+        );
+    }
+
+    fn evaluated(&mut self, step: u64, score: &Score, best: bool) {
+        let loss = score.mean_loss();
+        self.held_out = Some(*score);
+        let (perplexity, accuracy) = (loss.exp(), score.accuracy());
+        let best = u8::from(best);
+        self.record(
+            step,
+            serde_json::json!({
+                "eval/loss": loss, "eval/perplexity": perplexity, "eval/accuracy": accuracy, "eval/best": best
+            }),
+        );
+    }
+
+    fn saved(&mut self, _: &Path) {}
+
+    fn stop(&mut self) -> bool {
+        interrupt::requested() || self.failure.is_some()
+    }
+
+    fn describe(&self, place: &Path) -> io::Result<()> {
+        self.description.write(place)
+    }
+}
+
+impl Report for TrainReport {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "{}: {} steps, {} tokens in {} ({:.0} tok/s)\n",
+            self.output,
+            self.steps,
+            human::count(self.tokens),
+            human::duration(Duration::from_secs_f64(self.seconds)),
+            self.tokens_per_second
+        );
+        if let Some(loss) = self.training_loss {
+            text += &format!("training loss {loss:.4}");
+        }
+        if let Some(loss) = self.held_out_loss {
+            text += &format!(", held-out loss {loss:.4}");
+        }
+        if let Some(perplexity) = self.held_out_perplexity {
+            text += &format!(" (perplexity {perplexity:.2})");
+        }
+        if let (Some(accuracy), Some(scored)) = (self.held_out_accuracy, self.held_out_scored) {
+            text += &format!(", accuracy {} of {}", human::percent(accuracy), human::count(scored as u64));
+        }
+        if let Some(peak) = self.peak_memory {
+            text += &format!(
+                "\npeak memory {}{} (weights {}, optimizer {})",
+                human::bytes(peak),
+                self.predicted_memory.map(|b| format!(", predicted {}", human::bytes(b))).unwrap_or_default(),
+                human::bytes(self.weight_bytes),
+                human::bytes(self.optimizer_bytes)
+            );
+        }
+        if !self.complete {
+            text += "\nstopped early; --resume goes on from the last checkpoint";
+        }
+        text + "\n"
+    }
+}

@@ -1,0 +1,200 @@
+//! What a run begins with: the model, new or existing, its adapters, and the files that describe it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fourfold_formats::{ADAPTER_CONFIG, TokenizerSource};
+use fourfold_infer::ChatTemplate;
+use fourfold_models::layers::{LORA_A, LoraSpec};
+use fourfold_models::{ModelSpec, WeightSpec, spec_from_config};
+use fourfold_tensor::WeightSource;
+use fourfold_train::store::{Initialization, ParameterStore};
+use serde_json::Value;
+
+use super::classification::LabelledTexts;
+use super::settings::Settings;
+use crate::context::Context;
+use crate::model::{self, OpenModel};
+
+/// The model to begin with: a new one from a configuration, or an existing one.
+pub(super) fn start(
+    settings: &Settings,
+    texts: Option<&LabelledTexts>,
+    context: &Context,
+) -> Result<(ModelSpec, Description, ParameterStore)> {
+    match (&settings.model, &settings.model_config) {
+        (Some(name), None) => {
+            let open = model::open(name, context)?;
+            let (config, spec) = match texts {
+                Some(texts) => texts.classifier(&open.checkpoint.config, name)?,
+                None => (open.checkpoint.config.clone(), open.spec.clone()),
+            };
+            if let Some(lora) = &settings.lora {
+                return adapters(lora, name, open, settings);
+            }
+            let deviation = initializer_range(&config);
+            let weights = &*open.checkpoint.weights;
+            // A language model that becomes a classifier gets a new head.
+            let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || spec.classes.is_none();
+            let store = ParameterStore::load_or_initialize(
+                &spec,
+                weights,
+                &known,
+                Initialization { deviation, seed: settings.seed },
+                &settings.recipe,
+            )?;
+            let description = Description {
+                config: dense_config(&config),
+                generation_config: open.checkpoint.generation_config.clone(),
+                tokenizer: TokenizerText::of(&open, name)?,
+                template: Some(open.chat_template()?.0),
+                adapter: None,
+            };
+            Ok((spec, description, store))
+        }
+        (None, Some(file)) => {
+            let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+            let (config, spec) = match texts {
+                Some(texts) => texts.classifier(&config, &file.display().to_string())?,
+                None => {
+                    let spec = spec_from_config(&config).with_context(|| file.display().to_string())?;
+                    (config, spec)
+                }
+            };
+            let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
+            let store = ParameterStore::initialize(&spec, initializer_range(&config), settings.seed, &settings.recipe);
+            let tokenizer = TokenizerText::File(tokenizer.clone());
+            let description = Description { config, generation_config: None, tokenizer, template: None, adapter: None };
+            Ok((spec, description, store))
+        }
+        _ => bail!("name either a --model to go on with or a --model-config to begin from"),
+    }
+}
+
+/// Adapters over a model that stays as it is.
+fn adapters(
+    lora: &LoraSpec,
+    name: &str,
+    open: OpenModel,
+    settings: &Settings,
+) -> Result<(ModelSpec, Description, ParameterStore)> {
+    let targets = lora.weights(&open.spec);
+    for target in &lora.targets {
+        let part = format!(".{target}.");
+        ensure!(targets.iter().any(|w| w.name.contains(&part)), "--lora-targets {target}: {name} has no such layer");
+    }
+    let description = Description {
+        config: open.checkpoint.config.clone(),
+        generation_config: None,
+        tokenizer: TokenizerText::of(&open, name)?,
+        template: Some(open.chat_template()?.0),
+        adapter: Some(adapter_config(lora, name, &targets)),
+    };
+    let base: Arc<dyn WeightSource> = open.checkpoint.weights.into();
+    let store = ParameterStore::adapt(&open.spec, base, lora, settings.seed, &settings.recipe);
+    Ok((open.spec, description, store))
+}
+
+/// PEFT's `adapter_config.json`.
+fn adapter_config(lora: &LoraSpec, base: &str, weights: &[WeightSpec]) -> Value {
+    let parts = weights.iter().filter_map(|w| w.name.strip_suffix(LORA_A)?.rsplit('.').next());
+    let parts: std::collections::BTreeSet<&str> = parts.collect();
+    serde_json::json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": parts,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "use_rslora": false,
+        "use_dora": false,
+        "modules_to_save": null,
+        "inference_mode": true,
+    })
+}
+
+/// Deviation of new matrices.
+pub(super) fn initializer_range(config: &Value) -> f32 {
+    config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02) as f32
+}
+
+/// A compressed source's configuration describes its packing; what is trained from it is plain.
+pub(super) fn dense_config(config: &Value) -> Value {
+    let mut config = config.clone();
+    if let Some(object) = config.as_object_mut() {
+        object.remove("quantization_config");
+    }
+    config
+}
+
+pub(super) enum TokenizerText {
+    File(PathBuf),
+    Text(String),
+    /// A network that reads no text.
+    None,
+}
+
+impl TokenizerText {
+    pub(super) fn of(open: &OpenModel, name: &str) -> Result<Self> {
+        Ok(match &open.checkpoint.tokenizer {
+            TokenizerSource::Json(path) => Self::File(path.clone()),
+            TokenizerSource::Embedded(text) => Self::Text(text.clone()),
+            TokenizerSource::None => bail!("{name}: there is no tokenizer"),
+        })
+    }
+}
+
+/// What a model's directory holds besides its weights.
+pub(super) struct Description {
+    pub(super) config: Value,
+    pub(super) generation_config: Option<Value>,
+    pub(super) tokenizer: TokenizerText,
+    /// For conversations; a new model has none.
+    pub(super) template: Option<ChatTemplate>,
+    /// An adapter's configuration, which then is all that is written: the rest is the model's.
+    pub(super) adapter: Option<Value>,
+}
+
+impl Description {
+    pub(super) fn tokenizer(&self, vocabulary: usize) -> Result<fourfold_infer::Tokenizer> {
+        let tokenizer = match &self.tokenizer {
+            TokenizerText::File(path) => fourfold_infer::Tokenizer::from_file(path)?,
+            TokenizerText::Text(text) => fourfold_infer::Tokenizer::from_bytes(text.as_bytes())?,
+            TokenizerText::None => bail!("there is no tokenizer"),
+        };
+        tokenizer.check_fits(vocabulary)?;
+        let bos = tokenizer.prefix_token()?;
+        Ok(tokenizer.with_bos(bos))
+    }
+
+    pub(super) fn write(&self, place: &Path) -> io::Result<()> {
+        if let Some(adapter) = &self.adapter {
+            return fs::write(place.join(ADAPTER_CONFIG), serde_json::to_string_pretty(adapter)?);
+        }
+        fs::write(place.join("config.json"), serde_json::to_string_pretty(&self.config)?)?;
+        if let Some(generation) = &self.generation_config {
+            fs::write(place.join("generation_config.json"), serde_json::to_string_pretty(generation)?)?;
+        }
+        match &self.tokenizer {
+            TokenizerText::None => {}
+            TokenizerText::Text(text) => fs::write(place.join("tokenizer.json"), text)?,
+            TokenizerText::File(path) => {
+                fs::copy(path, place.join("tokenizer.json"))?;
+                for other in ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
+                    let from = path.with_file_name(other);
+                    if from.is_file() {
+                        fs::copy(from, place.join(other))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
