@@ -38,7 +38,8 @@ impl TrainMemory {
 
 const F32: u64 = size_of::<f32>() as u64;
 const BF16: u64 = 2;
-/// Resident pages of the program, its tokenizer's remains and its threads' stacks, measured with a model of a few kilobytes.
+/// Resident pages of the program, its tokenizer's remains and its threads' stacks: an estimate. The tokens of the corpus, 4 bytes
+/// each, are not counted.
 const PROGRAM: u64 = 24_000_000;
 
 /// Peak memory of steps of `batch` sequences of `context` tokens.
