@@ -3,7 +3,7 @@
 //! What a step holds is followed through its phases as [`crate::language`] runs them: the head with the logits, then each block's
 //! backward, from the last to the first. The peak is the largest of these.
 
-use fourfold_models::{BlockSpec, FeedForward, ModelSpec, Role, WeightSpec};
+use fourfold_models::{BlockSpec, FeedForward, ModelSpec, WeightSpec};
 use fourfold_tensor::DType;
 
 use crate::optim::OptimizerKind;
@@ -130,13 +130,9 @@ fn copies(spec: &ModelSpec, all: &[WeightSpec], recipe: &Recipe, blocks: usize) 
     (embedding + live) * bytes
 }
 
-fn is_small(weight: &WeightSpec) -> bool {
-    matches!(weight.role, Role::Norm | Role::Bias | Role::Router)
-}
-
 fn weight_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
     let n = weight.elements();
-    match if is_small(weight) { Storage::F32 } else { recipe.storage } {
+    match recipe.storage_of(weight) {
         Storage::F32 => n * F32,
         Storage::Bf16 | Storage::Bf16Nearest => n * BF16,
         Storage::Bf16Residual => n * 3,
@@ -146,7 +142,7 @@ fn weight_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
 
 fn optimizer_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
     let n = weight.elements();
-    let state = match if is_small(weight) { MomentPrecision::F32 } else { recipe.moments } {
+    let state = match recipe.moments_of(weight) {
         MomentPrecision::F32 => n * F32,
         MomentPrecision::Bits8 => n + n.div_ceil(BLOCK8 as u64) * F32,
         MomentPrecision::Bits4 => n.div_ceil(2) + n.div_ceil(BLOCK4 as u64) * F32,

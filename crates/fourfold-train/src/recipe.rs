@@ -1,6 +1,7 @@
 //! How a run stores its numbers: the presets, from f32 AdamW to an eighth of its memory.
 
 use fourfold_kernels::Activations;
+use fourfold_models::{Role, WeightSpec};
 use fourfold_tensor::DType;
 
 use crate::optim::OptimizerKind;
@@ -119,8 +120,22 @@ impl Recipe {
         label
     }
 
+    /// How `weight` is stored: norms, biases, routers and running statistics are few, and f32 in every recipe.
+    pub fn storage_of(&self, weight: &WeightSpec) -> Storage {
+        if is_small(weight) { Storage::F32 } else { self.storage }
+    }
+
+    /// How the optimizer's states of `weight` are stored.
+    pub fn moments_of(&self, weight: &WeightSpec) -> MomentPrecision {
+        if is_small(weight) { MomentPrecision::F32 } else { self.moments }
+    }
+
     /// The preset of that name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|recipe| recipe.name == name)
     }
+}
+
+fn is_small(weight: &WeightSpec) -> bool {
+    matches!(weight.role, Role::Norm | Role::Bias | Role::Router | Role::RunningMean | Role::RunningVariance)
 }

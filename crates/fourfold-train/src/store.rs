@@ -220,9 +220,7 @@ impl ParameterStore {
     fn push(&mut self, weight: &WeightSpec, recipe: &Recipe, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let len = weight.elements() as usize;
         let is_counted = matches!(weight.role, Role::RunningMean | Role::RunningVariance);
-        let is_small = is_counted || matches!(weight.role, Role::Norm | Role::Bias | Role::Router);
-        let storage = if is_small { Storage::F32 } else { recipe.storage };
-        let precision = if is_small { MomentPrecision::F32 } else { recipe.moments };
+        let (storage, precision) = (recipe.storage_of(weight), recipe.moments_of(weight));
         let cols = len / weight.shape.first().copied().unwrap_or(1).max(1);
         let parameter = Parameter::new(storage, len, cols, fill);
         self.index.insert(weight.name.clone(), self.entries.len());

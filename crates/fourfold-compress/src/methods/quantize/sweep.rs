@@ -12,6 +12,15 @@ pub(crate) const CANDIDATES: usize = 16;
 /// Elements summed in f32 before the sums are added up in f64.
 const CHUNK: usize = 256;
 
+/// Weights where every element counts the same.
+static ONES: [f32; CHUNK] = [1.0; CHUNK];
+
+/// Values and their weights, [`CHUNK`] at a time; weights of 1 where `h` is empty.
+fn pieces<'a>(x: &'a [f32], h: &'a [f32]) -> impl Iterator<Item = (&'a [f32], &'a [f32])> {
+    let weights = move |i: usize, len: usize| if h.is_empty() { &ONES[..len] } else { &h[i * CHUNK..i * CHUNK + len] };
+    x.chunks(CHUNK).enumerate().map(move |(i, x)| (x, weights(i, x.len())))
+}
+
 /// Smallest and largest value.
 #[inline(always)]
 pub(crate) fn range(x: &[f32]) -> (f32, f32) {
@@ -62,8 +71,7 @@ pub(crate) fn project(
     zeros: [f32; CANDIDATES],
 ) -> [(f64, f64); CANDIDATES] {
     let mut sums = [(0.0f64, 0.0f64); CANDIDATES];
-    for (i, x) in x.chunks(CHUNK).enumerate() {
-        let h = if h.is_empty() { &[1.0; CHUNK][..x.len()] } else { &h[i * CHUNK..i * CHUNK + x.len()] };
+    for (x, h) in pieces(x, h) {
         let [xv, vv] = Arch::new().dispatch(Projection { lattice, x, h, inverses: &inverses, zeros: &zeros });
         for (total, (xv, vv)) in sums.iter_mut().zip(xv.into_iter().zip(vv)) {
             total.0 += f64::from(xv);
@@ -169,8 +177,7 @@ pub(crate) fn regress(top: f32, x: &[f32], h: &[f32], groups: &[Group; CANDIDATE
     let mut moments = [Moments::default(); CANDIDATES];
     let inverses = groups.map(|g| 1.0 / g.scale);
     let shifts = groups.map(|g| g.min / g.scale);
-    for (i, x) in x.chunks(CHUNK).enumerate() {
-        let h = if h.is_empty() { &[1.0; CHUNK][..x.len()] } else { &h[i * CHUNK..i * CHUNK + x.len()] };
+    for (x, h) in pieces(x, h) {
         let task = Regression { top, x, h, inverses: &inverses, shifts: &shifts };
         let [hv, hvv, hxv] = Arch::new().dispatch(task);
         let (mut sum_h, mut sum_hx, mut sum_hxx) = (0.0, 0.0, 0.0);
