@@ -2,7 +2,7 @@
 
 use crate::data::DataError;
 use crate::network::BatchSource;
-use crate::random::Stream;
+use crate::random::{Stream, shuffled};
 use crate::vision::ImageBatch;
 
 /// Labelled images of one size, read when they are needed.
@@ -23,6 +23,47 @@ pub trait Images {
     fn read(&self, index: usize, pixels: &mut [u8]) -> Result<(), DataError>;
 }
 
+/// Some of the images.
+pub struct Subset<'a> {
+    images: &'a dyn Images,
+    chosen: Vec<usize>,
+}
+
+impl<'a> Subset<'a> {
+    /// The first `count` of the images in an order by chance.
+    pub fn first(images: &'a dyn Images, count: usize) -> Self {
+        let mut chosen = shuffled(images.count(), Stream::new(0, 0, 3 << 32));
+        chosen.truncate(count);
+        Self { images, chosen }
+    }
+
+    /// The images apart from a share for measuring, and these: the same ones whatever a run's seed is.
+    pub fn split(images: &'a dyn Images, held_out: f64) -> (Self, Self) {
+        let count = (images.count() as f64 * held_out).round() as usize;
+        let mut rest = Self::first(images, images.count());
+        let chosen = rest.chosen.drain(..count.min(images.count())).collect();
+        (rest, Self { images, chosen })
+    }
+}
+
+impl Images for Subset<'_> {
+    fn count(&self) -> usize {
+        self.chosen.len()
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        self.images.shape()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.images.label(self.chosen[index])
+    }
+
+    fn read(&self, index: usize, pixels: &mut [u8]) -> Result<(), DataError> {
+        self.images.read(self.chosen[index], pixels)
+    }
+}
+
 /// How images are varied in training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Augmentation {
@@ -39,7 +80,7 @@ pub struct ImageBatches<'a> {
     size: usize,
     seed: u64,
     augmentation: Augmentation,
-    order: (u64, Vec<u32>),
+    order: (u64, Vec<usize>),
 }
 
 impl<'a> ImageBatches<'a> {
@@ -52,7 +93,7 @@ impl<'a> ImageBatches<'a> {
             let reason = format!("{} images do not fill a batch of {size}", images.count());
             return Err(DataError::Empty { file: "the images".to_owned(), reason });
         }
-        let order = (0, shuffled(images.count(), seed, 0));
+        let order = (0, shuffled(images.count(), order_stream(seed, 0)));
         Ok(Self { images, size, seed, augmentation, order })
     }
 
@@ -66,9 +107,9 @@ impl BatchSource<ImageBatch> for ImageBatches<'_> {
     fn get(&mut self, number: u64) -> Result<ImageBatch, DataError> {
         let (epoch, place) = (number / self.per_epoch(), (number % self.per_epoch()) as usize);
         if self.order.0 != epoch {
-            self.order = (epoch, shuffled(self.images.count(), self.seed, epoch));
+            self.order = (epoch, shuffled(self.images.count(), order_stream(self.seed, epoch)));
         }
-        let chosen = self.order.1[place * self.size..(place + 1) * self.size].iter().map(|&i| i as usize);
+        let chosen = self.order.1[place * self.size..(place + 1) * self.size].iter().copied();
         let stream = Stream::new(self.seed, number, 1 << 32);
         let mut batch = read(self.images, chosen)?;
         let [channels, height, width] = self.images.shape();
@@ -103,15 +144,8 @@ fn read(images: &dyn Images, chosen: impl Iterator<Item = usize>) -> Result<Imag
     Ok(batch)
 }
 
-/// 0 .. count in random order (Fisher & Yates 1938).
-fn shuffled(count: usize, seed: u64, epoch: u64) -> Vec<u32> {
-    let stream = Stream::new(seed, epoch, 2 << 32);
-    let mut order: Vec<u32> = (0..count as u32).collect();
-    for i in (1..count).rev() {
-        let j = (u64::from(stream.word(i)) * (i as u64 + 1)) >> 32;
-        order.swap(i, j as usize);
-    }
-    order
+fn order_stream(seed: u64, epoch: u64) -> Stream {
+    Stream::new(seed, epoch, 2 << 32)
 }
 
 /// Moves and mirrors an image in place, by three words of `stream`.
@@ -172,6 +206,19 @@ mod tests {
         assert_eq!(labels(&mut batches, 0), first);
         let batch = batches.get(0).unwrap();
         assert_eq!(batch.pixels[6..12], [0, 1, 2, 3, 4, 5].map(|i| (10 * batch.labels[1]) as u8 + i));
+    }
+
+    #[test]
+    fn held_out_images_are_learned_by_nobody() {
+        let (learned, held_out) = Subset::split(&Counting, 0.3);
+        let labels = |images: &Subset| (0..images.count()).map(|i| images.label(i)).collect::<Vec<_>>();
+        let mut all = [labels(&learned), labels(&held_out)].concat();
+        assert_eq!((learned.count(), held_out.count()), (7, 3));
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<_>>());
+        let mut pixels = [0; 6];
+        held_out.read(1, &mut pixels).unwrap();
+        assert_eq!(u32::from(pixels[0]), 10 * held_out.label(1));
     }
 
     #[test]

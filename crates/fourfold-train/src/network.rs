@@ -123,6 +123,8 @@ pub struct Run<'a> {
     pub backend: Arc<dyn Backward>,
     /// What is kept and what is computed anew.
     pub recipe: &'a Recipe,
+    /// Whether this pass counts: a batch that is run twice in a step is counted once in running statistics.
+    pub counts: bool,
 }
 
 impl Run<'_> {
@@ -172,6 +174,7 @@ pub trait Network {
         apply: Apply,
     ) -> Result<f64, TrainError>;
 
-    /// Called once after each step that was not skipped: what is counted and not trained (running statistics) is stored here.
-    fn step_done(&self, _store: &mut ParameterStore) {}
+    /// Called once after each step: what is counted and not trained (running statistics) is stored here where the step was
+    /// `applied`, and forgotten where it was skipped.
+    fn step_done(&self, _store: &mut ParameterStore, _applied: bool) {}
 }

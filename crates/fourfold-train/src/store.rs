@@ -250,15 +250,16 @@ impl ParameterStore {
         (sum(|e| e.parameter.byte_len()), sum(|e| e.state.byte_len()))
     }
 
-    /// Replaces a tensor that is counted rather than trained (running statistics, which are f32 in every recipe).
+    /// Changes a tensor that is counted rather than trained (running statistics, which are f32 in every recipe).
     ///
     /// # Panics
-    /// When there is no such tensor of that length.
-    pub fn assign(&mut self, name: &str, values: &[f32]) {
+    /// When there is no such tensor.
+    pub fn count(&mut self, name: &str, after: impl Fn(&[f32]) -> Vec<f32>) {
         let parameter = &mut self.entries[self.index[name]].parameter;
-        assert_eq!(parameter.len(), values.len(), "{name}: another length");
-        for (i, mut block) in parameter.blocks(values.len().max(1)).into_iter().enumerate() {
-            block.write(values, None, i);
+        let mut before = vec![0.0; parameter.len()];
+        for mut block in parameter.blocks(before.len().next_multiple_of(128).max(128)) {
+            block.read(&mut before);
+            block.write(&after(&before), None, 0);
         }
     }
 

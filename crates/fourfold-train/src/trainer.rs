@@ -148,7 +148,7 @@ impl<N: Network> Trainer<N> {
     /// As [`Trainer::step`], but for the optimizer's.
     pub fn evaluate(&self, batch: &N::Batch) -> Result<Score, TrainError> {
         self.check(batch)?;
-        let run = Run { backend: self.backend.clone(), recipe: &self.recipe };
+        let run = Run { backend: self.backend.clone(), recipe: &self.recipe, counts: false };
         self.network.evaluate(&self.store, batch, &run).map_err(|source| self.refused(source))
     }
 
@@ -186,9 +186,7 @@ impl<N: Network> Trainer<N> {
             scaler.update(applied);
         }
         self.skipped += u64::from(!applied);
-        if applied {
-            self.network.step_done(&mut self.store);
-        }
+        self.network.step_done(&mut self.store, applied);
         self.steps_done = number;
         Ok(report)
     }
@@ -203,7 +201,7 @@ impl<N: Network> Trainer<N> {
         let mut sums = Sums::new(!gathers, self.hyper.seed, report.step);
         let mut loss = 0.0;
         for batch in before.iter().chain(gathers.then_some(last)) {
-            loss += self.backward(batch, factor, &mut |_, name, gradient| {
+            loss += self.backward(batch, factor, true, &mut |_, name, gradient| {
                 sums.add(name, gradient);
                 Ok(())
             })?;
@@ -239,7 +237,7 @@ impl<N: Network> Trainer<N> {
         if self.hyper.max_gradient_norm.is_some() || self.scaler.is_some() {
             // All gradients once, for their norm alone.
             report.loss = loss
-                + self.backward(last, factor, &mut |_, name, mut gradient| {
+                + self.backward(last, factor, false, &mut |_, name, mut gradient| {
                     sums.add_to(&name, &mut gradient);
                     squares += sum_of_squares(gradient.host());
                     Ok(())
@@ -251,7 +249,7 @@ impl<N: Network> Trainer<N> {
             squares = 0.0;
         }
         let mut finite = true;
-        loss += self.backward(last, factor, &mut |store, name, mut gradient| {
+        loss += self.backward(last, factor, true, &mut |store, name, mut gradient| {
             sums.add_to(&name, &mut gradient);
             sums.release(&name);
             squares += sum_of_squares(gradient.host());
@@ -279,14 +277,15 @@ impl<N: Network> Trainer<N> {
         report.loss.is_finite() && report.gradient_norm.is_finite()
     }
 
-    /// Sum of the batch's losses, with each tensor's gradient of `factor` times the sum given to `apply`.
+    /// Sum of the batch's losses, with each tensor's gradient of `factor` times the sum given to `apply`. `counts`: see [`Run`].
     fn backward(
         &mut self,
         batch: &N::Batch,
         factor: f32,
+        counts: bool,
         apply: &mut dyn FnMut(&mut ParameterStore, String, Tensor) -> Result<(), TrainError>,
     ) -> Result<f64, TrainError> {
-        let run = Run { backend: self.backend.clone(), recipe: &self.recipe };
+        let run = Run { backend: self.backend.clone(), recipe: &self.recipe, counts };
         self.network.backward(&mut self.store, batch, factor, &run, &mut |store, gradients| {
             gradients.take_all().into_iter().try_for_each(|(name, mut gradient)| {
                 run.narrow(&mut gradient);

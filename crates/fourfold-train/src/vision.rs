@@ -35,7 +35,7 @@ impl Examples for ImageBatch {
 /// A convolutional classifier with cross-entropy.
 pub struct Classifier {
     spec: ConvNetSpec,
-    /// Running statistics after the last backward pass.
+    /// What the batches of this step add to the running statistics, in their order.
     pending: Mutex<Running>,
 }
 
@@ -148,7 +148,9 @@ impl Network for Classifier {
         if !loss.is_finite() {
             return Ok(loss);
         }
-        *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = running;
+        if run.counts {
+            self.pending.lock().unwrap_or_else(PoisonError::into_inner).append(&mut running);
+        }
         let mut gradients = Gradients::new(Trained::All);
         let mut dy = Some(logits);
         for (i, (part, saved)) in parts.iter().zip(kept).enumerate().rev() {
@@ -161,9 +163,11 @@ impl Network for Classifier {
         Ok(loss)
     }
 
-    fn step_done(&self, store: &mut ParameterStore) {
-        for (name, value) in self.pending.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            store.assign(&name, value.host());
+    fn step_done(&self, store: &mut ParameterStore, applied: bool) {
+        for statistic in self.pending.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if applied {
+                store.count(&statistic.name, |before| statistic.after(before));
+            }
         }
     }
 }

@@ -39,6 +39,25 @@ impl BatchNormSpec {
     }
 }
 
+/// What a batch adds to a running statistic, which is counted and not trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statistic {
+    /// The tensor.
+    pub name: String,
+    /// The batch's mean or variance, `[1, channels]`.
+    pub value: Tensor,
+    /// Its share in the statistic that follows.
+    pub momentum: f32,
+}
+
+impl Statistic {
+    /// The running statistic after the batch.
+    pub fn after(&self, before: &[f32]) -> Vec<f32> {
+        let (m, values) = (self.momentum, self.value.host());
+        before.iter().zip(values).map(|(&old, &new)| (1.0 - m) * old + m * new).collect()
+    }
+}
+
 /// `(x − mean) / √(variance + eps) · weight + bias`.
 pub struct BatchNorm {
     spec: BatchNormSpec,
@@ -87,19 +106,16 @@ impl BatchNorm {
         x
     }
 
-    /// The running statistics after a batch of `rows` pixels: their names and new values. The variance is counted with n − 1, as
-    /// PyTorch does.
-    pub fn running_after(&self, moments: &Moments, rows: usize) -> [(String, Tensor); 2] {
+    /// What a batch of `rows` pixels adds to the running statistics. The variance is counted with n − 1, as PyTorch does.
+    pub fn statistics(&self, moments: &Moments, rows: usize) -> [Statistic; 2] {
         let unbiased = rows as f32 / (rows.max(2) - 1) as f32;
-        let m = self.spec.momentum;
-        let mix = |old: &Tensor, new: &Tensor, factor: f32| {
-            let values = old.host().iter().zip(new.host()).map(|(&old, &new)| (1.0 - m) * old + m * factor * new);
-            Tensor::new(1, self.spec.channels, values.collect())
-        };
-        [
-            (format!("{}.running_mean", self.spec.name), mix(&self.running.mean, &moments.mean, 1.0)),
-            (format!("{}.running_var", self.spec.name), mix(&self.running.variance, &moments.variance, unbiased)),
-        ]
+        let variance = moments.variance.host().iter().map(|v| unbiased * v).collect();
+        let variance = Tensor::new(1, self.spec.channels, variance);
+        [("running_mean", moments.mean.clone()), ("running_var", variance)].map(|(part, value)| Statistic {
+            name: format!("{}.{part}", self.spec.name),
+            value,
+            momentum: self.spec.momentum,
+        })
     }
 
     /// The gradient of `x`, in place of `dy`; adds weight's and bias's.

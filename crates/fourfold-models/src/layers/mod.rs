@@ -24,7 +24,7 @@ use fourfold_kernels::Backend;
 
 use crate::Observer;
 
-pub use batch_norm::{BatchNorm, BatchNormSpec};
+pub use batch_norm::{BatchNorm, BatchNormSpec, Statistic};
 pub use block::{Block, BlockSaved};
 pub use conv2d::{Conv2d, Conv2dSpec};
 pub use embedding::Embedding;

@@ -11,7 +11,7 @@ use fourfold_kernels::backward::Backward;
 use fourfold_kernels::spatial::{Averages, Moments, Signs, Window};
 use fourfold_kernels::{Bf16Tensor, LinearArg, Tensor};
 
-use super::{BatchNorm, BatchNormSpec, Conv2d, Conv2dSpec, Gradients, Linear, LinearSpec};
+use super::{BatchNorm, BatchNormSpec, Conv2d, Conv2dSpec, Gradients, Linear, LinearSpec, Statistic};
 use crate::loader::Loader;
 use crate::{ModelError, Observer, WeightSpec};
 
@@ -94,8 +94,8 @@ pub struct StackPass<'a> {
     pub recompute: bool,
 }
 
-/// The running statistics after a batch, by name.
-pub type Running = Vec<(String, Tensor)>;
+/// What a batch adds to the running statistics of all norms.
+pub type Running = Vec<Statistic>;
 
 enum Layer {
     Conv2d(Conv2d),
@@ -172,7 +172,7 @@ impl Stack {
         x
     }
 
-    /// With statistics of the batch; the running ones that follow are added to `running`.
+    /// With statistics of the batch, which are added to `running`.
     pub fn train_forward(&self, x: Arc<Tensor>, pass: &StackPass, running: &mut Running) -> (Arc<Tensor>, StackSaved) {
         let mut x = x;
         let mut all = Vec::with_capacity(self.segments.len());
@@ -292,7 +292,7 @@ impl Layer {
             Self::Linear(linear) => (Arc::new(product(linear, &x, backend)), input(x)),
             Self::BatchNorm(norm) => {
                 let moments = backend.moments(&x);
-                running.extend(norm.running_after(&moments, x.rows()));
+                running.extend(norm.statistics(&moments, x.rows()));
                 let kept = if keeps { Arc::clone(&x) } else { Arc::new(Tensor::zeros(0, x.cols())) };
                 let y = norm.train_forward(Arc::unwrap_or_clone(x), &moments, backend);
                 (Arc::new(y), LayerSaved::Normed(kept, moments))

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_models::ConvNetSpec;
-use fourfold_train::images::{Augmentation, ImageBatches, in_order};
+use fourfold_train::images::{Augmentation, ImageBatches, Images, Subset, in_order};
 use fourfold_train::store::ParameterStore;
 use fourfold_train::vision::{Classifier, initialize};
 use serde_json::Value;
@@ -50,15 +50,18 @@ pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
 pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     let Start { spec, config, store } = start;
     let [folder] = settings.data.as_slice() else { bail!("--data: one directory of images is expected") };
-    let learned = images::open(folder, Split::Train, &spec)?;
-    let measured = match settings.eval_data.as_slice() {
-        [] => Some(images::open(folder, Split::Test, &spec)?),
-        [folder] => Some(images::open(folder, Split::Test, &spec)?),
+    let all = images::open(folder, Split::Train, &spec)?;
+    // `best/` is chosen by images that are neither learned nor tested on, unless the user names some.
+    let (learned, held_out): (Subset, Vec<_>) = match settings.eval_data.as_slice() {
+        [] => {
+            let (learned, held_out) = Subset::split(&all, settings.held_out);
+            (learned, in_order(&held_out, settings.batch_size)?)
+        }
+        [folder] => {
+            let measured = images::open(folder, Split::Test, &spec)?;
+            (Subset::first(&all, all.count()), in_order(&measured, settings.batch_size)?)
+        }
         _ => bail!("--eval-data: one directory of images is expected"),
-    };
-    let held_out = match &measured {
-        Some(images) => in_order(images, settings.batch_size)?,
-        None => Vec::new(),
     };
     let augmentation = Augmentation { flip: settings.flip, shift: settings.shift };
     let mut batches = ImageBatches::new(&learned, settings.batch_size, settings.seed, augmentation)?;
