@@ -4,6 +4,7 @@
 //! a parameter, and rounded stochastically, so that small gradients add up.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use fourfold_kernels::Tensor;
 use half::bf16;
@@ -41,10 +42,15 @@ impl Sums {
     pub fn add(&mut self, name: String, gradient: Tensor) {
         let tensor = name.bytes().fold(0u64, |hash, b| hash.wrapping_mul(31).wrapping_add(u64::from(b)));
         let (narrow, len) = (self.narrow, gradient.host().len());
-        match self.tensors.entry(name).or_insert_with(|| match narrow {
-            true => Sum::Bf16 { values: vec![bf16::ZERO; len], added: 0 },
-            false => Sum::F32(Tensor::zeros(gradient.rows(), gradient.cols())),
-        }) {
+        let sum = match self.tensors.entry(name) {
+            Entry::Occupied(sum) => sum.into_mut(),
+            Entry::Vacant(place) if narrow => place.insert(Sum::Bf16 { values: vec![bf16::ZERO; len], added: 0 }),
+            Entry::Vacant(place) => {
+                place.insert(Sum::F32(gradient));
+                return;
+            }
+        };
+        match sum {
             Sum::F32(sum) => add(sum.host_mut(), gradient.host()),
             Sum::Bf16 { values, added } => {
                 let stream = Stream::new(self.seed, self.step, tensor.wrapping_add(*added << 48));

@@ -149,13 +149,11 @@ impl Network for LanguageModel {
             run.narrow(&mut dx);
             apply(store, &mut gradients)?;
         }
+        if let Some(share) = tied.take() {
+            gradients.add("model.embed_tokens.weight", || share, |_| unreachable!("taken out above"));
+        }
         embedding.backward(&batch.ids, &dx, &pass, &mut gradients);
         drop(embedding);
-        if let (Some(share), Some(sum)) =
-            (tied.take(), gradients.of("model.embed_tokens.weight", self.spec.vocab_size, self.spec.hidden_size))
-        {
-            trained.add(sum, &share);
-        }
         apply(store, &mut gradients)?;
         Ok(loss)
     }

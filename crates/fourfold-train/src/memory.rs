@@ -25,6 +25,8 @@ pub struct TrainMemory {
     pub logits: u64,
     /// Copies of weights in the type that the products read.
     pub copies: u64,
+    /// Tokens of the corpus; 0 where it is not known, as in [`train_memory`].
+    pub data: u64,
     /// The program itself.
     pub program: u64,
 }
@@ -32,7 +34,14 @@ pub struct TrainMemory {
 impl TrainMemory {
     /// The sum.
     pub fn total(&self) -> u64 {
-        self.weights + self.optimizer + self.gradients + self.activations + self.logits + self.copies + self.program
+        self.weights
+            + self.optimizer
+            + self.gradients
+            + self.activations
+            + self.logits
+            + self.copies
+            + self.data
+            + self.program
     }
 }
 
@@ -72,12 +81,13 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, batch: u64, context: u64,
     let embedding = spec.vocab_size as u64 * hidden;
     let outside = elements(None);
 
-    // The head: its input, the normed rows and their gradient, a chunk's logits.
+    // The head: its input, the normed rows and their gradient; a chunk's rows and their gradient, its logits, and these once more
+    // as the products read them.
     let chunk = (recipe.loss_chunk as u64).min(tokens);
     let mut peak = TrainMemory {
         gradients: fixed.gradients + embedding * F32,
-        activations: kept(blocks) + 3 * tokens * hidden * F32,
-        logits: chunk * spec.vocab_size as u64 * (F32 + if recipe.compute == DType::Bf16 { BF16 } else { 0 }),
+        activations: kept(blocks) + (3 * tokens + 2 * chunk) * hidden * F32,
+        logits: chunk * spec.vocab_size as u64 * (F32 + read_bytes(recipe)),
         copies: copies(spec, &all, recipe, blocks),
         ..fixed
     };
@@ -100,15 +110,31 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, batch: u64, context: u64,
     peak
 }
 
-/// Bytes alive in a block's backward over `tokens` besides what is saved: normed input, two gradients of the residual stream, and one
-/// tensor of the feed-forward's width with its copy in the products' type.
+/// Bytes alive in a block's backward over `tokens` besides what is saved, at the feed-forward's two heights: the normed input and
+/// the gradient of the output, and then either the inner features' gradient or the gradients of both projections' inputs, each
+/// with the product's input as the product reads it.
 fn backward_bytes(block: &BlockSpec, tokens: u64, recipe: &Recipe) -> u64 {
-    let width = match &block.feed_forward {
-        FeedForward::Mlp(mlp) => mlp.intermediate as u64,
-        FeedForward::Moe(moe) => (moe.expert.hidden + moe.expert.intermediate) as u64,
+    let (hidden, read) = (block.hidden as u64, read_bytes(recipe));
+    let mlp = |width: usize, tokens: u64| {
+        let (inner, inputs) = (width as u64 * F32 + hidden * read, 2 * hidden * F32 + width as u64 * read);
+        tokens * inner.max(inputs)
     };
-    let copy = if recipe.compute == DType::Bf16 { BF16 } else { 0 };
-    tokens * (3 * block.hidden as u64 * F32 + width * (F32 + copy))
+    let feed_forward = match &block.feed_forward {
+        FeedForward::Mlp(spec) => mlp(spec.intermediate, tokens),
+        FeedForward::Moe(moe) => {
+            // An expert's share of the tokens, where they are spread evenly: its input and the gradient of its output.
+            let routed = tokens * moe.router.per_token as u64 / moe.router.experts.max(1) as u64;
+            let expert = tokens * hidden * F32 + routed * 2 * hidden * F32 + mlp(moe.expert.intermediate, routed);
+            expert.max(moe.shared.as_ref().map_or(0, |shared| mlp(shared.intermediate, tokens)))
+        }
+    };
+    tokens * 2 * hidden * F32 + feed_forward
+}
+
+/// Bytes of an element of a product's input as the product reads it: on CPUs with bf16 instructions a bf16 copy, where the recipe
+/// multiplies in bf16, otherwise one in f32.
+fn read_bytes(recipe: &Recipe) -> u64 {
+    if recipe.compute == DType::Bf16 { BF16 } else { F32 }
 }
 
 /// Bytes of weights in the type that products read, where it is not the type they are stored in: blocks that wait for their
