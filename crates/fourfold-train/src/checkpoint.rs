@@ -3,20 +3,26 @@
 //! `checkpoint-<step>/` holds `model.safetensors` (the weights under their Hugging Face names), `optimizer.safetensors` (moments as they
 //! are stored, and the low bits of weights stored with a residual) and `trainer_state.json`. It is written under a temporary
 //! name and renamed when whole. Random numbers and batches are functions of seed and step: nothing else has to be kept.
+//! `checksums.json` has the CRC-32C of every tensor that is read back: a damaged checkpoint is never gone on from.
+
+mod checksums;
+mod reader;
 
 use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytemuck::allocation::pod_collect_to_vec;
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::bf16;
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, View};
+use safetensors::tensor::View;
+use safetensors::{Dtype, SafeTensorError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::checksums::{CHECKSUMS, Checksums};
+use self::reader::Reader;
 use crate::optim::OptimizerState;
 use crate::optim::adamw::Moments;
 use crate::optim::blockwise::{State4, State8};
@@ -33,8 +39,6 @@ const ADAPTER: &str = "adapter_model.safetensors";
 const PEFT_PREFIX: &str = "base_model.model.";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "trainer_state.json";
-/// A header larger than this is no checkpoint of ours.
-const MOST_HEADER: u64 = 100_000_000;
 
 /// What a run has to remember besides its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +56,12 @@ pub struct State {
     /// Steps whose update was left out.
     #[serde(default)]
     pub skipped: u64,
+    /// Whether the model of this step is still to be measured: the run was stopped meanwhile.
+    #[serde(default)]
+    pub evaluation_due: bool,
+    /// Loss of the run's first step, nats: what an exploding one is measured by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_loss: Option<f64>,
     /// Factor of the loss, and good steps since it last moved, where the loss is scaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<(f32, u32)>,
@@ -60,7 +70,17 @@ pub struct State {
 impl State {
     /// The state of a run before its first step.
     pub fn begin(recipe: &Recipe, seed: u64) -> Self {
-        Self { step: 0, recipe: recipe.label(), seed, tokens: 0, best_loss: None, skipped: 0, loss_scale: None }
+        Self {
+            step: 0,
+            recipe: recipe.label(),
+            seed,
+            tokens: 0,
+            best_loss: None,
+            skipped: 0,
+            evaluation_due: false,
+            first_loss: None,
+            loss_scale: None,
+        }
     }
 }
 
@@ -83,7 +103,17 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
-    /// A tensor is not there or does not fit.
+    /// Made by a run that stores its numbers otherwise or draws others.
+    #[error("{}: made with preset {recipe}, --seed {seed}; resume with these", checkpoint.display())]
+    Foreign {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// Its recipe.
+        recipe: String,
+        /// Its seed.
+        seed: u64,
+    },
+    /// A tensor is not there, does not fit or is damaged.
     #[error("{}: tensor {tensor}: {reason}", file.display())]
     Tensor {
         /// The file.
@@ -238,18 +268,33 @@ fn published(store: &ParameterStore, name: &str) -> String {
 /// # Errors
 /// The file cannot be written.
 pub fn save_weights(file: &Path, store: &ParameterStore) -> Result<(), CheckpointError> {
-    let parts: Vec<_> =
-        store.entries().map(|(info, e)| (published(store, &info.name), weights(e, &info.shape))).collect();
-    write(file, parts)
+    write(file, model_parts(store))
 }
 
-fn write<'a, S: AsRef<str> + Ord + std::fmt::Display>(
-    file: &Path,
-    parts: Vec<(S, Part<'a>)>,
-) -> Result<(), CheckpointError> {
+/// What the weights' file holds, by name.
+fn model_parts(store: &ParameterStore) -> Vec<(String, Part<'_>)> {
+    store.entries().map(|(info, e)| (published(store, &info.name), weights(e, &info.shape))).collect()
+}
+
+/// What the optimizer's file holds, by name.
+fn optimizer_parts(store: &ParameterStore) -> Vec<(String, Part<'_>)> {
+    let parts = store.entries().flat_map(|(info, entry)| {
+        state_parts(entry).into_iter().map(move |(suffix, part)| (format!("{}.{suffix}", info.name), part))
+    });
+    parts.collect()
+}
+
+fn write_text(file: &Path, text: &str) -> Result<(), CheckpointError> {
+    let written = fs::write(file, text).and_then(|()| File::open(file)?.sync_all());
+    written.map_err(|source| CheckpointError::Io { file: file.to_path_buf(), source })
+}
+
+fn write(file: &Path, parts: Vec<(String, Part<'_>)>) -> Result<(), CheckpointError> {
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    safetensors::serialize_to_file(parts, metadata, file)
-        .map_err(|e| CheckpointError::Malformed { file: file.to_path_buf(), reason: e.to_string() })?;
+    safetensors::serialize_to_file(parts, metadata, file).map_err(|error| match error {
+        SafeTensorError::IoError(source) => CheckpointError::Io { file: file.to_path_buf(), source },
+        error => CheckpointError::Malformed { file: file.to_path_buf(), reason: error.to_string() },
+    })?;
     let synced = File::open(file).and_then(|f| f.sync_all());
     synced.map_err(|source| CheckpointError::Io { file: file.to_path_buf(), source })
 }
@@ -277,15 +322,19 @@ pub fn save(
     }
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(io(&temporary))?;
-        save_weights(&temporary.join(weights_file(store)), store)?;
-        let parts = store.entries().flat_map(|(info, entry)| {
-            state_parts(entry).into_iter().map(move |(suffix, part)| (format!("{}.{suffix}", info.name), part))
-        });
-        write(&temporary.join(OPTIMIZER), parts.collect())?;
-        let file = temporary.join(STATE);
+        let model = model_parts(store);
+        let optimizer = optimizer_parts(store);
         let text = serde_json::to_string_pretty(state)
-            .map_err(|e| CheckpointError::Malformed { file: file.clone(), reason: e.to_string() })?;
-        fs::write(&file, text).and_then(|()| File::open(&file)?.sync_all()).map_err(io(&file))?;
+            .map_err(|e| CheckpointError::Malformed { file: temporary.join(STATE), reason: e.to_string() })?;
+        let mut sums = Checksums::default();
+        sums.add_file(STATE, text.as_bytes());
+        for (file, parts) in [(weights_file(store), &model), (OPTIMIZER, &optimizer)] {
+            parts.iter().for_each(|(name, part)| sums.add_tensor(file, name, &part.data()));
+        }
+        write(&temporary.join(weights_file(store)), model)?;
+        write(&temporary.join(OPTIMIZER), optimizer)?;
+        write_text(&temporary.join(STATE), &text)?;
+        write_text(&temporary.join(CHECKSUMS), &sums.to_json())?;
         describe(&temporary).map_err(io(&temporary))?;
         fs::rename(&temporary, checkpoint).map_err(io(checkpoint))
     })();
@@ -296,18 +345,39 @@ pub fn save(
     written
 }
 
+fn read_state(checkpoint: &Path, sums: &Checksums) -> Result<State, CheckpointError> {
+    let file = checkpoint.join(STATE);
+    let text = fs::read_to_string(&file).map_err(|source| CheckpointError::Io { file: file.clone(), source })?;
+    let malformed = |reason: String| CheckpointError::Malformed { file: file.clone(), reason };
+    let state = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+    if sums.is_file(STATE, text.as_bytes()) { Ok(state) } else { Err(malformed(checksums::DIFFERS.to_owned())) }
+}
+
+/// Whether `checkpoint` was made by a run of this recipe and seed, so that `begun`, its first state, leads to it.
+///
+/// # Errors
+/// [`CheckpointError::Foreign`] where it was not. A state that cannot be read is no matter here.
+pub fn check_origin(checkpoint: &Path, begun: &State) -> Result<(), CheckpointError> {
+    let Ok(sums) = Checksums::read(&checkpoint.join(CHECKSUMS)) else { return Ok(()) };
+    match read_state(checkpoint, &sums) {
+        Ok(state) if state.recipe != begun.recipe || state.seed != begun.seed => {
+            let (checkpoint, recipe, seed) = (checkpoint.to_path_buf(), state.recipe, state.seed);
+            Err(CheckpointError::Foreign { checkpoint, recipe, seed })
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// Reads `checkpoint` into a store of the same model and recipe. Tensors are read in place: nothing is held twice.
 ///
 /// # Errors
-/// A file is missing, malformed, or belongs to another model or recipe. The store must not be used then.
+/// A file is missing, malformed, damaged, or belongs to another model or recipe. The store must not be used then.
 pub fn restore(checkpoint: &Path, store: &mut ParameterStore) -> Result<State, CheckpointError> {
-    let file = checkpoint.join(STATE);
-    let text = fs::read_to_string(&file).map_err(|source| CheckpointError::Io { file: file.clone(), source })?;
-    let state = serde_json::from_str(&text)
-        .map_err(|e| CheckpointError::Malformed { file: file.clone(), reason: e.to_string() })?;
-    let mut model = Reader::open(&checkpoint.join(weights_file(store)))?;
+    let sums = Checksums::read(&checkpoint.join(CHECKSUMS))?;
+    let state = read_state(checkpoint, &sums)?;
+    let mut model = Reader::open(&checkpoint.join(weights_file(store)), &sums)?;
     let names: Vec<String> = store.entries().map(|(info, _)| published(store, &info.name)).collect();
-    let mut optimizer = Reader::open(&checkpoint.join(OPTIMIZER))?;
+    let mut optimizer = Reader::open(&checkpoint.join(OPTIMIZER), &sums)?;
     for ((info, entry), name) in store.entries_mut().zip(&names) {
         let (weights, parts) = parts_mut(entry);
         if let Some(weights) = weights {
@@ -318,48 +388,4 @@ pub fn restore(checkpoint: &Path, store: &mut ParameterStore) -> Result<State, C
         }
     }
     Ok(state)
-}
-
-/// A safetensors file read by tensor.
-struct Reader {
-    path: PathBuf,
-    file: File,
-    metadata: Metadata,
-    data_start: u64,
-}
-
-impl Reader {
-    fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let io = |source| CheckpointError::Io { file: path.to_path_buf(), source };
-        let malformed = |reason: String| CheckpointError::Malformed { file: path.to_path_buf(), reason };
-        let mut file = File::open(path).map_err(io)?;
-        let size = file.metadata().map_err(io)?.len();
-        let mut length = [0u8; 8];
-        file.read_exact(&mut length).map_err(io)?;
-        let length = u64::from_le_bytes(length);
-        if length > MOST_HEADER.min(size.saturating_sub(8)) {
-            return Err(malformed(format!("a header of {length} bytes in a file of {size}")));
-        }
-        let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(io)?;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| malformed(e.to_string()))?;
-        let data: usize = metadata.data_len();
-        if size != 8 + length + data as u64 {
-            return Err(malformed(format!("{size} bytes, its header describes {}", 8 + length + data as u64)));
-        }
-        Ok(Self { path: path.to_path_buf(), file, metadata, data_start: 8 + length })
-    }
-
-    fn read(&mut self, tensor: &str, into: &mut [u8]) -> Result<(), CheckpointError> {
-        let fail = |reason| CheckpointError::Tensor { file: self.path.clone(), tensor: tensor.to_owned(), reason };
-        let info = self.metadata.info(tensor).ok_or_else(|| fail("is not there".to_owned()))?;
-        let (begin, end) = info.data_offsets;
-        if end - begin != into.len() {
-            return Err(fail(format!("{} bytes, this run's has {}", end - begin, into.len())));
-        }
-        self.file
-            .seek(SeekFrom::Start(self.data_start + begin as u64))
-            .and_then(|_| self.file.read_exact(into))
-            .map_err(|source| CheckpointError::Io { file: self.path.clone(), source })
-    }
 }

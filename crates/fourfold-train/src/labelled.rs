@@ -25,6 +25,8 @@ pub struct LabelledText {
     pub text_pair: Option<String>,
     /// Its class.
     pub label: Label,
+    /// Its line in its file, counted from 1.
+    pub line: usize,
 }
 
 /// Reads a line of a JSONL file: `{"text": …, "label": 0}`, the label a number or a name, perhaps with a `text_pair`.
@@ -48,7 +50,7 @@ pub fn parse_json(file: &str, line: usize, text: &str) -> Result<LabelledText, D
         None => return Err(fail("`label` is missing".to_owned())),
     };
     let text = string("text")?.ok_or_else(|| fail("`text` is missing".to_owned()))?;
-    Ok(LabelledText { text, text_pair: string("text_pair")?, label })
+    Ok(LabelledText { text, text_pair: string("text_pair")?, label, line })
 }
 
 /// Reads a line of a tab-separated file: text, class (SST-2's format). `None` for the header that GLUE's files have.
@@ -64,7 +66,7 @@ pub fn parse_tsv(file: &str, line: usize, text: &str) -> Result<Option<LabelledT
         return Ok(None);
     }
     let label = label.parse().map_or_else(|_| Label::Name(label.to_owned()), Label::Number);
-    Ok(Some(LabelledText { text: text.to_owned(), text_pair: None, label }))
+    Ok(Some(LabelledText { text: text.to_owned(), text_pair: None, label, line }))
 }
 
 /// A text in tokens, with its class.

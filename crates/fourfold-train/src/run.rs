@@ -1,17 +1,28 @@
 //! A whole run: steps, evaluations on held-out text, checkpoints, the best model kept.
 //!
 //! In the output directory: `checkpoint-<step>/` (to resume from, and a model directory), `best/` and `final/` (models alone).
+//!
+//! With gradient release a gradient that is not finite may be met when later layers have been updated. Such a step is taken back: the
+//! last checkpoint is read again and the steps since then are done again without it, which gives what they gave, since a step is a
+//! function of seed and number. So a skipped step changes nothing in any recipe, and costs nothing until it happens.
 
-use std::fs;
+mod directory;
+
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+pub use self::directory::{latest_checkpoint, resume};
+
+use self::directory::{prune, save_model};
 use crate::checkpoint::{self, CheckpointError, State};
 use crate::data::DataError;
 use crate::network::{BatchSource, Network, Score};
+use crate::optim::OptimError;
 use crate::trainer::{StepReport, TrainError, Trainer};
 
 /// Why a run stopped.
@@ -26,14 +37,52 @@ pub enum RunError {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The loss or the gradients were not finite for many steps in a row.
-    #[error("step {step}: {skipped} steps in a row had no finite loss or gradient; the last checkpoint is kept")]
+    /// The loss exploded, or it or the gradients were not finite, for many steps in a row.
+    #[error(
+        "step {step}: the training diverged: for {steps} steps the loss has been above {limit:.1} (it was {first:.2} at first) or not \
+         finite; {kept}"
+    )]
     Diverged {
         /// The last step.
         step: u64,
-        /// Steps skipped in a row.
-        skipped: u32,
+        /// Steps in a row.
+        steps: u32,
+        /// What a loss is not expected to exceed.
+        limit: f64,
+        /// The first step's loss.
+        first: f64,
+        /// What is left to go on from.
+        kept: Kept,
     },
+    /// A gradient was not finite after other tensors had been updated, and there is no checkpoint to go back to.
+    #[error("step {step}: {source}, when later layers had been updated; there is no checkpoint yet to go back to")]
+    Torn {
+        /// The step.
+        step: u64,
+        /// The gradient.
+        source: OptimError,
+    },
+    /// The trained model could not be written. Its weights are in the last checkpoint.
+    #[error("{source}; the trained weights are in {}", checkpoint.display())]
+    Unsaved {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What failed.
+        source: CheckpointError,
+    },
+}
+
+/// The newest checkpoint of a run that failed.
+#[derive(Debug)]
+pub struct Kept(Option<PathBuf>);
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(place) => write!(f, "{} is from before", place.display()),
+            None => write!(f, "no checkpoint had been written before"),
+        }
+    }
 }
 
 /// How long to run and what to keep.
@@ -57,11 +106,13 @@ pub struct Options {
 pub trait Events {
     /// A step is done; `elapsed` is what it took.
     fn step(&mut self, report: &StepReport, elapsed: Duration);
+    /// The run is back at `step`, to do the steps after it again.
+    fn rolled_back(&mut self, step: u64);
     /// The held-out losses, and whether their mean is the lowest so far.
     fn evaluated(&mut self, step: u64, score: &Score, best: bool);
     /// A directory is complete.
     fn saved(&mut self, place: &Path);
-    /// Whether to stop after this step; a checkpoint is written.
+    /// Whether to stop after this step, or before the next held-out batch; a checkpoint is written.
     fn stop(&mut self) -> bool;
     /// Adds configuration and tokenizer to a model's directory.
     ///
@@ -70,35 +121,61 @@ pub trait Events {
     fn describe(&self, place: &Path) -> io::Result<()>;
 }
 
-/// Steps in a row without a finite loss after which a run gives up.
-const MOST_SKIPPED: u32 = 20;
+/// Bad steps in a row after which a run gives up.
+const PATIENCE: u32 = 20;
 
-/// The latest whole checkpoint in `output`.
-pub fn latest_checkpoint(output: &Path) -> Option<PathBuf> {
-    checkpoints(output).pop().map(|(_, place)| place)
+/// What a loss that has not exploded stays below, nats: a batch may be much harder than the first one, guessing is not this bad.
+fn limit(first_loss: f64) -> f64 {
+    3.0 * first_loss + 3.0
 }
 
-fn checkpoints(output: &Path) -> Vec<(u64, PathBuf)> {
-    let entries = fs::read_dir(output).into_iter().flatten().flatten();
-    let mut found: Vec<(u64, PathBuf)> = entries
-        .filter_map(|e| Some((e.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?, e.path())))
-        .collect();
-    found.sort_unstable();
-    found
-}
-
-/// The losses of all held-out batches.
+/// The losses of all held-out batches; `None` where `stop` said so before all were done.
 ///
 /// # Errors
 /// As [`Trainer::evaluate`].
-pub fn evaluate<N: Network>(trainer: &Trainer<N>, held_out: &[N::Batch]) -> Result<Score, TrainError> {
-    held_out.iter().try_fold(Score::default(), |sum, batch| Ok(sum.and(trainer.evaluate(batch)?)))
+pub fn evaluate<N: Network>(
+    trainer: &Trainer<N>,
+    held_out: &[N::Batch],
+    stop: &mut dyn FnMut() -> bool,
+) -> Result<Option<Score>, TrainError> {
+    let mut sum = Score::default();
+    for batch in held_out {
+        if stop() {
+            return Ok(None);
+        }
+        sum = sum.and(trainer.evaluate(batch)?);
+    }
+    Ok(Some(sum))
+}
+
+/// Measures the model if that is due, and keeps it if it is the best so far.
+fn measure<N: Network>(
+    trainer: &Trainer<N>,
+    held_out: &[N::Batch],
+    state: &mut State,
+    options: &Options,
+    events: &mut dyn Events,
+) -> Result<(), RunError> {
+    if !state.evaluation_due {
+        return Ok(());
+    }
+    let Some(score) = evaluate(trainer, held_out, &mut || events.stop())? else { return Ok(()) };
+    let loss = score.mean_loss();
+    let best = state.best_loss.is_none_or(|lowest| loss < lowest);
+    events.evaluated(state.step, &score, best);
+    if best {
+        state.best_loss = Some(loss);
+        save_model(&options.output.join("best"), trainer.store(), &|place| events.describe(place))?;
+    }
+    state.evaluation_due = false;
+    Ok(())
 }
 
 /// Runs `trainer` from where `state` says to the end, or until `events` says stop. Returns the last state.
 ///
 /// # Errors
-/// A batch the model cannot take, a place that cannot be written, or a loss that stays infinite. Checkpoints written before stay.
+/// A batch the model cannot take, a place that cannot be written, or a loss that explodes. Checkpoints written before stay, and none is
+/// written while the loss is an exploded one.
 pub fn run<N: Network>(
     trainer: &mut Trainer<N>,
     batches: &mut dyn BatchSource<N::Batch>,
@@ -107,75 +184,75 @@ pub fn run<N: Network>(
     options: &Options,
     events: &mut dyn Events,
 ) -> Result<State, RunError> {
-    let mut skipped = 0;
     let accumulation = options.accumulation.max(1);
+    let mut bad_steps = 0;
+    let mut left_out: BTreeMap<u64, StepReport> = BTreeMap::new();
     trainer.resume(&state);
+    measure(trainer, held_out, &mut state, options, events)?;
     while state.step < options.steps {
-        let first = state.step * accumulation;
-        let of_step: Vec<N::Batch> = (first..first + accumulation).map(|i| batches.get(i)).collect::<Result<_, _>>()?;
         let begun = Instant::now();
-        let report = trainer.step_accumulated(&of_step)?;
+        let report = match left_out.get(&(state.step + 1)) {
+            Some(report) => trainer.leave_out(report),
+            None => {
+                let first = state.step * accumulation;
+                let of_step: Result<Vec<N::Batch>, _> = (first..first + accumulation).map(|i| batches.get(i)).collect();
+                match trainer.step_accumulated(&of_step?) {
+                    Err(TrainError::Torn { report, source }) => {
+                        let Some(place) = latest_checkpoint(&options.output) else {
+                            return Err(RunError::Torn { step: report.step, source });
+                        };
+                        state = checkpoint::restore(&place, trainer.store_mut())?;
+                        trainer.resume(&state);
+                        left_out.insert(report.step, *report);
+                        events.rolled_back(state.step);
+                        continue;
+                    }
+                    report => report?,
+                }
+            }
+        };
         events.step(&report, begun.elapsed());
         trainer.record(&mut state);
         state.tokens += report.units as u64;
-        skipped = if report.skipped { skipped + 1 } else { 0 };
-        if skipped >= MOST_SKIPPED {
-            return Err(RunError::Diverged { step: state.step, skipped });
+        if report.loss.is_finite() {
+            state.first_loss.get_or_insert(report.loss);
         }
+        let first = state.first_loss.unwrap_or(f64::INFINITY);
+        let exploded = report.loss.is_finite() && report.loss > limit(first);
+        bad_steps = if exploded || report.skipped { bad_steps + 1 } else { 0 };
         let last = state.step == options.steps;
-        let due = |every: u64| every > 0 && state.step.is_multiple_of(every);
-        if !held_out.is_empty() && (last || due(options.eval_every)) {
-            let score = evaluate(trainer, held_out)?;
-            let loss = score.mean_loss();
-            let best = state.best_loss.is_none_or(|lowest| loss < lowest);
-            events.evaluated(state.step, &score, best);
-            if best {
-                state.best_loss = Some(loss);
-                save_model(&options.output.join("best"), trainer, events)?;
-            }
+        if bad_steps >= PATIENCE || (last && exploded) {
+            let (step, steps, limit) = (state.step, bad_steps, limit(first));
+            let kept = Kept(latest_checkpoint(&options.output));
+            return Err(RunError::Diverged { step, steps, limit, first, kept });
         }
+        let due = |every: u64| every > 0 && state.step.is_multiple_of(every);
+        state.evaluation_due = !held_out.is_empty() && (last || due(options.eval_every));
+        let save = last || due(options.save_every);
+        measure(trainer, held_out, &mut state, options, events)?;
         let stop = events.stop();
-        if last || stop || due(options.save_every) {
+        if (save || stop) && !exploded {
             let place = options.output.join(format!("checkpoint-{}", state.step));
             if !place.exists() {
-                checkpoint::save(&place, trainer.store(), &state, &|p| events.describe(p))?;
+                checkpoint::save(&place, trainer.store(), &state, &|place| events.describe(place))?;
                 events.saved(&place);
             }
-            let all = checkpoints(&options.output);
-            for (_, old) in &all[..all.len().saturating_sub(options.keep.max(1))] {
-                fs::remove_dir_all(old).map_err(|source| CheckpointError::Io { file: old.clone(), source })?;
-            }
+            prune(&options.output, options.keep)?;
         }
-        if stop {
+        if stop && !last {
             return Ok(state);
         }
     }
-    save_model(&options.output.join("final"), trainer, events)?;
-    events.saved(&options.output.join("final"));
-    Ok(state)
-}
-
-/// Writes the model alone, in place of what `place` held before.
-fn save_model<N: Network>(place: &Path, trainer: &Trainer<N>, events: &dyn Events) -> Result<(), RunError> {
-    let (new, old) = (place.with_extension("new"), place.with_extension("old"));
-    let io = |source| CheckpointError::Io { file: place.to_path_buf(), source };
-    for leftover in [&new, &old] {
-        if leftover.exists() {
-            fs::remove_dir_all(leftover).map_err(io)?;
+    if state.evaluation_due {
+        return Ok(state);
+    }
+    let place = options.output.join("final");
+    save_model(&place, trainer.store(), &|place| events.describe(place)).map_err(|source| {
+        match latest_checkpoint(&options.output) {
+            Some(checkpoint) => RunError::Unsaved { checkpoint, source },
+            None => RunError::Checkpoint(source),
         }
-    }
-    fs::create_dir_all(&new).map_err(io)?;
-    let written = checkpoint::save_weights(&new.join(checkpoint::weights_file(trainer.store())), trainer.store())
-        .and_then(|()| events.describe(&new).map_err(io))
-        .and_then(|()| if place.exists() { fs::rename(place, &old).map_err(io) } else { Ok(()) })
-        .and_then(|()| fs::rename(&new, place).map_err(io));
-    if written.is_err() {
-        // Best effort: the error above is what matters.
-        let _ = fs::remove_dir_all(&new);
-    }
-    written?;
-    if old.exists() {
-        fs::remove_dir_all(&old).map_err(io)?;
-    }
-    Ok(())
+    })?;
+    events.saved(&place);
+    Ok(state)
 }

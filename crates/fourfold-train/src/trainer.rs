@@ -3,6 +3,8 @@
 //! With gradient release (Lv et al. 2023, LOMO, section 3.1) a part's gradients are applied as soon as the part's backward is
 //! done, so that one part's gradients are alive at a time. What needs all gradients before any is applied, clipping by
 //! global norm above all, then takes a second backward pass. So does a scaled loss: an overflow must leave the whole step out.
+//! With an unscaled loss a gradient that is not finite is rare: where one is met after other tensors have been updated, the step
+//! fails as [`TrainError::Torn`], and [`crate::run`] takes it back.
 
 use std::sync::Arc;
 
@@ -35,6 +37,14 @@ pub enum TrainError {
         /// What the optimizer refused.
         source: OptimError,
     },
+    /// A gradient was not finite when other tensors had been updated: the store is in no state to go on from.
+    #[error("step {}: {source}, when other tensors had been updated", report.step)]
+    Torn {
+        /// The step as one that was left out, which it is once the store is what it was.
+        report: Box<StepReport>,
+        /// The gradient.
+        source: OptimError,
+    },
     /// A batch that the model cannot run.
     #[error("step {step}: {source}")]
     Batch {
@@ -58,8 +68,7 @@ pub struct StepReport {
     pub lr: f64,
     /// Norm of all gradients together, before clipping.
     pub gradient_norm: f64,
-    /// Whether the update was left out because loss or gradients were not finite. With gradient release and an unscaled loss, what
-    /// came before the first such gradient has been applied.
+    /// Whether the update was left out because loss or gradients were not finite: nothing has changed then.
     pub skipped: bool,
     /// Factor of the loss, where it is scaled.
     pub loss_scale: Option<f32>,
@@ -163,7 +172,8 @@ impl<N: Network> Trainer<N> {
     /// Learns from one batch.
     ///
     /// # Errors
-    /// A batch without a scored place or that does not fit the model: nothing has changed then.
+    /// A batch without a scored place or that does not fit the model: nothing has changed then. [`TrainError::Torn`], with gradient
+    /// release alone.
     pub fn step(&mut self, batch: &N::Batch) -> Result<StepReport, TrainError> {
         self.step_accumulated(std::slice::from_ref(batch))
     }
@@ -171,7 +181,7 @@ impl<N: Network> Trainer<N> {
     /// Learns from several batches as from one that holds them all: each place counts the same, in whichever batch it is.
     ///
     /// # Errors
-    /// As [`Trainer::step`].
+    /// As [`Trainer::step`], and [`TrainError::Torn`].
     pub fn step_accumulated(&mut self, batches: &[N::Batch]) -> Result<StepReport, TrainError> {
         batches.iter().try_for_each(|batch| self.check(batch))?;
         let number = self.steps_done + 1;
@@ -180,15 +190,22 @@ impl<N: Network> Trainer<N> {
         let loss_scale = self.scaler.as_ref().map(LossScaler::scale);
         let mut report =
             StepReport { step: number, loss: 0.0, units, lr, gradient_norm: 0.0, skipped: false, loss_scale };
-        let applied = self.learn(batches, &mut report)?;
+        let learned = self.learn(batches, &mut report);
+        self.network.step_done(&mut self.store, matches!(learned, Ok(true)));
+        let applied = learned?;
         report.skipped = !applied;
         if let Some(scaler) = &mut self.scaler {
             scaler.update(applied);
         }
         self.skipped += u64::from(!applied);
-        self.network.step_done(&mut self.store, applied);
         self.steps_done = number;
         Ok(report)
+    }
+
+    /// Counts the step that `report` is of as done and leaves its update out.
+    pub fn leave_out(&mut self, report: &StepReport) -> StepReport {
+        (self.steps_done, self.skipped) = (report.step, self.skipped + 1);
+        *report
     }
 
     /// The step itself; whether its update was applied.
@@ -248,15 +265,16 @@ impl<N: Network> Trainer<N> {
             }
             squares = 0.0;
         }
-        let mut finite = true;
+        let mut refused = None;
+        let mut updated = false;
         loss += self.backward(last, factor, true, &mut |store, name, mut gradient| {
             sums.add_to(&name, &mut gradient);
             sums.release(&name);
             squares += sum_of_squares(gradient.host());
-            if finite {
+            if refused.is_none() {
                 match store.update(&name, &gradient, &optimizer, &update) {
-                    Ok(()) => {}
-                    Err(OptimError::NotFinite { .. }) => finite = false,
+                    Ok(()) => updated = true,
+                    Err(source @ OptimError::NotFinite { .. }) => refused = Some(source),
                     Err(source) => return Err(failed(source)),
                 }
             }
@@ -264,7 +282,14 @@ impl<N: Network> Trainer<N> {
         })?;
         report.loss = loss / scored as f64;
         report.gradient_norm = squares.sqrt() / f64::from(scale);
-        Ok(finite && report.loss.is_finite())
+        match refused {
+            None => Ok(report.loss.is_finite()),
+            Some(_) if !updated => Ok(false),
+            Some(source) => {
+                let report = Box::new(StepReport { skipped: true, ..*report });
+                Err(TrainError::Torn { report, source })
+            }
+        }
     }
 
     /// Takes the norm of all gradients into the report and, by clipping, into the update; whether all is finite.
@@ -274,7 +299,8 @@ impl<N: Network> Trainer<N> {
             // PyTorch's clip_grad_norm_.
             update.gradient_factor *= (most / (report.gradient_norm + 1e-6)).min(1.0) as f32;
         }
-        report.loss.is_finite() && report.gradient_norm.is_finite()
+        // Second moments hold squares.
+        report.loss.is_finite() && (report.gradient_norm as f32).powi(2).is_finite()
     }
 
     /// Sum of the batch's losses, with each tensor's gradient of `factor` times the sum given to `apply`. `counts`: see [`Run`].

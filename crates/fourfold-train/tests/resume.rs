@@ -103,6 +103,20 @@ fn unwritable_truncated_and_foreign_checkpoints_are_named() {
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     fs::write(&file, huge).unwrap();
     assert!(checkpoint::restore(&place, &mut store).unwrap_err().to_string().contains("header of"));
+    let mut flipped = bytes.clone();
+    let middle = flipped.len() - 5;
+    flipped[middle] ^= 1;
+    fs::write(&file, flipped).unwrap();
+    let error = checkpoint::restore(&place, &mut store).unwrap_err().to_string();
+    assert!(error.contains("optimizer.safetensors: tensor") && error.contains("checksum"), "{error}");
+    // A number changed, the file still well formed.
+    let state = place.join("trainer_state.json");
+    let text = fs::read_to_string(&state).unwrap();
+    fs::write(&file, &bytes).unwrap();
+    checkpoint::restore(&place, &mut store).unwrap();
+    fs::write(&state, text.replace("\"tokens\": 12", "\"tokens\": 13")).unwrap();
+    let error = checkpoint::restore(&place, &mut store).unwrap_err().to_string();
+    assert!(error.contains("trainer_state.json") && error.contains("checksum"), "{error}");
     fs::write(place.join("trainer_state.json"), "{").unwrap();
     assert!(checkpoint::restore(&place, &mut store).unwrap_err().to_string().contains("trainer_state.json"));
 }

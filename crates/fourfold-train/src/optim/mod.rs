@@ -136,7 +136,7 @@ pub enum OptimError {
         /// The tensor.
         tensor: String,
     },
-    /// The gradient holds an infinity or NaN.
+    /// The gradient holds an infinity or NaN, or a number whose square is one.
     #[error("{tensor}: the gradient is not finite at element {element}")]
     NotFinite {
         /// The tensor.
@@ -146,18 +146,18 @@ pub enum OptimError {
     },
 }
 
-/// Refuses gradients that do not fit or are not finite.
+/// Refuses gradients that do not fit, or whose squares, which a second moment holds, are not finite.
 fn check(tensor: &str, gradient: &[f32], parameter: usize) -> Result<(), OptimError> {
     if gradient.len() != parameter {
         return Err(OptimError::Length { tensor: tensor.into(), gradient: gradient.len(), parameter });
     }
     let arch = pulp::Arch::new();
     // Every element of a chunk is looked at, without a branch.
-    let finite = |chunk: &&[f32]| arch.dispatch(|| chunk.iter().fold(true, |all, g| all & g.is_finite()));
+    let finite = |chunk: &&[f32]| arch.dispatch(|| chunk.iter().fold(true, |all, g| all & (g * g).is_finite()));
     if gradient.par_chunks(CHUNK).all(|chunk| finite(&chunk)) {
         return Ok(());
     }
-    let element = gradient.iter().position(|g| !g.is_finite()).unwrap_or_default();
+    let element = gradient.iter().position(|g| !(g * g).is_finite()).unwrap_or_default();
     Err(OptimError::NotFinite { tensor: tensor.into(), element })
 }
 

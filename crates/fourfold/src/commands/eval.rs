@@ -1,6 +1,7 @@
 //! `fourfold eval`: how well a model predicts a text, and how far its predictions are from the original's.
 
 mod images;
+mod texts;
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -33,8 +34,9 @@ pub struct EvalArgs {
     /// The text to predict.
     #[arg(short = 'f', long, value_name = "FILE", required_unless_present = "data")]
     text: Option<PathBuf>,
-    /// The images to classify, for a network that reads images: a directory of idx files, of which the test images are taken.
-    #[arg(long, value_name = "DIR", conflicts_with = "text")]
+    /// What to classify: for a network that reads images a directory of idx files, of which the test images are taken; for a
+    /// sequence classifier a .jsonl or .tsv file of texts with their classes.
+    #[arg(long, value_name = "PATH", conflicts_with = "text")]
     data: Option<PathBuf>,
     /// Tokens of a window.
     #[arg(short, long, default_value_t = 512, value_name = "TOKENS")]
@@ -85,8 +87,10 @@ impl EvalArgs {
 }
 
 pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
-    if let Some(folder) = &args.data {
-        return images::run(&args.model, folder, context);
+    match &args.data {
+        Some(data) if data.is_file() => return texts::run(&args.model, data, context),
+        Some(folder) => return images::run(&args.model, folder, context),
+        None => {}
     }
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let windows = cut(args, &open)?;

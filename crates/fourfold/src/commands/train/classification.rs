@@ -12,7 +12,8 @@ use fourfold_train::labelled::{Example, Label, Labelled, LabelledText, parse_jso
 use serde_json::{Map, Value, json};
 
 use super::data::Data;
-use super::settings::Settings;
+use super::settings::{Settings, name_of};
+use super::start::Description;
 
 /// Texts to learn and to measure on, as their files have them.
 pub struct LabelledTexts {
@@ -79,19 +80,21 @@ impl LabelledTexts {
     }
 
     /// Batches of `settings.batch_size` texts.
-    pub fn encode(self, settings: &Settings, tokenizer: &Tokenizer, config: &Value, context: usize) -> Result<Data> {
-        let encoder = Encoder::new(tokenizer, config);
+    pub fn encode(self, settings: &Settings, tokenizer: &Tokenizer, start: &Description, spec: &ModelSpec) -> Result<Data> {
+        let encoder = Encoder::new(tokenizer, &start.config, spec.outputs());
+        let learned = encoder.encode(&settings.data, &self.learned)?;
         let (learned, measured) = match self.measured.is_empty() {
-            true if settings.held_out == 0.0 => (encoder.encode(&self.learned)?, Vec::new()),
-            true => Labelled::split(encoder.encode(&self.learned)?, settings.held_out),
-            false => (encoder.encode(&self.learned)?, encoder.encode(&self.measured)?),
+            true if settings.held_out == 0.0 => (learned, Vec::new()),
+            true => Labelled::split(learned, settings.held_out),
+            false => (learned, encoder.encode(&settings.eval_data, &self.measured)?),
         };
+        let context = settings.context.min(spec.max_positions);
         let (size, seed) = (settings.batch_size, settings.seed);
         let held_out = match measured.is_empty() {
             true => Vec::new(),
             false => Labelled::new("the held-out texts", measured, context, size, seed)?.in_order(),
         };
-        let batches = Labelled::new(&settings.data_name(), learned, context, size, seed)?;
+        let batches = Labelled::new(&name_of(&settings.data), learned, context, size, seed)?;
         Ok(Data {
             tokens_per_epoch: batches.tokens(),
             per_epoch: batches.per_epoch(),
@@ -105,17 +108,19 @@ impl LabelledTexts {
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     label2id: Option<&'a Map<String, Value>>,
+    classes: usize,
 }
 
 impl<'a> Encoder<'a> {
     /// With the class names of a classifier's configuration.
-    pub fn new(tokenizer: &'a Tokenizer, config: &'a Value) -> Self {
-        Self { tokenizer, label2id: config.get("label2id").and_then(Value::as_object) }
+    pub fn new(tokenizer: &'a Tokenizer, config: &'a Value, classes: usize) -> Self {
+        Self { tokenizer, label2id: config.get("label2id").and_then(Value::as_object), classes }
     }
 
-    /// Tokens of each text, a pair's one after the other, and its class.
-    pub fn encode(&self, texts: &[LabelledText]) -> Result<Vec<Example>> {
-        texts.iter().map(|text| self.example(text)).collect()
+    /// Tokens of each text of `files`, a pair's one after the other, and its class.
+    pub fn encode(&self, files: &[PathBuf], texts: &[LabelledText]) -> Result<Vec<Example>> {
+        let at = |line: usize| format!("{}: line {line}", name_of(files));
+        texts.iter().map(|text| self.example(text).with_context(|| at(text.line))).collect()
     }
 
     fn example(&self, text: &LabelledText) -> Result<Example> {
@@ -124,7 +129,10 @@ impl<'a> Encoder<'a> {
             ids.extend(self.tokenizer.encode_fragment(pair)?);
         }
         let label = match &text.label {
-            Label::Number(number) => *number,
+            Label::Number(number) => {
+                ensure!((*number as usize) < self.classes, "class {number}, the model has {}", self.classes);
+                *number
+            }
             Label::Name(name) => {
                 let id = self.label2id.and_then(|names| names.get(name)).and_then(Value::as_u64);
                 match id.and_then(|id| u32::try_from(id).ok()) {

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 use fourfold_kernels::backward::Backward;
 use fourfold_kernels::cpu::keep_freed_memory;
 use fourfold_kernels::{Activations, Cpu, CpuOptions};
-use fourfold_train::checkpoint::{self, State};
+use fourfold_train::checkpoint::{CheckpointError, State};
 use fourfold_train::network::{BatchSource, Network, Score};
-use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, run as run_steps};
+use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, resume, run as run_steps};
 use fourfold_train::store::ParameterStore;
 use fourfold_train::trainer::{StepReport, Trainer};
 use indicatif::ProgressBar;
@@ -23,7 +23,7 @@ use super::metrics::Metrics;
 use super::settings::Settings;
 use super::start::Description;
 use crate::context::Context;
-use crate::output::Report;
+use crate::output::{Report, note};
 use crate::{human, interrupt, memory};
 
 #[derive(Serialize)]
@@ -77,20 +77,19 @@ impl Job<'_> {
         let hyper = settings.hyperparameters(steps);
 
         let mut state = State::begin(&settings.recipe, settings.seed);
-        match latest_checkpoint(&settings.output) {
-            Some(place) if settings.resume => {
-                state = checkpoint::restore(&place, &mut store)?;
-                ensure!(
-                    state.recipe == settings.recipe.label() && state.seed == settings.seed,
-                    "{}: made with preset {}, --seed {}; resume with these",
-                    place.display(),
-                    state.recipe,
-                    state.seed
-                );
+        if settings.resume {
+            let mut damaged = |place: &Path, error: &CheckpointError| {
+                note(&format!(
+                    "warning: {error}; {} is set aside, an older checkpoint is gone on from",
+                    place.display()
+                ));
+            };
+            if let Some((place, found)) = resume(&settings.output, &mut store, &state, &mut damaged)? {
+                state = found;
                 context.remark(&format!("resuming from {}", place.display()));
             }
-            Some(place) => bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display()),
-            None => {}
+        } else if let Some(place) = latest_checkpoint(&settings.output) {
+            bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display());
         }
         fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())?;
 
@@ -121,6 +120,7 @@ impl Job<'_> {
             description,
             smooth: None,
             held_out: None,
+            last_step: state.step,
             seconds: 0.0,
             tokens: 0,
             failure: None,
@@ -142,9 +142,12 @@ impl Job<'_> {
             return Err(failure);
         }
         let score = match watcher.held_out {
-            None if !held_out.is_empty() && end.step == steps => Some(evaluate(&trainer, held_out)?),
+            None if !held_out.is_empty() && end.step == steps => {
+                evaluate(&trainer, held_out, &mut interrupt::requested)?
+            }
             found => found,
         };
+        let complete = end.step == steps && !end.evaluation_due;
         context.print(&TrainReport {
             output: settings.output.display().to_string(),
             preset: settings.recipe.name,
@@ -164,16 +167,30 @@ impl Job<'_> {
             frozen_bytes: trainer.store().frozen_bytes() as u64,
             peak_memory: memory::peak_resident(),
             predicted_memory: predicted,
-            complete: end.step == steps,
-        })
+            complete,
+        })?;
+        if !complete {
+            bail!("interrupted at step {}; --resume goes on from there", end.step);
+        }
+        Ok(())
     }
 }
 
-/// A finished run asked to go on, a diverging one: what to do about it.
+/// A run that failed, and what to do about it.
 fn explain(error: RunError, settings: &Settings) -> anyhow::Error {
-    let diverged = matches!(error, RunError::Diverged { .. });
-    let error = anyhow::Error::from(error);
-    if diverged { error.context(format!("try a lower --learning-rate than {}", settings.learning_rate)) } else { error }
+    let advice = match &error {
+        RunError::Diverged { .. } => format!("; try a lower --learning-rate than {}", settings.learning_rate),
+        RunError::Torn { .. } => {
+            "; --max-grad-norm looks at every gradient before any is applied, --save-every N makes a checkpoint earlier"
+                .into()
+        }
+        RunError::Unsaved { .. } => "; the same command with --resume writes them again".into(),
+        RunError::Checkpoint(_) if latest_checkpoint(&settings.output).is_some() => {
+            "; the checkpoints before are kept, the same command with --resume goes on from the last one".into()
+        }
+        RunError::Checkpoint(_) | RunError::Train(_) | RunError::Data(_) => return error.into(),
+    };
+    anyhow!("{error}{advice}")
 }
 
 /// Shows and records what happens.
@@ -184,6 +201,7 @@ struct Watcher<'a> {
     /// The training loss, smoothed over about twenty steps.
     smooth: Option<f64>,
     held_out: Option<Score>,
+    last_step: u64,
     seconds: f64,
     tokens: u64,
     /// A metrics file that could not be written.
@@ -201,6 +219,7 @@ impl Watcher<'_> {
 impl Events for Watcher<'_> {
     fn step(&mut self, report: &StepReport, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
+        self.last_step = report.step;
         self.seconds += seconds;
         self.tokens += report.units as u64;
         if report.loss.is_finite() {
@@ -227,6 +246,17 @@ impl Events for Watcher<'_> {
                 "memory/peak_bytes": peak,
             }),
         );
+    }
+
+    fn rolled_back(&mut self, step: u64) {
+        self.bar.set_position(step);
+        note(&format!(
+            "warning: step {}: a gradient was not finite; the step is left out, and the run goes on from step {step}",
+            self.last_step + 1
+        ));
+        if let Err(error) = self.metrics.cut(step) {
+            self.failure.get_or_insert(error);
+        }
     }
 
     fn evaluated(&mut self, step: u64, score: &Score, best: bool) {
@@ -283,9 +313,6 @@ impl Report for TrainReport {
                 human::bytes(self.weight_bytes),
                 human::bytes(self.optimizer_bytes)
             );
-        }
-        if !self.complete {
-            text += "\nstopped early; --resume goes on from the last checkpoint";
         }
         text + "\n"
     }

@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one JSON object a step, appended; and the same in TensorBoard's event files.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -20,17 +20,15 @@ impl Metrics {
     /// Opens the file in `output`; lines of steps after `step`, left by a run that was stopped, are cut off.
     pub fn open(output: &Path, step: u64) -> Result<Self> {
         let path = output.join("metrics.jsonl");
-        if let Ok(text) = fs::read_to_string(&path) {
-            let is_kept = |line: &&str| {
-                serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
-            };
-            let kept: String = text.lines().filter(is_kept).map(|line| format!("{line}\n")).collect();
-            fs::write(&path, kept).with_context(|| path.display().to_string())?;
-        }
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        let file = file.with_context(|| path.display().to_string())?;
+        let file = open_until(&path, step).with_context(|| path.display().to_string())?;
         let events = EventFile::create(output, step).with_context(|| output.display().to_string())?;
         Ok(Self { file, path, events })
+    }
+
+    /// Goes back to `step`: what was written of later steps is void.
+    pub fn cut(&mut self, step: u64) -> Result<()> {
+        self.file = open_until(&self.path, step).with_context(|| self.path.display().to_string())?;
+        self.events.restart(step).context("TensorBoard's event file")
     }
 
     /// Appends the values of a step.
@@ -43,4 +41,16 @@ impl Metrics {
         }
         writeln!(self.file, "{values}").with_context(|| self.path.display().to_string())
     }
+}
+
+/// Opens the file for appending, without lines of steps after `step`.
+fn open_until(path: &Path, step: u64) -> io::Result<File> {
+    if let Ok(text) = fs::read_to_string(path) {
+        let is_kept = |line: &&str| {
+            serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
+        };
+        let kept: String = text.lines().filter(is_kept).map(|line| format!("{line}\n")).collect();
+        fs::write(path, kept)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
 }

@@ -1,7 +1,8 @@
 //! `fourfold train`: trains a model from a configuration, or goes on with one that exists, in a fraction of the usual memory.
 
-mod classification;
+pub mod classification;
 mod data;
+mod finite;
 mod job;
 mod metrics;
 mod settings;
@@ -36,7 +37,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let tokenizer = description.tokenizer(spec.vocab_size)?;
     let context_length = settings.context.min(spec.max_positions);
     let Data { tokens_per_epoch, per_epoch, mut batches, held_out } = match texts {
-        Some(texts) => texts.encode(&settings, &tokenizer, &description.config, context_length)?,
+        Some(texts) => texts.encode(&settings, &tokenizer, &description, &spec)?,
         None => data::batches(&settings, &tokenizer, description.template.as_ref(), context_length)?,
     };
     drop(tokenizer);

@@ -341,8 +341,13 @@ impl Settings {
 
     /// The data's name in errors.
     pub fn data_name(&self) -> String {
-        self.data.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+        name_of(&self.data)
     }
+}
+
+/// What errors call several files.
+pub fn name_of(files: &[PathBuf]) -> String {
+    files.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// How weights of that name are stored, and in what they are multiplied where the preset multiplies in `compute`.

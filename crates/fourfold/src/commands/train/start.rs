@@ -15,6 +15,7 @@ use fourfold_train::store::{Initialization, ParameterStore};
 use serde_json::Value;
 
 use super::classification::LabelledTexts;
+use super::finite::FiniteWeights;
 use super::settings::Settings;
 use crate::context::Context;
 use crate::model::{self, OpenModel};
@@ -35,17 +36,6 @@ pub(super) fn start(
             if let Some(lora) = &settings.lora {
                 return adapters(lora, name, open, settings);
             }
-            let deviation = initializer_range(&config);
-            let weights = &*open.checkpoint.weights;
-            // A language model that becomes a classifier gets a new head.
-            let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || spec.classes.is_none();
-            let store = ParameterStore::load_or_initialize(
-                &spec,
-                weights,
-                &known,
-                Initialization { deviation, seed: settings.seed },
-                &settings.recipe,
-            )?;
             let description = Description {
                 config: dense_config(&config),
                 generation_config: open.checkpoint.generation_config.clone(),
@@ -53,6 +43,11 @@ pub(super) fn start(
                 template: Some(open.chat_template()?.0),
                 adapter: None,
             };
+            let initialization = Initialization { deviation: initializer_range(&config), seed: settings.seed };
+            let weights = FiniteWeights::of(open.checkpoint);
+            // A language model that becomes a classifier gets a new head.
+            let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || spec.classes.is_none();
+            let store = ParameterStore::load_or_initialize(&spec, &weights, &known, initialization, &settings.recipe)?;
             Ok((spec, description, store))
         }
         (None, Some(file)) => {
@@ -94,7 +89,7 @@ fn adapters(
         template: Some(open.chat_template()?.0),
         adapter: Some(adapter_config(lora, name, &targets)),
     };
-    let base: Arc<dyn WeightSource> = open.checkpoint.weights.into();
+    let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(open.checkpoint));
     let store = ParameterStore::adapt(&open.spec, base, lora, settings.seed, &settings.recipe);
     Ok((open.spec, description, store))
 }

@@ -19,10 +19,16 @@ impl EventFile {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{:010}.fourfold.{}", now.as_secs(), std::process::id());
         let mut events = Self { file: File::create(folder.join(name))? };
-        // Event.file_version = 3; Event.session_log = 7 with SessionLog.status = START.
+        // Event.file_version = 3.
         events.record(0, &bytes(3, b"brain.Event:2"))?;
-        events.record(step + 1, &bytes(7, &number(1, 1)))?;
+        events.restart(step)?;
         Ok(events)
+    }
+
+    /// Makes what was written of steps after `step` void.
+    pub fn restart(&mut self, step: u64) -> io::Result<()> {
+        // Event.session_log = 7 with SessionLog.status = START.
+        self.record(step + 1, &bytes(7, &number(1, 1)))
     }
 
     /// Appends scalars of a step.

@@ -10,6 +10,7 @@ use fourfold_train::store::ParameterStore;
 use fourfold_train::vision::{Classifier, initialize};
 use serde_json::Value;
 
+use super::finite::FiniteWeights;
 use super::job::Job;
 use super::settings::Settings;
 use super::start::{Description, TokenizerText, dense_config};
@@ -39,8 +40,8 @@ pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
     let spec = ConvNetSpec::from_config(&config).with_context(|| file.display().to_string())?;
     let store = match &settings.model {
         Some(name) => {
-            let checkpoint = fourfold_formats::open(&model::locate(name, context)?)?;
-            ParameterStore::load(&spec.weights(), &*checkpoint.weights, &settings.recipe)?
+            let weights = FiniteWeights::of(fourfold_formats::open(&model::locate(name, context)?)?);
+            ParameterStore::load(&spec.weights(), &weights, &settings.recipe)?
         }
         None => initialize(&spec, settings.seed, &settings.recipe),
     };
