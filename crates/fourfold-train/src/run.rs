@@ -37,10 +37,10 @@ pub enum RunError {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The loss exploded, or it or the gradients were not finite, for many steps in a row.
+    /// The loss exploded, or the gradients were zero or not finite, for many steps in a row.
     #[error(
-        "step {step}: the training diverged: for {steps} steps the loss has been above {limit:.1} (it was {first:.2} at first) or not \
-         finite; {kept}"
+        "step {step}: the training diverged: for {steps} steps the loss has been above {limit:.1} (it was {first:.2} at first), or \
+         the gradients zero or not finite; {kept}"
     )]
     Diverged {
         /// The last step.
@@ -54,13 +54,15 @@ pub enum RunError {
         /// What is left to go on from.
         kept: Kept,
     },
-    /// A gradient was not finite after other tensors had been updated, and there is no checkpoint to go back to.
-    #[error("step {step}: {source}, when later layers had been updated; there is no checkpoint yet to go back to")]
+    /// A gradient was not finite after other tensors had been updated, and the step cannot be taken back.
+    #[error("step {step}: {source}, when later layers had been updated; {reason}")]
     Torn {
         /// The step.
         step: u64,
         /// The gradient.
         source: OptimError,
+        /// Why not.
+        reason: &'static str,
     },
     /// The trained model could not be written. Its weights are in the last checkpoint.
     #[error("{source}; the trained weights are in {}", checkpoint.display())]
@@ -123,6 +125,8 @@ pub trait Events {
 
 /// Bad steps in a row after which a run gives up.
 const PATIENCE: u32 = 20;
+/// Steps taken back since the last checkpoint after which it does: each costs the steps since then.
+const MOST_TAKEN_BACK: usize = 4;
 
 /// What a loss that has not exploded stays below, nats: a batch may be much harder than the first one, guessing is not this bad.
 fn limit(first_loss: f64) -> f64 {
@@ -185,7 +189,7 @@ pub fn run<N: Network>(
     events: &mut dyn Events,
 ) -> Result<State, RunError> {
     let accumulation = options.accumulation.max(1);
-    let mut bad_steps = 0;
+    let (mut bad_steps, mut save_due) = (0, false);
     let mut left_out: BTreeMap<u64, StepReport> = BTreeMap::new();
     trainer.resume(&state);
     measure(trainer, held_out, &mut state, options, events)?;
@@ -198,12 +202,19 @@ pub fn run<N: Network>(
                 let of_step: Result<Vec<N::Batch>, _> = (first..first + accumulation).map(|i| batches.get(i)).collect();
                 match trainer.step_accumulated(&of_step?) {
                     Err(TrainError::Torn { report, source }) => {
+                        let step = report.step;
                         let Some(place) = latest_checkpoint(&options.output) else {
-                            return Err(RunError::Torn { step: report.step, source });
+                            let reason = "there is no checkpoint yet to go back to";
+                            return Err(RunError::Torn { step, source, reason });
                         };
+                        if left_out.len() == MOST_TAKEN_BACK {
+                            let reason = "so had several steps before, and the training has diverged";
+                            return Err(RunError::Torn { step, source, reason });
+                        }
+                        bad_steps = 0;
                         state = checkpoint::restore(&place, trainer.store_mut())?;
                         trainer.resume(&state);
-                        left_out.insert(report.step, *report);
+                        left_out.insert(step, *report);
                         events.rolled_back(state.step);
                         continue;
                     }
@@ -218,26 +229,31 @@ pub fn run<N: Network>(
             state.first_loss.get_or_insert(report.loss);
         }
         let first = state.first_loss.unwrap_or(f64::INFINITY);
-        let exploded = report.loss.is_finite() && report.loss > limit(first);
-        bad_steps = if exploded || report.skipped { bad_steps + 1 } else { 0 };
+        // Where activations overflow, norms give zero: the loss is that of guessing and nothing is learned any more.
+        let broken = report.loss > limit(first) || report.gradient_norm == 0.0;
+        bad_steps = if broken || report.skipped { bad_steps + 1 } else { 0 };
         let last = state.step == options.steps;
-        if bad_steps >= PATIENCE || (last && exploded) {
+        if bad_steps >= PATIENCE || (last && broken) {
             let (step, steps, limit) = (state.step, bad_steps, limit(first));
             let kept = Kept(latest_checkpoint(&options.output));
             return Err(RunError::Diverged { step, steps, limit, first, kept });
         }
         let due = |every: u64| every > 0 && state.step.is_multiple_of(every);
         state.evaluation_due = !held_out.is_empty() && (last || due(options.eval_every));
-        let save = last || due(options.save_every);
+        save_due |= last || due(options.save_every);
         measure(trainer, held_out, &mut state, options, events)?;
         let stop = events.stop();
-        if (save || stop) && !exploded {
+        // After a bad step the weights may be, which is seen by the next good one. A scaled loss is infinite now and then.
+        let sound = bad_steps == 0 || trainer.scales_loss() || (last && bad_steps == 1);
+        if (save_due || stop) && sound {
             let place = options.output.join(format!("checkpoint-{}", state.step));
             if !place.exists() {
                 checkpoint::save(&place, trainer.store(), &state, &|place| events.describe(place))?;
                 events.saved(&place);
             }
             prune(&options.output, options.keep)?;
+            save_due = false;
+            left_out.clear();
         }
         if stop && !last {
             return Ok(state);

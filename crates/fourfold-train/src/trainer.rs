@@ -151,6 +151,11 @@ impl<N: Network> Trainer<N> {
         self.steps_done
     }
 
+    /// Whether the loss is scaled, so that a step with an infinite gradient is nothing unusual.
+    pub fn scales_loss(&self) -> bool {
+        self.scaler.is_some()
+    }
+
     /// Losses of a batch, without learning.
     ///
     /// # Errors

@@ -1,43 +1,21 @@
-//! `fourfold train` as a process: killed, resumed, given files that are not what they should be.
+//! `fourfold train` as a process: killed, interrupted, resumed.
 
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::{command, config, folder, fourfold, tokenizer};
-use serde_json::json;
-
-/// Configuration, tokenizer and a text of different lines.
-fn sources(place: &Path) -> [PathBuf; 3] {
-    let files = ["model.json", "tokenizer.json", "text.jsonl"].map(|name| place.join(name));
-    let text: String = (0..60)
-        .map(|i| format!("{}\n", json!({ "text": format!("line {i} of the text, {} and {}", i * i % 97, i * 7 % 31) })))
-        .collect();
-    fs::write(&files[0], config().to_string()).unwrap();
-    fs::write(&files[1], tokenizer().to_string()).unwrap();
-    fs::write(&files[2], text).unwrap();
-    files
-}
-
-/// Arguments of a run of 24 steps into `output`.
-fn train(place: &Path, output: &str, more: &[&str]) -> Vec<String> {
-    let [config, tokenizer, data] = sources(place).map(|file| file.display().to_string());
-    let output = place.join(output).display().to_string();
-    let run = ["--model-config", &config, "--tokenizer", &tokenizer, "--data", &data, "--output", &output];
-    let size =
-        ["--context", "32", "--batch-size", "2", "--steps", "24", "--save-every", "3", "--eval-every", "7", "--json"];
-    ["train"].iter().chain(&run).chain(&size).chain(more).map(ToString::to_string).collect()
-}
+use common::train::{sources, train, train_on};
+use common::{command, folder, fourfold, model};
 
 /// Kills a run again and again, each time after a longer while, until it comes to its end.
-fn killed_ends_as_uninterrupted(recipe: &[&str]) {
+fn killed_ends_as_uninterrupted(arguments: &dyn Fn(&Path, &str) -> Vec<String>, weights: &str) {
     let place = folder();
-    let report = fourfold(train(place.path(), "whole", recipe)).json();
+    let report = fourfold(arguments(place.path(), "whole")).json();
     assert!(report["peak_memory"].as_u64() > Some(0) && report["predicted_memory"].as_u64() > Some(0));
-    let mut arguments = train(place.path(), "killed", recipe);
+    let mut arguments = arguments(place.path(), "killed");
     arguments.push("--resume".into());
     let mut kills = 0;
     for round in 1.. {
@@ -55,7 +33,7 @@ fn killed_ends_as_uninterrupted(recipe: &[&str]) {
         kills += 1;
     }
     assert!(kills > 0);
-    for file in ["final/model.safetensors", "best/model.safetensors", "checkpoint-24/optimizer.safetensors"] {
+    for file in [&format!("final/{weights}"), &format!("best/{weights}"), "checkpoint-24/optimizer.safetensors"] {
         let of = |run: &str| fs::read(place.path().join(run).join(file)).unwrap();
         assert!(of("whole") == of("killed"), "{file} differs after {kills} kills");
     }
@@ -63,27 +41,62 @@ fn killed_ends_as_uninterrupted(recipe: &[&str]) {
 
 #[test]
 fn killed_and_resumed_ends_with_the_bytes_of_an_uninterrupted_run() {
-    killed_ends_as_uninterrupted(&["--preset", "quarter"]);
+    killed_ends_as_uninterrupted(&|place, output| train(place, output, &["--preset", "quarter"]), "model.safetensors");
 }
 
 #[test]
 fn killed_and_resumed_with_int8_weights_and_accumulation() {
-    killed_ends_as_uninterrupted(&["--preset", "eighth", "--weights", "int8", "--gradient-accumulation", "2"]);
+    let recipe = ["--preset", "eighth", "--weights", "int8", "--gradient-accumulation", "2"];
+    killed_ends_as_uninterrupted(&|place, output| train(place, output, &recipe), "model.safetensors");
 }
 
 #[test]
-fn data_that_is_not_what_it_should_be_is_named_by_line() {
+fn killed_and_resumed_adapters_of_a_packed_model() {
+    let of = |place: &Path, output: &str| {
+        let (base, packed) = (place.join("base"), place.join("packed"));
+        if !packed.exists() {
+            model(&base);
+            fourfold(args!["compress", &base, &packed, "--bits", "4", "--method", "rtn", "--json"]).json();
+        }
+        train_on(place, &packed, output, &["--lora-rank", "4"])
+    };
+    killed_ends_as_uninterrupted(&of, "adapter_model.safetensors");
+}
+
+/// Interrupted runs end with 130, in the middle of evaluations and saves too, and go on to what an uninterrupted run gives.
+#[test]
+fn ctrl_c_at_any_moment_loses_nothing() {
     let place = folder();
-    let arguments = train(place.path(), "out", &[]);
-    let data = place.path().join("text.jsonl");
-    for (text, expected) in [
-        ("{\"text\": \"good\"}\n{\"text\": 3}\n", "text.jsonl:2"),
-        ("{\"text\": \"good\"}\n\n{\"text\": \n", "text.jsonl:3"),
-        ("", "text.jsonl"),
-    ] {
-        fs::write(&data, text).unwrap();
-        let run = fourfold(&arguments);
-        assert!(run.error().contains(expected), "{}", run.stderr);
+    let often = ["--eval-every", "1", "--save-every", "1", "--held-out", "0.5"];
+    fourfold(train(place.path(), "whole", &often)).json();
+    let mut arguments = train(place.path(), "stopped", &often);
+    arguments.push("--resume".into());
+    let mut stops = 0;
+    for round in 0.. {
+        let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Once the run has begun, some further milliseconds each time.
+        let metrics = place.path().join("stopped/metrics.jsonl");
+        let written = || fs::metadata(&metrics).map_or(0, |m| m.len());
+        let before = written();
+        while written() <= before && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(round % 9));
+        std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let code = child.wait().unwrap().code();
+        stops += usize::from(code == Some(130));
+        assert!(code == Some(130) || code == Some(0), "{code:?}");
+        let names = fs::read_dir(place.path().join("stopped")).unwrap().map(|e| e.unwrap().file_name());
+        let unfinished = names.filter(|n| [".tmp", ".new", ".old"].iter().any(|e| n.to_string_lossy().ends_with(e)));
+        assert_eq!(unfinished.count(), 0);
+        if code == Some(0) {
+            break;
+        }
+    }
+    assert!(stops > 2, "{stops}");
+    for file in ["final/model.safetensors", "best/model.safetensors", "checkpoint-24/optimizer.safetensors"] {
+        let of = |run: &str| fs::read(place.path().join(run).join(file)).unwrap();
+        assert!(of("whole") == of("stopped"), "{file} differs after {stops} interruptions");
     }
 }
 

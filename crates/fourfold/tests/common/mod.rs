@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod train;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -112,7 +114,8 @@ pub struct Run {
 }
 
 impl Run {
-    fn of(output: &Output) -> Self {
+    /// What a process that has ended left.
+    pub fn of(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let run = Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) };
         assert!(!run.stderr.contains("panicked") && !run.stderr.contains("a bug in"), "{}", run.stderr);

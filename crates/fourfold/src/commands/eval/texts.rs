@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use fourfold_tensor::{DType, WeightSource};
+use fourfold_tensor::WeightSource;
 use fourfold_train::labelled::Labelled;
 use fourfold_train::language::LanguageModel;
 use fourfold_train::network::{Network, Run, Score};
@@ -44,8 +44,8 @@ pub fn run(name: &str, data: &Path, context: &Context) -> Result<()> {
     let files = [data.to_path_buf()];
     let examples = Encoder::new(&tokenizer, &open.checkpoint.config, classes).encode(&files, &read_files(&files)?)?;
     let batches = Labelled::new(&data.display().to_string(), examples, open.spec.max_positions, BATCH, 0)?.in_order();
-    let compute = if open.spec.hidden_size > 0 { DType::Bf16 } else { DType::F32 };
-    let recipe = Recipe { compute, ..Recipe::QUARTER };
+    // Nothing is trained: what counts of a recipe is that a block's working memory does not grow with the batch.
+    let recipe = Recipe::QUARTER;
     let weights: Arc<dyn WeightSource> = Arc::from(open.checkpoint.weights);
     let store = ParameterStore::frozen(weights, &recipe);
     let run = Run { backend: context.backward.clone(), recipe: &recipe, counts: false };

@@ -80,7 +80,13 @@ impl LabelledTexts {
     }
 
     /// Batches of `settings.batch_size` texts.
-    pub fn encode(self, settings: &Settings, tokenizer: &Tokenizer, start: &Description, spec: &ModelSpec) -> Result<Data> {
+    pub(super) fn encode(
+        self,
+        settings: &Settings,
+        tokenizer: &Tokenizer,
+        start: &Description,
+        spec: &ModelSpec,
+    ) -> Result<Data> {
         let encoder = Encoder::new(tokenizer, &start.config, spec.outputs());
         let learned = encoder.encode(&settings.data, &self.learned)?;
         let (learned, measured) = match self.measured.is_empty() {

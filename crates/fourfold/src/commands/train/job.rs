@@ -170,7 +170,7 @@ impl Job<'_> {
             complete,
         })?;
         if !complete {
-            bail!("interrupted at step {}; --resume goes on from there", end.step);
+            bail!("interrupted at step {}; --resume goes on from the last checkpoint", end.step);
         }
         Ok(())
     }
@@ -180,10 +180,10 @@ impl Job<'_> {
 fn explain(error: RunError, settings: &Settings) -> anyhow::Error {
     let advice = match &error {
         RunError::Diverged { .. } => format!("; try a lower --learning-rate than {}", settings.learning_rate),
-        RunError::Torn { .. } => {
-            "; --max-grad-norm looks at every gradient before any is applied, --save-every N makes a checkpoint earlier"
-                .into()
-        }
+        RunError::Torn { .. } => format!(
+            "; try a lower --learning-rate than {}, or --max-grad-norm, which looks at every gradient before any is applied",
+            settings.learning_rate
+        ),
         RunError::Unsaved { .. } => "; the same command with --resume writes them again".into(),
         RunError::Checkpoint(_) if latest_checkpoint(&settings.output).is_some() => {
             "; the checkpoints before are kept, the same command with --resume goes on from the last one".into()
