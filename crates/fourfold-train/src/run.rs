@@ -211,7 +211,7 @@ pub fn run<N: Network>(
                             let reason = "so had several steps before, and the training has diverged";
                             return Err(RunError::Torn { step, source, reason });
                         }
-                        bad_steps = 0;
+                        (bad_steps, save_due) = (0, false);
                         state = checkpoint::restore(&place, trainer.store_mut())?;
                         trainer.resume(&state);
                         left_out.insert(step, *report);
