@@ -116,6 +116,16 @@ pub const fn packed_words_per_row(cols: usize, bits: u8) -> usize {
 
 /// Packs one row of codes (each below `2^bits`) into `words`, which it overwrites.
 pub fn pack_row(codes: &[u8], bits: u8, words: &mut [u32]) {
+    if 32 % bits == 0 {
+        // No code crosses a word.
+        let per_word = (32 / bits) as usize;
+        let full = codes.len().div_ceil(per_word);
+        for (word, codes) in words.iter_mut().zip(codes.chunks(per_word)) {
+            *word = codes.iter().rev().fold(0, |word, &code| (word << bits) | u32::from(code));
+        }
+        words[full..].fill(0);
+        return;
+    }
     let (mut wide, mut filled, mut full) = (0u64, 0u32, 0);
     for &code in codes {
         wide |= u64::from(code) << filled;

@@ -5,7 +5,7 @@
 //! all candidates at once.
 
 use super::grid::{ScaleRule, ZeroKind};
-use super::lattice::{Group, Lattice};
+use super::lattice::{Group, Lattice, round_small};
 use super::sweep::{CANDIDATES, energy, project, range, regress};
 use crate::vector::vectorized;
 
@@ -34,11 +34,6 @@ fn best_clip(bits: u8) -> f32 {
         7 => 4.1,
         8.. => 4.6,
     }
-}
-
-/// Whether levels with sums `(Σ h x v, Σ h v²)` explain more of `Σ h x²` than `best` does: `xv² / vv`.
-fn is_better((xv, vv): (f64, f64), best: (f64, f64)) -> bool {
-    vv > 0.0 && xv * xv * best.1 > best.0 * best.0 * vv
 }
 
 impl Fitter {
@@ -94,7 +89,7 @@ impl Fitter {
         match self.zero {
             ZeroKind::Min => Group { scale, min: -low, ..Group::default() },
             ZeroKind::Symmetric | ZeroKind::ZeroPoint => {
-                let zero = if scale > 0.0 { (-low / scale).round_ties_even().clamp(0.0, top) } else { 0.0 };
+                let zero = if scale > 0.0 { round_small((-low / scale).clamp(0.0, top)) } else { 0.0 };
                 Group { scale, zero, ..Group::default() }
             }
         }
@@ -112,26 +107,27 @@ impl Fitter {
         // A ratio is the level that the extreme would have, in units of the last level there is.
         let lowest = 0.8f32;
         let highest = (extreme.abs() / (rms * best_clip(self.bits)) * 1.25).clamp(1.15, 8.0);
-        let coarse = (highest / lowest).powf(1.0 / (CANDIDATES - 1) as f32);
-        // Σ h x v and Σ h v² of the best so far: scores are compared as products, without dividing.
-        let (mut best, mut centre) = ((0.0, 1.0), lowest);
+        // Roots instead of powers: sixteenths of the range, and eighths of a step; rounded alike on every machine.
+        let root = |x: f32, halvings: u32| (0..halvings).fold(x, |x, _| x.sqrt());
+        let coarse = root(highest / lowest, CANDIDATES.ilog2());
+        let (mut most, mut scale, mut centre) = (0.0, 0.0, lowest);
         // From one coarse step below the best to one above.
-        let fine = coarse.powf(2.0 / (CANDIDATES + 1) as f32);
+        let fine = root(coarse, (CANDIDATES / 2).ilog2());
         for sweep in [false, true] {
             let (mut ratio, step) = if sweep { (centre / coarse * fine, fine) } else { (lowest, coarse) };
-            let ratios: [f32; CANDIDATES] = std::array::from_fn(|_| {
-                let now = ratio;
+            let mut ratios = [0.0; CANDIDATES];
+            let mut inverses = [0.0; CANDIDATES];
+            for (slot, inverse) in ratios.iter_mut().zip(&mut inverses) {
+                (*slot, *inverse) = (ratio, unit * ratio);
                 ratio *= step;
-                now
-            });
-            let sums = project(&self.lattice, x, h, ratios.map(|r| unit * r), [zero; CANDIDATES]);
-            for (sums, ratio) in sums.into_iter().zip(ratios) {
-                if is_better(sums, best) {
-                    (best, centre) = (sums, ratio);
-                }
+            }
+            let sums = project(&self.lattice, x, h, &inverses, &[zero; CANDIDATES]);
+            let (k, share) = sums.best();
+            if share > most {
+                (most, scale, centre) = (share, sums.scale(k), ratios[k]);
             }
         }
-        Group { scale: (best.0 / best.1) as f32, zero, ..Group::default() }
+        Group { scale, zero, ..Group::default() }
     }
 
     fn fit_zero_point(&self, x: &[f32], h: &[f32], low: f32, high: f32) -> Group {
@@ -141,19 +137,24 @@ impl Fitter {
         }
         let top = ((1u32 << self.bits) - 1) as f32;
         let shrink = if self.bits <= 3 { 0.5 } else { 0.35 };
-        let shares: [f32; CANDIDATES] = std::array::from_fn(|i| 1.04 - shrink * i as f32 / (CANDIDATES - 1) as f32);
-        let (mut best, mut group) = ((0.0, 1.0), full);
+        // The range as it is at first, then drawn together about its middle.
+        let (mut inverses, mut centres) = ([0.0f32; CANDIDATES], [0.0f32; CANDIDATES]);
+        for (i, (inverse, centre)) in inverses.iter_mut().zip(&mut centres).enumerate() {
+            let share = 1.04 - shrink * i as f32 / (CANDIDATES - 1) as f32;
+            *inverse = 1.0 / (full.scale * share);
+            *centre = round_small(full.zero + (1.0 / share - 1.0) * (full.zero - top / 2.0));
+        }
+        let (mut most, mut group) = (0.0, full);
         for shift in [0.0, -1.0, 1.0] {
-            let zeros = shares.map(|share| {
-                let centre = (full.zero + (1.0 / share - 1.0) * (full.zero - top / 2.0)).round_ties_even();
-                (centre + shift).clamp(0.0, top)
-            });
-            let sums = project(&self.lattice, x, h, shares.map(|share| 1.0 / (full.scale * share)), zeros);
-            for (sums, zero) in sums.into_iter().zip(zeros) {
-                if is_better(sums, best) {
-                    best = sums;
-                    group = Group { scale: (sums.0 / sums.1) as f32, zero, ..Group::default() };
-                }
+            let mut zeros = centres;
+            for zero in &mut zeros {
+                *zero = (*zero + shift).clamp(0.0, top);
+            }
+            let sums = project(&self.lattice, x, h, &inverses, &zeros);
+            let (k, share) = sums.best();
+            if share > most {
+                most = share;
+                group = Group { scale: sums.scale(k), zero: zeros[k], ..Group::default() };
             }
         }
         group

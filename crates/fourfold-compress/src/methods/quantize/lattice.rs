@@ -23,11 +23,26 @@ pub(crate) enum Lattice {
     Codebook { levels: Vec<f32>, midpoints: Vec<f32> },
 }
 
-/// Nearest integer, ties to even, for |x| < 2²²: adding 1.5·2²³ leaves no fraction bits.
+/// Leaves no fraction bits when added to |x| < 2²².
+pub(crate) const SHIFT: f32 = 12_582_912.0;
+
+/// Nearest integer, ties to even, for |x| < 2²².
 #[inline(always)]
 pub(crate) fn round_small(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
     (x + SHIFT) - SHIFT
+}
+
+/// An integer `0..=255` as a byte: the low bits of the shifted number, without the tests of a conversion.
+#[inline(always)]
+pub(crate) fn small_code(x: f32) -> u8 {
+    (x + SHIFT).to_bits() as u8
+}
+
+/// The uniform grid's code nearest to `x`, not yet a byte.
+#[inline(always)]
+pub(crate) fn nearest(x: f32, group: &Group, top: f32) -> f32 {
+    let y = if group.scale == 0.0 { 0.0 } else { (x + group.min) / group.scale };
+    round_small(clamp(y + group.zero, top))
 }
 
 /// `x` between 0 and `top`. Written so that it becomes one `max` and one `min`; the bounds also keep [`round_small`] exact.
@@ -65,10 +80,12 @@ impl Lattice {
     /// The code nearest to `x`.
     #[inline(always)]
     pub(crate) fn encode(&self, x: f32, group: &Group) -> u8 {
-        let y = if group.scale == 0.0 { 0.0 } else { (x + group.min) / group.scale };
         match self {
-            Self::Uniform { top } => round_small(clamp(y + group.zero, *top)) as u8,
-            Self::Codebook { midpoints, .. } => midpoints.iter().map(|&m| u8::from(y > m)).sum(),
+            Self::Uniform { top } => small_code(nearest(x, group, *top)),
+            Self::Codebook { midpoints, .. } => {
+                let y = if group.scale == 0.0 { 0.0 } else { (x + group.min) / group.scale };
+                midpoints.iter().map(|&m| u8::from(y > m)).sum()
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::codebook;
 use super::fit::Fitter;
 use super::grid::{Granularity, GridSpec, Levels, ScaleFormat, ZeroKind};
-use super::lattice::{Group, Lattice};
+use super::lattice::{self, Group, Lattice};
 use super::store::{Parts, read_finite, round_group, round_row};
 use crate::MethodError;
 use crate::methods::{Compressed, Method, Needs, Stats};
@@ -113,21 +113,68 @@ pub(crate) fn encode_row(
 ) -> (f64, f64) {
     let (mut error, mut energy) = (0.0f64, 0.0f64);
     for (g, (x, codes)) in row.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
-        let group = groups[g];
-        let (mut e, mut s) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let mut sums = Sums::default();
         for (k, (x, codes)) in x.chunks(LANES).zip(codes.chunks_mut(LANES)).enumerate() {
-            let h = if h.is_empty() { &[1.0; LANES][..x.len()] } else { &h[g * size + k * LANES..][..x.len()] };
-            for (i, ((&x, code), &h)) in x.iter().zip(codes).zip(h).enumerate() {
-                *code = lattice.encode(x, &group);
-                let d = x - lattice.value(*code, &group);
-                e[i] += h * d * d;
-                s[i] += h * x * x;
+            let h = if h.is_empty() { &ONES[..x.len()] } else { &h[g * size + k * LANES..][..x.len()] };
+            // Arrays of a known length become vectors.
+            match (
+                <&[f32; LANES]>::try_from(x),
+                <&[f32; LANES]>::try_from(h),
+                <&mut [u8; LANES]>::try_from(&mut *codes),
+            ) {
+                (Ok(x), Ok(h), Ok(codes)) => sums.encode(lattice, &groups[g], x, h, codes),
+                _ => sums.encode_short(lattice, &groups[g], x, h, codes),
             }
         }
-        error += f64::from(sum(&e));
-        energy += f64::from(sum(&s));
+        error += f64::from(sum(&sums.error));
+        energy += f64::from(sum(&sums.energy));
     }
     (error, energy)
+}
+
+/// Weights where every element counts the same.
+static ONES: [f32; LANES] = [1.0; LANES];
+
+/// Energies of a group's error and values, lane by lane.
+#[derive(Default)]
+struct Sums {
+    error: [f32; LANES],
+    energy: [f32; LANES],
+}
+
+impl Sums {
+    #[inline(always)]
+    fn encode(
+        &mut self,
+        lattice: &Lattice,
+        group: &Group,
+        x: &[f32; LANES],
+        h: &[f32; LANES],
+        codes: &mut [u8; LANES],
+    ) {
+        match lattice {
+            Lattice::Uniform { top } => {
+                for i in 0..LANES {
+                    let level = lattice::nearest(x[i], group, *top);
+                    codes[i] = lattice::small_code(level);
+                    let d = x[i] - (group.scale * (level - group.zero) - group.min);
+                    self.error[i] += h[i] * d * d;
+                    self.energy[i] += h[i] * x[i] * x[i];
+                }
+            }
+            Lattice::Codebook { .. } => self.encode_short(lattice, group, x, h, codes),
+        }
+    }
+
+    #[inline(always)]
+    fn encode_short(&mut self, lattice: &Lattice, group: &Group, x: &[f32], h: &[f32], codes: &mut [u8]) {
+        for (i, ((&x, code), &h)) in x.iter().zip(codes).zip(h).enumerate() {
+            *code = lattice.encode(x, group);
+            let d = x - lattice.value(*code, group);
+            self.error[i] += h * d * d;
+            self.energy[i] += h * x * x;
+        }
+    }
 }
 
 /// One scale for the whole tensor.

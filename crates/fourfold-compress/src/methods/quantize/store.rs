@@ -7,8 +7,9 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::grid::{Granularity, GridSpec, Levels, ScaleFormat, ZeroKind};
-use super::lattice::Group;
+use super::lattice::{Group, round_small};
 use crate::MethodError;
+use crate::vector::{LANES, sum, vectorized};
 
 /// Rows that one task takes together.
 pub(crate) const ROWS: usize = 32;
@@ -170,7 +171,7 @@ pub(crate) fn round_double(group: &mut Group, row_scale: f32) {
         group.scale = 0.0;
         return;
     }
-    group.code = (group.scale / row_scale).round_ties_even().clamp(1.0, 255.0) as u8;
+    group.code = round_small((group.scale / row_scale).clamp(1.0, 255.0)) as u8;
     group.scale = row_scale * f32::from(group.code);
 }
 
@@ -195,11 +196,27 @@ pub(crate) fn round_group(group: &mut Group, format: ScaleFormat, row_scale: f32
     group.min = round_min(group.min);
 }
 
+/// Σ |x|.
+#[inline(always)]
+fn magnitude(x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    for (lane, v) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane = v.abs();
+    }
+    for x in chunks {
+        for (lane, v) in lanes.iter_mut().zip(x) {
+            *lane += v.abs();
+        }
+    }
+    sum(&lanes)
+}
+
 /// Reads row `r`, refusing what is not finite.
 pub(crate) fn read_finite(weight: &Weight, r: usize, out: &mut [f32]) -> Result<(), MethodError> {
     weight.read_row(r, out);
     // A sum is finite only where every term is; terms that overflow together are looked at one by one.
-    if out.iter().map(|v| v.abs()).sum::<f32>().is_finite() {
+    if vectorized!(magnitude(out)).is_finite() {
         return Ok(());
     }
     match out.iter().position(|v| !v.is_finite()) {

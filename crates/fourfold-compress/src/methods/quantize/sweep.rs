@@ -4,7 +4,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::lattice::{Group, Lattice};
+use super::lattice::{Group, Lattice, SHIFT};
 use crate::vector::{LANES, sum};
 
 /// Candidates scored at once.
@@ -35,8 +35,16 @@ pub(crate) fn range(x: &[f32]) -> (f32, f32) {
             high[i] = if x[i] > high[i] { x[i] } else { high[i] };
         }
     }
-    let least = low.iter().fold(f32::INFINITY, |m, &v| m.min(v));
-    (least, high.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v)))
+    // Halves onto each other; the values are finite, so that a comparison is enough.
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            low[i] = if low[i + width] < low[i] { low[i + width] } else { low[i] };
+            high[i] = if high[i + width] > high[i] { high[i + width] } else { high[i] };
+        }
+        width /= 2;
+    }
+    (low[0], high[0])
 }
 
 /// `(Σ h x², Σ h)`; weights of 1 where `h` is empty.
@@ -61,24 +69,58 @@ pub(crate) fn energy(x: &[f32], h: &[f32]) -> (f32, f32) {
     (sum(&squares), sum(&weights))
 }
 
-/// For each candidate, `(Σ h x v, Σ h v²)` for the levels v that `x · inverse` rounds to. The best scale for these levels is
+/// For each candidate `Σ h x v` and `Σ h v²` over the levels v that `x · inverse` rounds to. The best scale for these levels is
 /// their quotient, and it leaves the error `Σ h x² − (Σ h x v)² / Σ h v²`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Projections {
+    xv: [f32; CANDIDATES],
+    vv: [f32; CANDIDATES],
+}
+
+impl Projections {
+    /// The candidate that explains most of `Σ h x²`, the first of equals, and how much; 0 where all levels are 0.
+    pub(crate) fn best(&self) -> (usize, f64) {
+        // In f64, where no square overflows.
+        let mut shares = [0.0f64; CANDIDATES];
+        for ((share, xv), vv) in shares.iter_mut().zip(self.xv).zip(self.vv) {
+            *share = f64::from(xv) * f64::from(xv) / f64::from(vv.max(f32::MIN_POSITIVE));
+        }
+        let mut best = (0, shares[0]);
+        for (k, &share) in shares.iter().enumerate() {
+            best = if share > best.1 { (k, share) } else { best };
+        }
+        best
+    }
+
+    /// The scale that fits candidate `k`'s levels best.
+    pub(crate) fn scale(&self, k: usize) -> f32 {
+        self.xv[k] / self.vv[k]
+    }
+}
+
+/// Scores candidates of one scale, and one zero, each.
 pub(crate) fn project(
     lattice: &Lattice,
     x: &[f32],
     h: &[f32],
-    inverses: [f32; CANDIDATES],
-    zeros: [f32; CANDIDATES],
-) -> [(f64, f64); CANDIDATES] {
-    let mut sums = [(0.0f64, 0.0f64); CANDIDATES];
-    for (x, h) in pieces(x, h) {
-        let [xv, vv] = Arch::new().dispatch(Projection { lattice, x, h, inverses: &inverses, zeros: &zeros });
-        for (total, (xv, vv)) in sums.iter_mut().zip(xv.into_iter().zip(vv)) {
-            total.0 += f64::from(xv);
-            total.1 += f64::from(vv);
+    inverses: &[f32; CANDIDATES],
+    zeros: &[f32; CANDIDATES],
+) -> Projections {
+    let chunk = |x, h| Arch::new().dispatch(Projection { lattice, x, h, inverses, zeros });
+    if x.len() <= CHUNK {
+        return chunk(x, h);
+    }
+    let mut sums = [[0.0f64; CANDIDATES]; 2];
+    for (i, x) in x.chunks(CHUNK).enumerate() {
+        let part = chunk(x, if h.is_empty() { h } else { &h[i * CHUNK..][..x.len()] });
+        for (sums, part) in sums.iter_mut().zip([part.xv, part.vv]) {
+            for (sum, part) in sums.iter_mut().zip(part) {
+                *sum += f64::from(part);
+            }
         }
     }
-    sums
+    let [xv, vv] = sums.map(|sums| sums.map(|sum| sum as f32));
+    Projections { xv, vv }
 }
 
 struct Projection<'a> {
@@ -90,28 +132,39 @@ struct Projection<'a> {
 }
 
 impl WithSimd for Projection<'_> {
-    type Output = [[f32; CANDIDATES]; 2];
+    type Output = Projections;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
-        let mut out = [[0.0f32; CANDIDATES]; 2];
-        let [xv_out, vv_out] = &mut out;
-        let (xv_out, _) = S::as_mut_simd_f32s(xv_out);
-        let (vv_out, _) = S::as_mut_simd_f32s(vv_out);
+        let mut out = Projections::default();
+        let (xv_out, _) = S::as_mut_simd_f32s(&mut out.xv);
+        let (vv_out, _) = S::as_mut_simd_f32s(&mut out.vv);
         let (inverses, _) = S::as_simd_f32s(self.inverses);
         let (zeros, _) = S::as_simd_f32s(self.zeros);
         for (((xv_out, vv_out), &inverse), &zero) in xv_out.iter_mut().zip(vv_out).zip(inverses).zip(zeros) {
+            let rounding = Rounding::new(simd, self.lattice, inverse, zero);
             // Even and odd elements, so that one addition need not wait for the other. No closure: it might not be inlined, and
             // would then not be compiled for these vectors.
             let mut xv = [simd.splat_f32s(0.0); 2];
             let mut vv = [simd.splat_f32s(0.0); 2];
-            for (pair, h) in self.x.chunks(2).zip(self.h.chunks(2)) {
-                for (i, (&x, &h)) in pair.iter().zip(h).enumerate() {
-                    let x = simd.splat_f32s(x);
-                    let v = level(simd, self.lattice, simd.mul_f32s(x, inverse), zero);
-                    let hv = simd.mul_f32s(simd.splat_f32s(h), v);
-                    xv[i] = simd.add_f32s(xv[i], simd.mul_f32s(hv, x));
-                    vv[i] = simd.add_f32s(vv[i], simd.mul_f32s(hv, v));
+            if self.h.is_empty() {
+                for pair in self.x.chunks(2) {
+                    for (i, &x) in pair.iter().enumerate() {
+                        let x = simd.splat_f32s(x);
+                        let v = rounding.level(simd, x);
+                        xv[i] = simd.add_f32s(xv[i], simd.mul_f32s(v, x));
+                        vv[i] = simd.add_f32s(vv[i], simd.mul_f32s(v, v));
+                    }
+                }
+            } else {
+                for (pair, h) in self.x.chunks(2).zip(self.h.chunks(2)) {
+                    for (i, (&x, &h)) in pair.iter().zip(h).enumerate() {
+                        let x = simd.splat_f32s(x);
+                        let v = rounding.level(simd, x);
+                        let hv = simd.mul_f32s(simd.splat_f32s(h), v);
+                        xv[i] = simd.add_f32s(xv[i], simd.mul_f32s(hv, x));
+                        vv[i] = simd.add_f32s(vv[i], simd.mul_f32s(hv, v));
+                    }
                 }
             }
             *xv_out = simd.add_f32s(xv[0], xv[1]);
@@ -121,26 +174,61 @@ impl WithSimd for Projection<'_> {
     }
 }
 
-/// The level nearest to `y`, less the zero: [`Lattice::encode`] and [`Lattice::level`] for a vector.
-#[inline(always)]
-fn level<S: Simd>(simd: S, lattice: &Lattice, y: S::f32s, zero: S::f32s) -> S::f32s {
-    match lattice {
-        Lattice::Uniform { top } => simd.sub_f32s(code(simd, *top, simd.add_f32s(y, zero)), zero),
-        Lattice::Codebook { levels, midpoints } => {
-            let mut v = simd.splat_f32s(levels[0]);
-            for (&midpoint, &level) in midpoints.iter().zip(&levels[1..]) {
-                let above = simd.greater_than_f32s(y, simd.splat_f32s(midpoint));
-                v = simd.select_f32s(above, simd.splat_f32s(level), v);
+/// [`Lattice::encode`] and [`Lattice::level`] of `x · inverse` for a vector of candidates.
+enum Rounding<'a, S: Simd> {
+    /// Codes are kept within bounds while they are shifted: added to 1.5·2²³, a number has no fraction bits.
+    Uniform {
+        inverse: S::f32s,
+        shift: S::f32s,
+        least: S::f32s,
+        most: S::f32s,
+    },
+    Codebook {
+        inverse: S::f32s,
+        levels: &'a [f32],
+        midpoints: &'a [f32],
+    },
+}
+
+impl<'a, S: Simd> Rounding<'a, S> {
+    #[inline(always)]
+    fn new(simd: S, lattice: &'a Lattice, inverse: S::f32s, zero: S::f32s) -> Self {
+        match lattice {
+            Lattice::Uniform { top } => Self::Uniform {
+                inverse,
+                shift: simd.add_f32s(simd.splat_f32s(SHIFT), zero),
+                least: simd.splat_f32s(SHIFT),
+                most: simd.splat_f32s(SHIFT + top),
+            },
+            Lattice::Codebook { levels, midpoints } => Self::Codebook { inverse, levels, midpoints },
+        }
+    }
+
+    /// The level nearest to `x · inverse`, less the zero.
+    #[inline(always)]
+    fn level(&self, simd: S, x: S::f32s) -> S::f32s {
+        match *self {
+            Self::Uniform { inverse, shift, least, most } => {
+                let code = simd.add_f32s(simd.mul_f32s(x, inverse), shift);
+                simd.sub_f32s(simd.min_f32s(simd.max_f32s(code, least), most), shift)
             }
-            v
+            Self::Codebook { inverse, levels, midpoints } => {
+                let y = simd.mul_f32s(x, inverse);
+                let mut v = simd.splat_f32s(levels[0]);
+                for (&midpoint, &level) in midpoints.iter().zip(&levels[1..]) {
+                    let above = simd.greater_than_f32s(y, simd.splat_f32s(midpoint));
+                    v = simd.select_f32s(above, simd.splat_f32s(level), v);
+                }
+                v
+            }
         }
     }
 }
 
-/// `y` rounded and kept within `0..=top`; adding 1.5·2²³ leaves no fraction bits.
+/// `y` rounded and kept within `0..=top`.
 #[inline(always)]
 fn code<S: Simd>(simd: S, top: f32, y: S::f32s) -> S::f32s {
-    let shift = simd.splat_f32s(12_582_912.0);
+    let shift = simd.splat_f32s(SHIFT);
     let y = simd.min_f32s(simd.max_f32s(y, simd.splat_f32s(0.0)), simd.splat_f32s(top));
     simd.sub_f32s(simd.add_f32s(y, shift), shift)
 }
@@ -253,17 +341,23 @@ mod tests {
             let zero = if matches!(lattice, Lattice::Uniform { .. }) { 8.0 } else { 0.0 };
             let inverses: [f32; CANDIDATES] = std::array::from_fn(|i| 3.0 + i as f32);
             for h in [&h[..], &[]] {
-                let sums = project(&lattice, &x, h, inverses, [zero; CANDIDATES]);
-                for (inverse, (xv, vv)) in inverses.into_iter().zip(sums) {
+                let sums = project(&lattice, &x, h, &inverses, &[zero; CANDIDATES]);
+                let mut shares = Vec::new();
+                for (k, inverse) in inverses.into_iter().enumerate() {
                     let group = Group { scale: 1.0 / inverse, zero, ..Group::default() };
-                    let expected = x.iter().enumerate().fold((0.0, 0.0), |(xv, vv), (i, &x)| {
+                    let (xv, vv) = x.iter().enumerate().fold((0.0, 0.0), |(xv, vv), (i, &x)| {
                         let h = h.get(i).map_or(1.0, |&h| f64::from(h));
                         let v = f64::from(lattice.level(lattice.encode(x, &group), &group));
                         (xv + h * v * f64::from(x), vv + h * v * v)
                     });
-                    assert!((xv - expected.0).abs() < 1e-3 * expected.1.sqrt() * 10.0, "{xv} {expected:?}");
-                    assert!((vv - expected.1).abs() < 1e-2 * expected.1, "{vv} {expected:?}");
+                    let scale = f64::from(sums.scale(k));
+                    assert!((scale - xv / vv).abs() < 1e-3 * scale.abs(), "{scale} {}", xv / vv);
+                    shares.push(xv * xv / vv);
                 }
+                let (best, share) = sums.best();
+                let most = shares.iter().copied().fold(0.0, f64::max);
+                assert!(shares[best] > most * 0.9999 && (share - most).abs() < 1e-3 * most);
+                assert!(shares.iter().any(|&s| s < most * 0.999), "the candidates must differ");
             }
         }
     }
