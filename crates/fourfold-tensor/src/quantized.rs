@@ -121,7 +121,10 @@ pub fn pack_row(codes: &[u8], bits: u8, words: &mut [u32]) {
         let per_word = (32 / bits) as usize;
         let full = codes.len().div_ceil(per_word);
         for (word, codes) in words.iter_mut().zip(codes.chunks(per_word)) {
-            *word = codes.iter().rev().fold(0, |word, &code| (word << bits) | u32::from(code));
+            *word = match <[u8; 8]>::try_from(codes) {
+                Ok(codes) if bits == 4 => nibbles(u64::from_le_bytes(codes)),
+                _ => codes.iter().rev().fold(0, |word, &code| (word << bits) | u32::from(code)),
+            };
         }
         words[full..].fill(0);
         return;
@@ -142,6 +145,13 @@ pub fn pack_row(codes: &[u8], bits: u8, words: &mut [u32]) {
         full += 1;
     }
     words[full..].fill(0);
+}
+
+/// The low halves of eight bytes, side by side.
+fn nibbles(bytes: u64) -> u32 {
+    let pairs = (bytes | bytes >> 4) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs | pairs >> 8) & 0x0000_ffff_0000_ffff;
+    (fours | fours >> 16) as u32
 }
 
 /// Unpacks the first `codes.len()` codes of a row.
