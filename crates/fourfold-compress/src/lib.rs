@@ -5,6 +5,7 @@
 //! in memory at a time. [`compress`] is the way in.
 
 pub mod calibrate;
+pub mod convnet;
 mod error;
 pub mod factor;
 pub mod hessian;

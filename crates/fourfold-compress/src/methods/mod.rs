@@ -2,6 +2,7 @@
 //!
 //! A method knows one weight and what calibration saw of its input. It does not know the plan, the model or the files.
 
+pub mod cast;
 pub mod decompose;
 pub(crate) mod matrix;
 pub mod prune;
@@ -71,6 +72,7 @@ type Constructor = fn(&Value) -> Result<Box<dyn Method>, MethodError>;
 /// Every method there is. One line each.
 const REGISTRY: &[(&str, Constructor)] = &[
     ("keep", |_| Ok(Box::new(Keep))),
+    (cast::NAME, |settings| Ok(Box::new(settings_of::<cast::Cast>(settings)?))),
     (quantize::rtn::NAME, |settings| Ok(Box::new(settings_of::<quantize::rtn::Rtn>(settings)?))),
     (quantize::gptq::NAME, |settings| Ok(Box::new(settings_of::<quantize::gptq::Gptq>(settings)?))),
     (prune::magnitude::NAME, |settings| Ok(Box::new(settings_of::<prune::magnitude::Magnitude>(settings)?))),

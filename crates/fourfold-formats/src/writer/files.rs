@@ -40,6 +40,12 @@ impl ModelFiles {
         Self { config: Some(config), ..Self::default() }
     }
 
+    /// The same, from a checkpoint that an output must not replace.
+    #[must_use]
+    pub fn made_from(self, checkpoint: &Checkpoint) -> Self {
+        Self { source: Some(checkpoint.path.clone()), ..self }
+    }
+
     /// What a checkpoint has: from a directory its files, from GGUF what they would say.
     pub fn of(checkpoint: &Checkpoint) -> Self {
         let mut files = Self::config(checkpoint.config.clone());

@@ -13,7 +13,7 @@
 //! A layer's name is its place in its list, as in `torch.nn.Sequential`, unless it has a `name`. Layers of a residual block are
 //! named below it: `block.layers.0` and `block.shortcut.0`, or `block.` and their own name.
 
-use fourfold_kernels::spatial::{Averages, Window};
+use fourfold_kernels::spatial::Window;
 use serde_json::Value;
 
 use crate::config::{COUNTS, Config, WIDTHS};
@@ -230,7 +230,7 @@ fn read_layer(config: &Config, name: &str, shape: &mut Shape, depth: usize) -> R
             let (channels, size) = image(shape)?;
             let (window, output) = window(size, None)?;
             *shape = Shape::Image { channels, size: output };
-            LayerSpec::AveragePool(Averages::windows(&window))
+            LayerSpec::AveragePool(window)
         }
         "adaptive_avg_pool" => {
             let (channels, size) = image(shape)?;
@@ -239,7 +239,7 @@ fn read_layer(config: &Config, name: &str, shape: &mut Shape, depth: usize) -> R
                 return Err(config.bad("output_size", format!("more than the image's {}x{}", size[0], size[1])));
             }
             *shape = Shape::Image { channels, size: output };
-            LayerSpec::AveragePool(Averages::adaptive(size, output))
+            LayerSpec::AdaptiveAveragePool { image: size, output }
         }
         "flatten" => {
             let (channels, size) = image(shape)?;
@@ -271,7 +271,7 @@ fn read_layer(config: &Config, name: &str, shape: &mut Shape, depth: usize) -> R
                 return Err(config.bad("type", format!("its layers give {of_body:?}, its shortcut {of_shortcut:?}")));
             }
             *shape = of_body;
-            LayerSpec::Residual { body, shortcut }
+            LayerSpec::Residual { name: name.to_owned(), body, shortcut }
         }
         _ => {
             let known = "conv2d, batch_norm, relu, max_pool, avg_pool, adaptive_avg_pool, flatten, linear, residual";

@@ -1,6 +1,7 @@
 //! Architectures: each reads its configuration into a [`ModelSpec`].
 
 mod convnet;
+mod convnet_config;
 mod deepseek;
 mod dense;
 mod llama;

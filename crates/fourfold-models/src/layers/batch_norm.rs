@@ -1,8 +1,9 @@
 //! Batch normalisation (Ioffe & Szegedy 2015) of each channel.
 
-use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
 use fourfold_kernels::spatial::Moments;
+use fourfold_kernels::{Reference, Tensor};
+use fourfold_tensor::WeightSource;
 
 use super::Gradients;
 use crate::loader::Loader;
@@ -36,6 +37,16 @@ impl BatchNormSpec {
             role,
             block: None,
         })
+    }
+}
+
+impl BatchNormSpec {
+    /// Factor and summand of each channel, with the running statistics of `source`: what a convolution before it can take over.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn affine(&self, source: &dyn WeightSource) -> Result<(Tensor, Tensor), ModelError> {
+        Ok(BatchNorm::load(self, &Loader::new(source, &Reference))?.affine())
     }
 }
 
@@ -78,8 +89,7 @@ impl BatchNorm {
         4 * self.spec.channels * size_of::<f32>()
     }
 
-    /// Factor and summand of each channel, with the running statistics: what a convolution before it can take over.
-    pub fn affine(&self) -> (Tensor, Tensor) {
+    fn affine(&self) -> (Tensor, Tensor) {
         self.affine_with(&self.running)
     }
 

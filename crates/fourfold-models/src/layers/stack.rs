@@ -26,8 +26,15 @@ pub enum LayerSpec {
     Relu,
     /// The largest value under a window.
     MaxPool(Window),
-    /// Means of parts of the image.
-    AveragePool(Averages),
+    /// The mean under a window.
+    AveragePool(Window),
+    /// Means of parts of the image, so many along each axis.
+    AdaptiveAveragePool {
+        /// Height and width of the image.
+        image: [usize; 2],
+        /// Parts along each.
+        output: [usize; 2],
+    },
     /// An image as one row, channels outermost.
     Flatten {
         /// Pixels of the image.
@@ -37,6 +44,8 @@ pub enum LayerSpec {
     Linear(LinearSpec),
     /// `body(x) + shortcut(x)`; an empty shortcut is x itself (He et al. 2016).
     Residual {
+        /// What its layers' names begin with, without the dot.
+        name: String,
         /// What is learned.
         body: Vec<Self>,
         /// What it is added to.
@@ -51,8 +60,12 @@ impl LayerSpec {
             Self::Conv2d(conv) => conv.weights().collect(),
             Self::BatchNorm(norm) => norm.weights().collect(),
             Self::Linear(linear) => linear.weights().collect(),
-            Self::Residual { body, shortcut } => body.iter().chain(shortcut).flat_map(Self::weights).collect(),
-            Self::Relu | Self::MaxPool(_) | Self::AveragePool(_) | Self::Flatten { .. } => Vec::new(),
+            Self::Residual { body, shortcut, .. } => body.iter().chain(shortcut).flat_map(Self::weights).collect(),
+            Self::Relu
+            | Self::MaxPool(_)
+            | Self::AveragePool(_)
+            | Self::AdaptiveAveragePool { .. }
+            | Self::Flatten { .. } => Vec::new(),
         }
     }
 
@@ -60,7 +73,12 @@ impl LayerSpec {
     fn ends_segment(&self) -> bool {
         match self {
             Self::Conv2d(_) | Self::Linear(_) | Self::Residual { .. } => true,
-            Self::BatchNorm(_) | Self::Relu | Self::MaxPool(_) | Self::AveragePool(_) | Self::Flatten { .. } => false,
+            Self::BatchNorm(_)
+            | Self::Relu
+            | Self::MaxPool(_)
+            | Self::AveragePool(_)
+            | Self::AdaptiveAveragePool { .. }
+            | Self::Flatten { .. } => false,
         }
     }
 
@@ -140,10 +158,13 @@ impl Stack {
                 LayerSpec::BatchNorm(norm) => Layer::BatchNorm(BatchNorm::load(norm, loader)?),
                 LayerSpec::Relu => Layer::Relu,
                 LayerSpec::MaxPool(window) => Layer::MaxPool(*window),
-                LayerSpec::AveragePool(averages) => Layer::AveragePool(averages.clone()),
+                LayerSpec::AveragePool(window) => Layer::AveragePool(Averages::windows(window)),
+                LayerSpec::AdaptiveAveragePool { image, output } => {
+                    Layer::AveragePool(Averages::adaptive(*image, *output))
+                }
                 LayerSpec::Flatten { pixels } => Layer::Flatten { pixels: *pixels },
                 LayerSpec::Linear(linear) => Layer::Linear(Linear::load(linear, loader)?),
-                LayerSpec::Residual { body, shortcut } => {
+                LayerSpec::Residual { body, shortcut, .. } => {
                     Layer::Residual { body: Self::load(body, loader)?, shortcut: Self::load(shortcut, loader)? }
                 }
             })

@@ -4,18 +4,24 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use fourfold_kernels::Tensor;
+use fourfold_models::ConvNetSpec;
+use fourfold_train::images::{Subset, in_order};
+use fourfold_train::vision::normalized;
 
+use crate::images::{self, Split};
 use crate::model::OpenModel;
 
 #[derive(Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct CalibrationArgs {
-    /// Text files like what the model will see (never the text it is evaluated on).
+    /// Text files like what the model will see (never the text it is evaluated on). For networks that read images: a directory of
+    /// them, of which the training images are taken.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
-    /// Most sequences taken from the text.
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
-    calibration_samples: u32,
+    /// Most sequences taken from the text, or images [default: 32 sequences, 512 images].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_samples: Option<u32>,
     /// Tokens of a sequence [default: 512, or fewer where the model has fewer positions].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     calibration_length: Option<u32>,
@@ -30,6 +36,19 @@ impl CalibrationArgs {
         !self.calibration.is_empty()
     }
 
+    /// Batches of training images, normalised, from the directory that was given.
+    pub fn images(&self, spec: &ConvNetSpec) -> Result<Vec<Tensor>> {
+        let folder = match self.calibration.as_slice() {
+            [] => return Ok(Vec::new()),
+            [folder] => folder,
+            _ => bail!("--calibration: one directory of images is expected"),
+        };
+        let all = images::open(folder, Split::Train, spec)?;
+        let some = Subset::first(&all, self.calibration_samples.unwrap_or(512) as usize);
+        let batches = in_order(&some, 64)?;
+        Ok(batches.iter().map(|batch| normalized(spec, &batch.pixels)).collect())
+    }
+
     /// Sequences of equal length from all files, as many from each: a file is cut into pieces, and pieces are picked at random.
     pub fn sequences(&self, open: &OpenModel) -> Result<Vec<Vec<u32>>> {
         if !self.is_given() {
@@ -42,7 +61,8 @@ impl CalibrationArgs {
             bail!("--calibration-length {length}: the model has {positions} positions");
         }
         let mut random = self.seed;
-        let share = (self.calibration_samples as usize).div_ceil(self.calibration.len());
+        let samples = self.calibration_samples.unwrap_or(32) as usize;
+        let share = samples.div_ceil(self.calibration.len());
         let mut sequences = Vec::new();
         for file in &self.calibration {
             let named = || file.display().to_string();
@@ -69,7 +89,7 @@ impl CalibrationArgs {
                     .map(|piece| tokenizer.bos().into_iter().chain(piece.iter().copied()).collect()),
             );
         }
-        sequences.truncate(self.calibration_samples as usize);
+        sequences.truncate(samples);
         Ok(sequences)
     }
 }

@@ -1,9 +1,11 @@
 //! `fourfold compress`: writes a smaller checkpoint.
 
+mod images;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use clap::{Args, ValueEnum};
 use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
@@ -49,9 +51,11 @@ pub struct CompressArgs {
     write_plan: Option<PathBuf>,
     /// How codes are found: `rtn` (round to nearest) or `gptq`, which needs calibration text [default: gptq with text, else rtn]. Or
     /// one recipe for all linear layers, of which several parts are joined by commas: quantize:4, prune:0.5 or prune:2:4 (or
-    /// magnitude:, wanda:, sparsegpt: instead of prune:), svd:64. Recipes that prune or decompose leave embeddings as they are.
+    /// magnitude:, wanda:, sparsegpt: instead of prune:), svd:64. Recipes that prune or decompose leave embeddings as they are. For
+    /// convolutional networks: tucker:AMOUNT or cp:AMOUNT (convolutions), svd:AMOUNT (linear layers, and convolutions without one of
+    /// these), an AMOUNT being a rank or a share of the largest; prune:0.5, prune:2:4 or global:0.5; quantize:BITS.
     #[arg(long, value_name = "METHOD", value_parser = method)]
-    method: Option<MethodArg>,
+    method: Option<Words>,
     /// Biases too: N bits, one scale for each [default: 8]. Norms and routers stay as they are.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8", require_equals = true,
           conflicts_with = "plan", value_parser = clap::value_parser!(u8).range(2..=8))]
@@ -116,11 +120,23 @@ enum MethodArg {
     Recipe(Recipe),
 }
 
-fn method(text: &str) -> Result<MethodArg, String> {
-    match text {
+/// A method in words. Which kind of network it is for shows when the model is open.
+#[derive(Clone, Debug)]
+struct Words {
+    text: String,
+    /// What it means for a language model, if anything.
+    method: Result<MethodArg, String>,
+}
+
+fn method(text: &str) -> Result<Words, String> {
+    let method = match text {
         "rtn" => Ok(MethodArg::Rtn),
         "gptq" => Ok(MethodArg::Gptq),
-        recipe => Ok(MethodArg::Recipe(recipe.parse()?)),
+        recipe => recipe.parse().map(MethodArg::Recipe),
+    };
+    match method {
+        Err(error) if text.parse::<fourfold_compress::convnet::Recipe>().is_err() => Err(error),
+        method => Ok(Words { text: text.to_owned(), method }),
     }
 }
 
@@ -236,8 +252,15 @@ struct Storage {
 
 pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     let start = Instant::now();
+    if let Some(network) = images::open(&args.model, context)? {
+        return images::run(&network, args, context);
+    }
     let open = model::open(&args.model, context)?;
-    let method = args.method.unwrap_or(if args.calibration.is_given() { MethodArg::Gptq } else { MethodArg::Rtn });
+    let method = match &args.method {
+        Some(words) => words.method.clone().map_err(Error::msg)?,
+        None if args.calibration.is_given() => MethodArg::Gptq,
+        None => MethodArg::Rtn,
+    };
     let goal = goal(args, method)?;
     if method.needs_text() && !args.calibration.is_given() {
         bail!("this --method needs --calibration FILE: text like that which the model will see");
@@ -367,7 +390,8 @@ fn identity(args: &CompressArgs, open: &OpenModel, calibration: &[Vec<u32>]) -> 
     let source = std::fs::canonicalize(&open.checkpoint.path).unwrap_or_else(|_| open.checkpoint.path.clone());
     let calibration = hash.finish();
     let weights = open.checkpoint.weight_bytes;
-    format!("{} {weights} {:?} {calibration:016x}", source.display(), args.method)
+    let method = args.method.as_ref().map(|words| &words.text);
+    format!("{} {weights} {method:?} {calibration:016x}", source.display())
 }
 
 fn write_plan(file: &std::path::Path, plan: &Plan) -> Result<()> {

@@ -1,0 +1,156 @@
+//! `fourfold compress` of a convolutional network.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fourfold_compress::Plan;
+use fourfold_compress::convnet::{ConvNetJob, Goal, Output, Recipe, compress, write};
+use fourfold_formats::Checkpoint;
+use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
+use fourfold_models::ConvNetSpec;
+use fourfold_tensor::Form;
+use serde::Serialize;
+
+use super::{CompressArgs, FormatArg, Storage, storage, write_plan};
+use crate::context::Context;
+use crate::output::Report;
+use crate::progress::Stages;
+use crate::{human, memory, model};
+
+/// A convolutional network on disk.
+pub struct OpenNetwork {
+    pub checkpoint: Checkpoint,
+    pub spec: ConvNetSpec,
+}
+
+/// Opens the model if it is a convolutional network.
+pub fn open(name: &str, context: &Context) -> Result<Option<OpenNetwork>> {
+    let path = model::locate(name, context)?;
+    let checkpoint = fourfold_formats::open(&path)?;
+    if !ConvNetSpec::is_described_by(&checkpoint.config) {
+        return Ok(None);
+    }
+    let spec = ConvNetSpec::from_config(&checkpoint.config).with_context(|| path.display().to_string())?;
+    Ok(Some(OpenNetwork { checkpoint, spec }))
+}
+
+#[derive(Serialize)]
+struct ConvNetReport {
+    model: String,
+    out: String,
+    source_bytes: u64,
+    output_bytes: u64,
+    ratio: f64,
+    /// Of the original's parameters.
+    bits_per_parameter: f64,
+    calibration_images: usize,
+    /// Nats, on calibration images that nothing was chosen by.
+    divergence: Option<f64>,
+    uniform_divergence: Option<f64>,
+    seconds: f64,
+    peak_memory: Option<u64>,
+    storage: Vec<Storage>,
+}
+
+pub fn run(open: &OpenNetwork, args: &CompressArgs, context: &Context) -> Result<()> {
+    let start = Instant::now();
+    let OpenNetwork { checkpoint, spec } = open;
+    ensure!(args.output.format == FormatArg::Fourfold, "--format: networks that read images are written as fourfold");
+    let images = args.calibration.images(spec)?;
+    let header = |forms: &[(String, Form)]| header_bytes(forms, args.output.max_shard_size).unwrap_or(0);
+    let job = ConvNetJob {
+        spec,
+        source: &*checkpoint.weights,
+        goal: goal(args, checkpoint.weight_bytes)?,
+        images: &images,
+        backend: context.backward.clone(),
+        header: &header,
+    };
+    let mut stages = Stages::new(context.progress);
+    let Output { network, plan, divergence, uniform_divergence } = compress(&job, &mut stages)?;
+    stages.finish();
+    if let Some(file) = &args.write_plan {
+        return write_plan(file, &plan);
+    }
+    let Some(out) = &args.out else { bail!("OUT is missing") };
+    let options = WriteOptions {
+        max_shard_bytes: args.output.max_shard_size,
+        overwrite: args.output.overwrite,
+        identity: format!("{} {}", checkpoint.path.display(), plan.to_json()),
+        interchange: false,
+    };
+    let files = ModelFiles::config(network.spec.describe(&checkpoint.config)).made_from(checkpoint);
+    write(&network, Box::new(SafetensorsWriter::create(out, files, options)?))?;
+    let output_bytes = fourfold_formats::open(out)?.weight_bytes;
+    let pixels = spec.image[1] * spec.image[2];
+    context.print(&ConvNetReport {
+        model: args.model.clone(),
+        out: out.display().to_string(),
+        source_bytes: checkpoint.weight_bytes,
+        output_bytes,
+        ratio: checkpoint.weight_bytes as f64 / output_bytes as f64,
+        bits_per_parameter: output_bytes as f64 * 8.0 / spec.parameters() as f64,
+        calibration_images: images.iter().map(|batch| batch.rows() / pixels).sum(),
+        divergence,
+        uniform_divergence,
+        seconds: start.elapsed().as_secs_f64(),
+        peak_memory: memory::peak_resident(),
+        storage: storage(&flat(&plan)),
+    })
+}
+
+fn goal(args: &CompressArgs, source_bytes: u64) -> Result<Goal> {
+    if let Some(file) = &args.plan {
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        return Ok(Goal::Plan(Plan::from_json(&text).with_context(|| file.display().to_string())?));
+    }
+    let recipe = |text: &str| text.parse::<Recipe>().map_err(anyhow::Error::msg);
+    if let Some(words) = &args.method {
+        if args.bits.is_some() || args.ratio.is_some() || args.max_bytes.is_some() {
+            bail!("--method with a recipe says all itself: leave out --bits, --ratio and --max-bytes");
+        }
+        return Ok(Goal::Recipe(recipe(&words.text)?));
+    }
+    Ok(match (args.bits, args.max_bytes) {
+        (Some(bits), _) => Goal::Recipe(recipe(&format!("quantize:{bits}"))?),
+        (None, Some(bytes)) => Goal::Bytes(bytes),
+        (None, None) => Goal::Bytes((source_bytes as f64 / args.ratio.unwrap_or(4.0)) as u64),
+    })
+}
+
+/// The plan with the factors of chains in place of the layers they replace.
+fn flat(plan: &Plan) -> Plan {
+    let factors = |entry: &fourfold_compress::plan::Entry| match entry.settings.get("factors") {
+        Some(factors) => serde_json::from_value(factors.clone()).unwrap_or_default(),
+        None => vec![entry.clone()],
+    };
+    Plan { tensors: plan.tensors.iter().flat_map(factors).collect() }
+}
+
+impl Report for ConvNetReport {
+    fn text(&self) -> String {
+        let mut rows = vec![["stored as", "tensors", "bytes", "mean error"].map(String::from).to_vec()];
+        rows.extend(self.storage.iter().map(|s| {
+            vec![s.name.clone(), s.tensors.to_string(), human::bytes(s.bytes), format!("{:.2e}", s.mean_error)]
+        }));
+        let mut text = human::table(&rows);
+        text += &format!(
+            "\n{} -> {}: {} -> {}, {:.3} : 1, {:.3} bits a parameter of the original\n",
+            self.model,
+            self.out,
+            human::bytes(self.source_bytes),
+            human::bytes(self.output_bytes),
+            self.ratio,
+            self.bits_per_parameter
+        );
+        if let Some(divergence) = self.divergence {
+            text += &format!("divergence from the original {divergence:.5} nats an image");
+            if let Some(uniform) = self.uniform_divergence {
+                text += &format!(", {uniform:.5} with the most bits for all layers alike that fit");
+            }
+            text += "\n";
+        }
+        let peak = self.peak_memory.map(|m| format!(", peak memory {}", human::bytes(m))).unwrap_or_default();
+        text + &format!("{}{peak}\n", human::duration(Duration::from_secs_f64(self.seconds)))
+    }
+}
