@@ -150,8 +150,7 @@ fn chains_compute_the_kernel_that_their_factors_multiply_to() {
             decomposed += 1;
         }
         for (name, weight) in chained.weights() {
-if let Some(linear) = name.strip_suffix(".up.weight") {n}.up")))
-            {
+            if let Some(linear) = name.strip_suffix(".up.weight") {
                 // Linear layers: the matrices' product.
                 let (down, whole) = (&chained.weights()[&format!("{linear}.down.weight")], format!("{linear}.weight"));
                 if weights[&whole].shape().len() == 2 {
