@@ -20,6 +20,8 @@ use crate::{CompressError, MethodError, methods};
 
 /// Columns that share a scale.
 const GROUP: usize = 64;
+/// Most columns whose Hessian is worth its memory, 4 bytes x columns², several times over.
+const MOST_COLUMNS: usize = 4096;
 
 /// What goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -187,7 +189,8 @@ impl Recipe {
         let Some(spec) = layer.weights().into_iter().next() else { return Ok(Entry::keep(name)) };
         let (rows, cols) = matrix(&spec.shape);
         // The statistics of a grouped convolution are those of all groups together, which no group's weight goes by.
-        let with_images = with_images && !matches!(layer, LayerSpec::Conv2d(conv) if conv.groups > 1);
+        let with_images =
+            with_images && cols <= MOST_COLUMNS && !matches!(layer, LayerSpec::Conv2d(conv) if conv.groups > 1);
         let mut ways: Vec<(&str, Value)> = Vec::new();
         match self.bits {
             Some(Bits::Codes(bits)) => {
