@@ -4,14 +4,12 @@
 
 Writes crates/fourfold-models/tests/golden_convnet/<case>/.
 """
-import json
-import pathlib
-
 import torch
+from golden import MODELS, write_json
 from safetensors.torch import save_file
 from torch import nn
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent / "crates/fourfold-models/tests/golden_convnet"
+ROOT = MODELS / "golden_convnet"
 
 
 class Residual(nn.Module):
@@ -101,7 +99,7 @@ for name, make in [("plain", plain), ("resnet", resnet)]:
     folder = ROOT / name
     folder.mkdir(parents=True, exist_ok=True)
     config = {"architectures": ["ConvNet"], "model_type": "convnet", "image_size": list(image), "layers": layers}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    write_json(folder / "config.json", config)
     golden = {"images": images, "labels": labels, "logits": logits, "loss": loss.detach()[None]}
     golden |= {f"gradient.{k}": p.grad for k, p in net.named_parameters()}
     golden |= {f"after.{k}": v.clone() for k, v in net.state_dict().items() if "running" in k}

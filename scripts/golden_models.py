@@ -16,18 +16,18 @@ Each case becomes a directory in crates/fourfold-models/tests/golden:
 Norm weights, biases and the router's correction bias are random, so that dropping one shows.
 """
 
-import json
 import pathlib
 import shutil
 import sys
 
 import torch
 import transformers
+from golden import MODELS, next_token_loss, randomise, summary, write_gradients, write_json
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 TOKENS = 24
-OUT = pathlib.Path(__file__).parent.parent / "crates/fourfold-models/tests/golden"
+OUT = MODELS / "golden"
 
 LLAMA3 = dict(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16, rope_type="llama3"
@@ -310,38 +310,14 @@ def published_config(case, style):
     return config
 
 
-def randomise(model, generator):
-    """Weights of the size that keeps activations near one, so that every term is seen in the logits."""
-
-    def normal(shape, std):
-        return torch.randn(shape, generator=generator) * std
-
-    with torch.no_grad():
-        for name, p in list(model.named_parameters()) + list(model.named_buffers()):
-            if "inv_freq" in name:
-                continue
-            if name.endswith("e_score_correction_bias"):
-                p.copy_(normal(p.shape, 0.15))
-            elif "norm" in name:
-                p.copy_(1 + normal(p.shape, 0.3))
-            elif name.endswith("bias"):
-                p.copy_(normal(p.shape, 0.3))
-            elif "embed_tokens" in name:
-                p.copy_(normal(p.shape, 0.5 if model.config.tie_word_embeddings else 1.0))
-            elif name.endswith("gate.weight"):
-                p.copy_(normal(p.shape, 2 * p.shape[-1] ** -0.5))
-            else:
-                p.copy_(normal(p.shape, 1.2 * p.shape[-1] ** -0.5))
-
-
 def gradients(model, input_ids):
     logits = model(input_ids).logits
-    loss = torch.nn.functional.cross_entropy(logits[0, :-1], input_ids[0, 1:])
+    loss = next_token_loss(logits, input_ids)
     loss.backward()
     found = {}
 
     def note(name, weight, grad):
-        found[name] = dict(norm=float(f"{grad.double().norm():.8g}"), dot=float(f"{(grad.double() * weight.double()).sum():.8g}"))
+        found[name] = summary(weight, grad)
 
     for name, p in model.named_parameters():
         grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -371,12 +347,9 @@ def make(name, case, seed, out):
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
 
-    def write(file, content):
-        (path / file).write_text(json.dumps(content, indent=1) + "\n")
-
     styles = (case["style"], 9 - case["style"])
-    write("config.json", published_config(case, styles[0]))
-    write("config.alt.json", published_config(case, styles[1]))
+    write_json(path / "config.json", published_config(case, styles[0]))
+    write_json(path / "config.alt.json", published_config(case, styles[1]))
 
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
     randomise(model, generator)
@@ -402,10 +375,7 @@ def make(name, case, seed, out):
     stored = set(load_file(path / "model.safetensors"))
     trained = set(grads["gradients"])
     assert trained == {n for n in stored if "correction_bias" not in n}, trained ^ stored
-    lines = ",\n".join(f"  {json.dumps(n)}: {json.dumps(g)}" for n, g in sorted(grads["gradients"].items()))
-    text = f'{{"loss": {grads["loss"]}, "gradients": {{\n{lines}\n}}}}\n'
-    assert json.loads(text) == grads
-    (path / "grads.json").write_text(text)
+    write_gradients(path / "grads.json", grads["loss"], grads["gradients"])
 
     size = sum(f.stat().st_size for f in path.iterdir())
     print(f"{name:26} {size / 1024:6.1f} KiB  logits std {logits.std():.2f}  loss {grads['loss']:.3f}")

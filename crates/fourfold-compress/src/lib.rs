@@ -9,6 +9,7 @@ pub mod convnet;
 mod error;
 pub mod factor;
 pub mod hessian;
+pub mod merge;
 pub mod methods;
 pub mod pipeline;
 pub mod plan;

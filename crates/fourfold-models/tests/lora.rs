@@ -5,51 +5,11 @@ mod support;
 
 use std::sync::Arc;
 
-use fourfold_kernels::backward::IGNORE;
-use fourfold_kernels::{Backend, KvDtype, Reference};
-use fourfold_models::layers::{Gradients, LORA_A, LORA_B, LORA_SCALING, LoraSpec, TrainPass, Trained};
-use fourfold_models::{Block, Embedding, Head, Model, ModelSpec};
-use fourfold_tensor::{Dense, SourceError, TensorInfo, Weight, WeightSource};
-
-/// A model with other tensors in place of some of its own, or beside them.
-struct With<'a> {
-    base: &'a dyn WeightSource,
-    infos: Vec<TensorInfo>,
-    weights: Vec<Weight>,
-}
-
-impl<'a> With<'a> {
-    fn new(base: &'a dyn WeightSource) -> Self {
-        Self { base, infos: Vec::new(), weights: Vec::new() }
-    }
-
-    fn set(&mut self, name: &str, shape: &[usize], values: Vec<f32>) {
-        let (name, shape) = (name.to_owned(), shape.to_vec());
-        self.infos.push(TensorInfo { name, shape: shape.clone(), storage: "F32".into(), bytes: 0 });
-        self.weights.push(Dense::from_f32(shape, values).into());
-    }
-
-    fn values(&self, name: &str) -> Vec<f32> {
-        self.load(name).unwrap().to_f32()
-    }
-}
-
-impl WeightSource for With<'_> {
-    fn tensors(&self) -> &[TensorInfo] {
-        &self.infos
-    }
-
-    fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.infos.iter().find(|info| info.name == name).or_else(|| self.base.info(name))
-    }
-
-    fn load(&self, name: &str) -> Result<Weight, SourceError> {
-        match self.infos.iter().position(|info| info.name == name) {
-            Some(i) => Ok(self.weights[i].clone()),
-            None => self.base.load(name),
-        }
-    }
-}
+use fourfold_kernels::{KvDtype, Reference};
+use fourfold_models::layers::{Gradients, LORA_A, LORA_B, LORA_SCALING, LoraSpec, Trained};
+use fourfold_models::{Model, ModelSpec};
+use fourfold_tensor::WeightSource;
+use support::With;
 
 const LORA: LoraSpec = LoraSpec { rank: 3, alpha: 6.0, targets: Vec::new() };
 
@@ -88,29 +48,10 @@ fn merged<'a>(spec: &ModelSpec, adapted: &With, base: &'a dyn WeightSource) -> W
     source
 }
 
-/// Mean loss over the tokens, and gradients.
-fn step(spec: &ModelSpec, source: &With, ids: &[u32], trained: Trained) -> (f64, Gradients) {
-    let backend: Arc<dyn Backend> = Arc::new(Reference);
-    let positions: Vec<usize> = (0..ids.len()).collect();
+/// Gradients of the mean loss over the tokens.
+fn gradients(spec: &ModelSpec, source: &With, ids: &[u32], trained: Trained) -> Gradients {
     let documents = [std::ops::Range { start: 0, end: ids.len() }];
-    let pass = TrainPass { backend: &Reference, documents: &documents, positions: &positions };
-    let embedding = Embedding::load(spec, source, &backend).unwrap();
-    let head = Head::load_sharing(spec, source, &backend, &embedding).unwrap();
-    let blocks: Vec<Block> = (0..spec.blocks.len()).map(|i| Block::load(spec, i, source, &backend).unwrap()).collect();
-    let mut gradients = Gradients::new(trained);
-    let (mut x, mut saved) = (embedding.forward(ids), Vec::new());
-    for block in &blocks {
-        let (y, s) = block.train_forward(x, &pass);
-        saved.push(s);
-        x = y;
-    }
-    let targets: Vec<u32> = ids[1..].iter().copied().chain([IGNORE]).collect();
-    let factor = 1.0 / (ids.len() - 1) as f32;
-    let (losses, mut dx) = head.loss_backward(&x, &targets, factor, 64, &pass, &mut gradients);
-    for (block, saved) in blocks.iter().zip(saved).rev() {
-        dx = block.backward(saved, dx, &pass, &mut gradients);
-    }
-    (losses.iter().map(|&l| f64::from(l)).sum::<f64>() * f64::from(factor), gradients)
+    support::train_step(spec, source, (ids, &support::next_tokens(ids)), &documents, trained).gradients
 }
 
 #[test]
@@ -142,8 +83,8 @@ fn adapter_gradients_are_those_of_the_weights_and_nothing_else_is_computed() {
         let spec = case.spec();
         let adapted = adapted(&spec, &case.weights);
         let names = LORA.weights(&spec).into_iter().map(|w| w.name).collect();
-        let (_, mut found) = step(&spec, &adapted, &case.ids, Trained::Only(names));
-        let (_, mut whole) = step(&spec, &merged(&spec, &adapted, &case.weights), &case.ids, Trained::All);
+        let mut found = gradients(&spec, &adapted, &case.ids, Trained::Only(names));
+        let mut whole = gradients(&spec, &merged(&spec, &adapted, &case.weights), &case.ids, Trained::All);
         let (found, whole) = (found.take_all(), whole.take_all());
         assert!(found.keys().all(|name| name.ends_with(LORA_A) || name.ends_with(LORA_B)), "{}", case.name);
         let mut checked = 0;

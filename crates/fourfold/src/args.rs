@@ -5,7 +5,7 @@ use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, Isa, KvDtype};
 
-use crate::commands::{bench, chat, compress, demo, eval, generate, inspect, plan, train};
+use crate::commands::{bench, chat, compress, demo, eval, generate, inspect, merge, plan, train};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -47,6 +47,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Train a model, from nothing or from a checkpoint, in a fraction of the usual memory.
     Train(Box<train::TrainArgs>),
+    /// Write a model with an adapter (LoRA) inside its weights.
+    Merge(Box<merge::MergeArgs>),
     /// Compress the small model that comes with fourfold and show what that cost (the default without a command).
     Demo(demo::DemoArgs),
 }

@@ -100,6 +100,41 @@ fn ctrl_c_at_any_moment_loses_nothing() {
     }
 }
 
+/// A merged model predicts as the model with its adapter on it, whether dense or packed; the model alone does not.
+#[test]
+fn a_merged_adapter_is_the_adapter() {
+    let place = folder();
+    let (base, packed) = (place.path().join("base"), place.path().join("packed"));
+    model(&base);
+    fourfold(args!["compress", &base, &packed, "--bits", "4", "--method", "rtn", "--json"]).json();
+    let text = common::text(place.path(), 600);
+    let loss = |model: &Path, more: &[&str]| {
+        let mut arguments = args!["eval", model, "--text", &text, "--context", "64", "--json"].to_vec();
+        arguments.extend(more.iter().map(|word| word.into()));
+        fourfold(arguments).json()["perplexity"].as_f64().unwrap().ln()
+    };
+    // What a merge may change, as a part of what the adapter changes.
+    for (name, base, how, part) in
+        [("dense", &base, "sum", 0.1), ("sum", &packed, "sum", 0.1), ("rounded", &packed, "requantize", 1.0)]
+    {
+        let output = format!("adapter-{name}");
+        fourfold(train_on(place.path(), base, &output, &["--lora-rank", "4", "--learning-rate", "0.02"])).json();
+        let (adapter, out) = (place.path().join(output).join("final"), place.path().join(name));
+        let report = fourfold(args!["merge", base, &adapter, &out, "--packed", how, "--json"]).json();
+        assert_eq!(report["merged"], 14);
+        assert_eq!(report["requantized"], if how == "requantize" { 14 } else { 0 });
+        let with_adapter = loss(base, &["--adapter", &adapter.display().to_string()]);
+        let (alone, merged) = (loss(base, &[]), loss(&out, &[]));
+        let (effect, change) = ((alone - with_adapter).abs(), (merged - with_adapter).abs());
+        assert!(
+            effect > 0.01 && change < part * effect,
+            "{name}: {merged}, with the adapter {with_adapter}, {alone} without"
+        );
+        let again = fourfold(args!["merge", base, &adapter, &out]);
+        assert!(again.error().contains(name), "{}", again.stderr);
+    }
+}
+
 #[test]
 fn plans_are_made_of_a_configuration_alone() {
     let place = folder();

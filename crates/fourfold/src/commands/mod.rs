@@ -8,6 +8,7 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod merge;
 pub mod plan;
 mod sampling;
 pub mod train;
@@ -29,6 +30,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => bench::run(&args, &context),
         Command::Plan(args) => plan::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
+        Command::Merge(args) => merge::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
     }
 }

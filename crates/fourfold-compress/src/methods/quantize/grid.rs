@@ -102,6 +102,33 @@ impl GridSpec {
         }
     }
 
+    /// The grid of a packed weight, scales found by search; `None` where it is none of these: GGUF's two-level scales, act-order.
+    pub fn of(form: &QuantizedForm) -> Option<Self> {
+        let granularity = match form.scales {
+            ScalesForm::PerTensor(_) if form.rows * form.cols > form.group_size => Granularity::Tensor,
+            _ if form.group_size >= form.cols => Granularity::Channel,
+            ScalesForm::PerTensor(_) | ScalesForm::PerGroup(_) | ScalesForm::Double(_) => {
+                Granularity::Group(form.group_size)
+            }
+        };
+        let scales = match form.scales {
+            ScalesForm::PerTensor(dtype) | ScalesForm::PerGroup(dtype) => match dtype {
+                DType::F16 => ScaleFormat::F16,
+                DType::Bf16 => ScaleFormat::Bf16,
+                _ => ScaleFormat::F32,
+            },
+            ScalesForm::Double(_) => ScaleFormat::Double,
+        };
+        let zero = match form.offsets {
+            OffsetsForm::Symmetric => ZeroKind::Symmetric,
+            OffsetsForm::ZeroPoint | OffsetsForm::ZeroPointPerTensor => ZeroKind::ZeroPoint,
+            OffsetsForm::Min(_) | OffsetsForm::Double(_) => ZeroKind::Min,
+        };
+        let levels = if form.codebook { Levels::Learned } else { Levels::Uniform };
+        let grid = Self { bits: form.bits, granularity, scales, zero, levels, rule: ScaleRule::Search };
+        (grid.validate().is_ok() && grid.form(form.rows, form.cols) == *form).then_some(grid)
+    }
+
     /// Whether the parts go together.
     ///
     /// # Errors

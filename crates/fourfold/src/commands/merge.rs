@@ -1,0 +1,125 @@
+//! `fourfold merge`: writes a model with an adapter inside its weights.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use fourfold_compress::merge::{Merged, Packed};
+use fourfold_compress::{CompressJob, Goal, compress};
+use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
+use fourfold_tensor::WeightSource;
+use serde::Serialize;
+
+use super::calibration::CalibrationArgs;
+use crate::context::Context;
+use crate::model::{self, OpenModel};
+use crate::output::Report;
+use crate::progress::Stages;
+use crate::{human, memory};
+
+#[derive(Args)]
+pub struct MergeArgs {
+    /// The model beside which the adapter was trained: a directory, a .gguf file, or a name on the hub.
+    #[arg(value_name = "BASE")]
+    base: String,
+    /// The adapter: a directory in PEFT's format (LoRA).
+    #[arg(value_name = "ADAPTER")]
+    adapter: PathBuf,
+    /// The directory to write; it takes its name when it is whole.
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    /// What becomes of packed weights. `sum` keeps their codes and stores the adapter's factors beside them: exact, some percent larger,
+    /// read by this program alone. `requantize` rounds them again on their own grid (with --calibration by GPTQ), which loses part of
+    /// what was learned. Dense weights take the adapter in either way.
+    #[arg(long, value_name = "HOW", default_value = "sum")]
+    packed: PackedArg,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    /// Most bytes of a weight file.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = human::parse_bytes)]
+    max_shard_size: u64,
+    /// Replace OUT if it exists.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PackedArg {
+    Sum,
+    Requantize,
+}
+
+#[derive(Serialize)]
+struct MergeReport {
+    out: PathBuf,
+    /// Tensors that took an adapter in.
+    merged: usize,
+    /// Of these, packed ones that were rounded again.
+    requantized: usize,
+    base_bytes: u64,
+    output_bytes: u64,
+    seconds: f64,
+    peak_memory: Option<u64>,
+}
+
+pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
+    let start = Instant::now();
+    let base_bytes = model::open(&args.base, context)?.checkpoint.weight_bytes;
+    let open = model::open_adapted(&args.base, Some(&args.adapter), context)?;
+    let calibration = args.calibration.sequences(&open)?;
+    let files = ModelFiles::of(&open.checkpoint);
+    let OpenModel { checkpoint, spec } = open;
+    let packed = match args.packed {
+        PackedArg::Sum => Packed::Sum,
+        PackedArg::Requantize => Packed::Requantize,
+    };
+    let adapted: Arc<dyn WeightSource> = Arc::from(checkpoint.weights);
+    let merged = Merged::new(adapted, packed);
+    let plan = merged.plan(&spec, !calibration.is_empty())?;
+    let requantized = plan.tensors.iter().filter(|entry| entry.method != "keep").count();
+    let mut job = CompressJob::new(&spec, &merged, base_bytes, Goal::Plan(plan));
+    if requantized > 0 {
+        job.backend = Some(context.backend.clone());
+        job.calibration = &calibration;
+    }
+    let adapter = std::fs::canonicalize(&args.adapter).unwrap_or_else(|_| args.adapter.clone());
+    let options = WriteOptions {
+        max_shard_bytes: args.max_shard_size,
+        overwrite: args.overwrite,
+        identity: format!("{} + {} {packed:?} {}", checkpoint.path.display(), adapter.display(), calibration.len()),
+        interchange: false,
+    };
+    let sink = SafetensorsWriter::create(&args.out, files, options)?;
+    let mut stages = Stages::new(context.progress);
+    let done = compress(&job, Box::new(sink), &mut stages)?;
+    stages.finish();
+    context.print(&MergeReport {
+        out: args.out.clone(),
+        merged: done.plan.tensors.iter().filter(|entry| merged.has_adapter(&entry.name)).count(),
+        requantized,
+        base_bytes,
+        output_bytes: fourfold_formats::open(&args.out)?.weight_bytes,
+        seconds: start.elapsed().as_secs_f64(),
+        peak_memory: memory::peak_resident(),
+    })
+}
+
+impl Report for MergeReport {
+    fn text(&self) -> String {
+        let rounded = match self.requantized {
+            0 => String::new(),
+            n => format!(" ({n} of them rounded again)"),
+        };
+        format!(
+            "{}: {} weights took the adapter in{rounded}, {} -> {}\n{}{}\n",
+            self.out.display(),
+            self.merged,
+            human::bytes(self.base_bytes),
+            human::bytes(self.output_bytes),
+            human::duration(Duration::from_secs_f64(self.seconds)),
+            self.peak_memory.map(|m| format!(", peak memory {}", human::bytes(m))).unwrap_or_default()
+        )
+    }
+}
