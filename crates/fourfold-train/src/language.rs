@@ -9,6 +9,7 @@ use fourfold_kernels::{Backend, Bf16Tensor};
 use fourfold_models::layers::{BlockSaved, Gradients, TrainPass};
 use fourfold_models::{Block, Embedding, Head, ModelSpec, WeightSpec};
 
+use crate::balance::Balance;
 use crate::batch::Batch;
 use crate::network::{Apply, BatchError, Examples, Network, Run, Score};
 use crate::store::ParameterStore;
@@ -17,6 +18,7 @@ use crate::trainer::TrainError;
 /// A decoder with its vocabulary's cross-entropy.
 pub struct LanguageModel {
     spec: ModelSpec,
+    balance: Balance,
 }
 
 /// What the forward kept of a block.
@@ -28,9 +30,15 @@ enum Kept {
 }
 
 impl LanguageModel {
-    /// The model that `spec` describes.
+    /// The model that `spec` describes, the biases of its routers left as they are.
     pub fn new(spec: ModelSpec) -> Self {
-        Self { spec }
+        Self { spec, balance: Balance::default() }
+    }
+
+    /// With experts balanced by their routers' biases, where they have them.
+    #[must_use]
+    pub fn balanced(self, rate: f32) -> Self {
+        Self { balance: Balance::new(rate), ..self }
     }
 
     /// What it is made of.
@@ -155,7 +163,18 @@ impl Network for LanguageModel {
         embedding.backward(&batch.ids, &dx, &pass, &mut gradients);
         drop(embedding);
         apply(store, &mut gradients)?;
+        if run.counts {
+            self.balance.count(gradients.take_loads());
+        }
         Ok(loss)
+    }
+
+    fn step_done(&self, store: &mut ParameterStore, applied: bool) {
+        self.balance.step_done(store, applied);
+    }
+
+    fn expert_imbalance(&self) -> Option<f64> {
+        self.balance.imbalance()
     }
 }
 

@@ -5,6 +5,7 @@
 //! gradient release 2 + 2.03.
 
 mod accumulate;
+pub mod balance;
 pub mod batch;
 pub mod checkpoint;
 pub mod data;

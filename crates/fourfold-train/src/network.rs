@@ -177,4 +177,9 @@ pub trait Network {
     /// Called once after each step: what is counted and not trained (running statistics) is stored here where the step was
     /// `applied`, and forgotten where it was skipped.
     fn step_done(&self, _store: &mut ParameterStore, _applied: bool) {}
+
+    /// How far the busiest expert of the last step was above the mean, as a part of it: see [`crate::balance`].
+    fn expert_imbalance(&self) -> Option<f64> {
+        None
+    }
 }

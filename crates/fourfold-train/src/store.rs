@@ -250,7 +250,17 @@ impl ParameterStore {
         (sum(|e| e.parameter.byte_len()), sum(|e| e.state.byte_len()))
     }
 
-    /// Changes a tensor that is counted rather than trained (running statistics, which are f32 in every recipe).
+    /// The elements of a tensor that is held here in f32 (norms, biases and routers are in every recipe).
+    pub fn values(&self, name: &str) -> Option<Vec<f32>> {
+        match &self.entries[*self.index.get(name)?].parameter {
+            Parameter::F32(values) => Some(values.to_vec()),
+            Parameter::Bf16(_) | Parameter::Bf16Nearest(_) | Parameter::Bf16Residual { .. } | Parameter::Int8(_) => {
+                None
+            }
+        }
+    }
+
+    /// Changes a tensor that is counted rather than trained (running statistics, routers' biases), f32 in every recipe.
     ///
     /// # Panics
     /// When there is no such tensor.

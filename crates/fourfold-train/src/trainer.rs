@@ -72,6 +72,8 @@ pub struct StepReport {
     pub skipped: bool,
     /// Factor of the loss, where it is scaled.
     pub loss_scale: Option<f32>,
+    /// How far the busiest expert was above the mean, as a part of it; `None` without experts.
+    pub expert_imbalance: Option<f64>,
 }
 
 /// How a run learns.
@@ -193,12 +195,21 @@ impl<N: Network> Trainer<N> {
         let lr = self.hyper.lr * self.hyper.schedule.factor(self.steps_done);
         let units = batches.iter().map(Examples::units).sum();
         let loss_scale = self.scaler.as_ref().map(LossScaler::scale);
-        let mut report =
-            StepReport { step: number, loss: 0.0, units, lr, gradient_norm: 0.0, skipped: false, loss_scale };
+        let mut report = StepReport {
+            step: number,
+            loss: 0.0,
+            units,
+            lr,
+            gradient_norm: 0.0,
+            skipped: false,
+            loss_scale,
+            expert_imbalance: None,
+        };
         let learned = self.learn(batches, &mut report);
         self.network.step_done(&mut self.store, matches!(learned, Ok(true)));
         let applied = learned?;
         report.skipped = !applied;
+        report.expert_imbalance = self.network.expert_imbalance();
         if let Some(scaler) = &mut self.scaler {
             scaler.update(applied);
         }

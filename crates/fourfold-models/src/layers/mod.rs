@@ -38,7 +38,7 @@ pub use moe::{Moe, MoeSaved, MoeSpec};
 pub use norm::{Norm, NormSpec};
 pub(crate) use rope::yarn_mscale;
 pub use rope::{Rotary, RotaryScaling, RotarySpec};
-pub use router::{ExpertLoad, Router, RouterScores, RouterSpec, Selection};
+pub use router::{CORRECTION_BIAS, ExpertLoad, Router, RouterScores, RouterSpec, Selection};
 pub use stack::{LayerSpec, Running, Stack, StackPass, StackSaved, segments};
 pub use train::{Gradients, TrainPass, Trained};
 

@@ -6,6 +6,9 @@ use super::{Gradients, Linear, LinearSpec, Pass, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, Role, WeightSpec};
 
+/// What the name of the bias that only chooses ends with, after its router's name.
+pub const CORRECTION_BIAS: &str = ".e_score_correction_bias";
+
 /// How logits become scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouterScores {
@@ -69,7 +72,7 @@ impl RouterSpec {
 
     fn bias(&self, prefix: &str) -> Option<WeightSpec> {
         matches!(self.selection, Selection::BiasedGroupTopTwo { .. }).then(|| WeightSpec {
-            name: format!("{prefix}.e_score_correction_bias"),
+            name: format!("{prefix}{CORRECTION_BIAS}"),
             shape: vec![self.experts],
             role: Role::Router,
             block: None,
@@ -212,7 +215,7 @@ impl Router {
     }
 
     /// The gradient of `x` from those of the factors: `d_factors[e][i]` belongs to `loads[e].factors[i]`. The choice itself has
-    /// none, nor has the bias that only chooses.
+    /// none, nor has the bias that only chooses: for it the tokens of each expert are counted.
     pub fn backward(
         &self,
         x: &Tensor,
@@ -222,6 +225,9 @@ impl Router {
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) -> Tensor {
+        let name = self.linear.name();
+        let prefix = name.strip_suffix(".weight").unwrap_or(name);
+        gradients.count_loads(prefix, loads.iter().map(|load| load.rows.len()));
         // d_scores `[tokens, experts]`: zero for experts not chosen.
         let mut d_scores = Tensor::zeros(logits.rows(), logits.cols());
         for (expert, (load, d)) in loads.iter().zip(d_factors).enumerate() {

@@ -46,12 +46,13 @@ pub enum Trained {
 pub struct Gradients {
     trained: Trained,
     tensors: BTreeMap<String, Tensor>,
+    loads: BTreeMap<String, Vec<u64>>,
 }
 
 impl Gradients {
     /// No gradient yet.
     pub fn new(trained: Trained) -> Self {
-        Self { trained, tensors: BTreeMap::new() }
+        Self { trained, tensors: BTreeMap::new(), loads: BTreeMap::new() }
     }
 
     /// Whether the tensor is trained.
@@ -84,6 +85,17 @@ impl Gradients {
                 self.tensors.insert(name.to_owned(), first());
             }
         }
+    }
+
+    /// Counts the tokens that each expert of a router got: what balances them is no gradient.
+    pub(crate) fn count_loads(&mut self, router: &str, tokens: impl ExactSizeIterator<Item = usize>) {
+        let loads = self.loads.entry(router.to_owned()).or_insert_with(|| vec![0; tokens.len()]);
+        loads.iter_mut().zip(tokens).for_each(|(load, tokens)| *load += tokens as u64);
+    }
+
+    /// Takes out the tokens of each expert, by the name of the router (`model.layers.3.mlp.gate`).
+    pub fn take_loads(&mut self) -> BTreeMap<String, Vec<u64>> {
+        std::mem::take(&mut self.loads)
     }
 
     /// Takes one gradient out.

@@ -234,18 +234,19 @@ impl Events for Watcher<'_> {
             self.tokens as f64 / self.seconds.max(1e-9),
             human::bytes(peak)
         ));
-        self.record(
-            report.step,
-            serde_json::json!({
-                "train/loss": report.loss,
-                "train/learning_rate": report.lr,
-                "train/grad_norm": report.gradient_norm,
-                "train/skipped": u8::from(report.skipped),
-                "train/loss_scale": report.loss_scale.unwrap_or(1.0),
-                "train/tokens_per_second": report.units as f64 / seconds.max(1e-9),
-                "memory/peak_bytes": peak,
-            }),
-        );
+        let mut values = serde_json::json!({
+            "train/loss": report.loss,
+            "train/learning_rate": report.lr,
+            "train/grad_norm": report.gradient_norm,
+            "train/skipped": u8::from(report.skipped),
+            "train/loss_scale": report.loss_scale.unwrap_or(1.0),
+            "train/tokens_per_second": report.units as f64 / seconds.max(1e-9),
+            "memory/peak_bytes": peak,
+        });
+        if let Some(imbalance) = report.expert_imbalance {
+            values["train/expert_imbalance"] = imbalance.into();
+        }
+        self.record(report.step, values);
     }
 
     fn rolled_back(&mut self, step: u64) {

@@ -67,5 +67,5 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         is_text: settings.task == Task::Text,
         predicted: Some(predicted.total()),
     };
-    job.run(LanguageModel::new(spec), store, &mut *batches, &held_out)
+    job.run(LanguageModel::new(spec).balanced(settings.router_bias_update_rate), store, &mut *batches, &held_out)
 }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use fourfold_models::layers::LoraSpec;
 use fourfold_tensor::DType;
+use fourfold_train::balance::DEFAULT_RATE;
 use fourfold_train::optim::adamw::AdamW;
 use fourfold_train::optim::sgd::Sgd;
 use fourfold_train::optim::{Optimizer, OptimizerKind};
@@ -122,6 +123,10 @@ pub struct TrainArgs {
     /// [default: clipping of each tensor's update].
     #[arg(long, value_name = "NORM")]
     max_grad_norm: Option<f64>,
+    /// How much a step moves the bias by which a router chooses an expert, down where the expert had more tokens than the mean, up
+    /// where fewer (models that have such a bias) [default: 0.001 for a new model, 0 for an existing one].
+    #[arg(long, value_name = "RATE")]
+    router_bias_update_rate: Option<f32>,
     /// Steps between evaluations [default: a tenth of all].
     #[arg(long, value_name = "N")]
     eval_every: Option<u64>,
@@ -173,6 +178,7 @@ pub struct Settings {
     pub weight_decay: f32,
     pub beta2: f32,
     pub max_grad_norm: Option<f64>,
+    pub router_bias_update_rate: f32,
     pub eval_every: Option<u64>,
     pub save_every: Option<u64>,
     pub keep: usize,
@@ -270,6 +276,7 @@ impl Settings {
             weight_decay: pick!(weight_decay).unwrap_or(if new { 0.1 } else { 0.0 }),
             beta2: pick!(beta2).unwrap_or(if new { 0.95 } else { 0.999 }),
             max_grad_norm: pick!(max_grad_norm),
+            router_bias_update_rate: pick!(router_bias_update_rate).unwrap_or(if new { DEFAULT_RATE } else { 0.0 }),
             eval_every: pick!(eval_every),
             save_every: pick!(save_every),
             keep: pick!(keep).unwrap_or(2),
@@ -285,6 +292,11 @@ impl Settings {
             settings.learning_rate.is_finite() && settings.learning_rate > 0.0,
             "--learning-rate {}: a positive number",
             settings.learning_rate
+        );
+        ensure!(
+            settings.router_bias_update_rate.is_finite() && settings.router_bias_update_rate >= 0.0,
+            "--router-bias-update-rate {}: 0 or more",
+            settings.router_bias_update_rate
         );
         ensure!(settings.gradient_accumulation >= 1, "--gradient-accumulation of 1 at least");
         ensure!((0.0..1.0).contains(&settings.momentum), "--momentum {}: a rate below 1", settings.momentum);
