@@ -5,7 +5,7 @@ use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, Isa, KvDtype};
 
-use crate::commands::{bench, chat, compress, demo, eval, generate, inspect, merge, plan, train};
+use crate::commands::{bench, chat, compare, compress, demo, eval, generate, inspect, merge, plan, train};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -37,6 +37,8 @@ pub enum Command {
     Compress(Box<compress::CompressArgs>),
     /// Measure a model on a text, alone or against the original.
     Eval(Box<eval::EvalArgs>),
+    /// Put two models side by side: bytes, memory, speed, errors, samples; as one HTML page, Markdown or JSON.
+    Compare(compare::CompareArgs),
     /// Continue a prompt.
     Generate(generate::GenerateArgs),
     /// Talk with a model.

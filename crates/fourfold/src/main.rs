@@ -2,6 +2,7 @@
 
 mod args;
 mod assets;
+mod child;
 mod commands;
 mod context;
 mod hub;

@@ -180,7 +180,7 @@ fn report(args: &InspectArgs, context: &Context, model: &OpenModel) -> InspectRe
 const UNUSED: &str = "not read by this architecture";
 
 /// What a role is called in tables and plans.
-fn role_name(role: Role) -> &'static str {
+pub fn role_name(role: Role) -> &'static str {
     match role {
         Role::Embedding => "embedding",
         Role::LmHead => "lm_head",

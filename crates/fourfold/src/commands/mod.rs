@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod calibration;
 pub mod chat;
+pub mod compare;
 pub mod compress;
 pub mod demo;
 pub mod eval;
@@ -27,6 +28,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Eval(args) => eval::run(&args, &context),
         Command::Generate(args) => generate::run(&args, &context),
         Command::Chat(args) => chat::run(&args, &context),
+        Command::Compare(args) => compare::run(&args, &context),
         Command::Bench(args) => bench::run(&args, &context),
         Command::Plan(args) => plan::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),

@@ -122,9 +122,15 @@ impl Run {
         run
     }
 
+    /// A run that succeeded.
+    pub fn succeeded(&self) -> &Self {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        self
+    }
+
     /// The report of a run that succeeded.
     pub fn json(&self) -> Value {
-        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        self.succeeded();
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
