@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use fourfold_tensor::Mask;
 use half::bf16;
 
 use crate::spatial::Spatial;
@@ -99,6 +100,24 @@ pub trait Backward: Backend + Spatial {
         let mut dw = Tensor::zeros(dy.cols(), x.cols());
         self.linear_weight_gradient(x, dy, &mut dw);
         dw
+    }
+
+    /// As [`Backward::linear_weight_gradient`] for a pruned weight's rows `rows`, of what is kept alone: dy `[tokens, rows.len()]`,
+    /// dw `[1, kept]` in the mask's order. Some rows are computed at a time, so that the whole gradient is never in memory.
+    fn kept_weight_gradient(&self, x: &Tensor, dy: &Tensor, mask: &Mask, rows: Range<usize>, dw: &mut Tensor) {
+        /// Elements computed at a time: 2 MB.
+        const CHUNK: usize = 1 << 19;
+        assert_eq!((mask.cols(), mask.kept(), rows.len()), (x.cols(), dw.cols(), dy.cols()), "kept gradient: shapes");
+        let step = (CHUNK / mask.cols().max(1)).max(1);
+        for first in rows.clone().step_by(step) {
+            let part = first..(first + step).min(rows.end);
+            let dy = self.columns(dy, part.start - rows.start..part.end - rows.start);
+            let whole = self.new_linear_weight_gradient(x, &dy);
+            for (r, row) in part.clone().map(|r| (r, whole.row(r - part.start))) {
+                let kept = dw.host_mut()[mask.values(r)].iter_mut().zip(mask.columns(r));
+                kept.for_each(|(d, c)| *d += row[c]);
+            }
+        }
     }
 
     /// `db += Σ_tokens dy`: db `[1, out]`.

@@ -11,10 +11,11 @@
 //! stored the same way.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::{Buffer, FloatBuffer, packed_words_per_row};
+use crate::{Buffer, FloatBuffer, Mask, packed_words_per_row};
 
 /// The kept values of a [`Sparse`].
 #[derive(Clone, Debug, PartialEq)]
@@ -41,11 +42,7 @@ pub struct SparseCodes {
 /// A matrix of which only some elements are stored. See the module's text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sparse {
-    rows: usize,
-    cols: usize,
-    mask: Buffer<u64>,
-    /// Kept values before each row, and of all: `[rows + 1]`.
-    starts: Vec<usize>,
+    mask: Arc<Mask>,
     values: SparseValues,
 }
 
@@ -133,23 +130,15 @@ impl Sparse {
     /// # Errors
     /// The first part that does not fit.
     pub fn new(rows: usize, cols: usize, mask: Buffer<u64>, values: SparseValues) -> Result<Self, SparseError> {
-        let words = mask_words_per_row(cols);
-        let fits = rows.checked_mul(cols).and_then(|n| n.checked_mul(8)).is_some();
-        let expected = rows.checked_mul(words).filter(|_| fits).ok_or(SparseError::TooLarge { rows, cols })?;
-        if mask.len() != expected {
-            return Err(SparseError::MaskLength { found: mask.len(), expected, rows, cols });
-        }
-        let mut starts = Vec::with_capacity(rows + 1);
-        let mut kept = 0;
-        starts.push(0);
-        for row in 0..rows {
-            let line = &mask[row * words..(row + 1) * words];
-            if !cols.is_multiple_of(64) && line.last().is_some_and(|last| last >> (cols % 64) != 0) {
-                return Err(SparseError::MaskTail { row, cols });
-            }
-            kept += line.iter().map(|word| word.count_ones() as usize).sum::<usize>();
-            starts.push(kept);
-        }
+        Self::of(Arc::new(Mask::new(rows, cols, mask)?), values)
+    }
+
+    /// Joins a mask that others share to the values it keeps.
+    ///
+    /// # Errors
+    /// The first part that does not fit.
+    pub fn of(mask: Arc<Mask>, values: SparseValues) -> Result<Self, SparseError> {
+        let (rows, cols, kept) = (mask.rows(), mask.cols(), mask.kept());
         let count = |unit, found, expected| {
             if found == expected { Ok(()) } else { Err(SparseError::Values { kept, found, expected, unit }) }
         };
@@ -169,38 +158,37 @@ impl Sparse {
                 }
             }
         }
-        Ok(Self { rows, cols, mask, starts, values })
+        Ok(Self { mask, values })
     }
 
     /// Output features.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.mask.rows()
     }
 
     /// Input features.
     pub fn cols(&self) -> usize {
-        self.cols
+        self.mask.cols()
     }
 
     /// Elements kept.
     pub fn kept(&self) -> usize {
-        self.starts[self.rows]
+        self.mask.kept()
     }
 
-    /// The mask of all rows.
-    pub fn mask(&self) -> &Buffer<u64> {
+    /// The mask.
+    pub fn mask(&self) -> &Arc<Mask> {
         &self.mask
     }
 
     /// The mask of row `r`.
     pub fn row_mask(&self, r: usize) -> &[u64] {
-        let words = mask_words_per_row(self.cols);
-        &self.mask[r * words..(r + 1) * words]
+        self.mask.row(r)
     }
 
     /// Which of the kept values are row `r`'s.
     pub fn row_values(&self, r: usize) -> Range<usize> {
-        self.starts[r]..self.starts[r + 1]
+        self.mask.values(r)
     }
 
     /// The kept values.
@@ -211,19 +199,20 @@ impl Sparse {
     /// The codes of row `r`'s kept values, into `codes` of their number. Floats have none.
     pub fn row_codes(&self, r: usize, codes: &mut [u8]) {
         if let SparseValues::Codes(stored) = &self.values {
-            let first = self.starts[r];
+            let first = self.row_values(r).start;
             codes.iter_mut().enumerate().for_each(|(i, code)| *code = stored.code(first + i));
         }
     }
 
     /// Row `r` as f32, zeros included, into `out` of length `cols`. The definition of the form: kernels are checked against it.
     pub fn read_row(&self, r: usize, out: &mut [f32]) {
-        out[..self.cols].fill(0.0);
+        let cols = self.cols();
+        out[..cols].fill(0.0);
         let kept = kept_columns(self.row_mask(r)).zip(self.row_values(r));
         match &self.values {
             SparseValues::Float(values) => kept.for_each(|(c, i)| out[c] = values.get(i)),
             SparseValues::Codes(codes) => {
-                let groups = self.cols.div_ceil(codes.group_size);
+                let groups = cols.div_ceil(codes.group_size);
                 let zero = (1i32 << (codes.bits - 1)) as f32;
                 for (c, i) in kept {
                     let scale = codes.scales.get(r * groups + c / codes.group_size);

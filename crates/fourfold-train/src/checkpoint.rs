@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use bytemuck::allocation::pod_collect_to_vec;
 use bytemuck::{cast_slice, cast_slice_mut};
+use fourfold_tensor::{TensorInfo, mask_words_per_row};
 use half::bf16;
 use safetensors::tensor::View;
 use safetensors::{Dtype, SafeTensorError};
@@ -138,6 +139,8 @@ struct Part<'a> {
 enum Bytes<'a> {
     /// They lie in memory so.
     Stored(&'a [u8]),
+    /// A few, made for the file.
+    Made(Vec<u8>),
     /// bf16 made of codes when the file is written, one tensor at a time.
     Rounded(&'a Int8),
 }
@@ -163,12 +166,14 @@ impl View for Part<'_> {
     fn data(&self) -> Cow<'_, [u8]> {
         match &self.bytes {
             Bytes::Stored(bytes) => Cow::Borrowed(bytes),
+            Bytes::Made(bytes) => Cow::Borrowed(bytes),
             Bytes::Rounded(int8) => Cow::Owned(pod_collect_to_vec(&int8.to_bf16())),
         }
     }
     fn data_len(&self) -> usize {
         match &self.bytes {
             Bytes::Stored(bytes) => bytes.len(),
+            Bytes::Made(bytes) => bytes.len(),
             Bytes::Rounded(int8) => int8.len() * size_of::<bf16>(),
         }
     }
@@ -183,6 +188,23 @@ fn weights<'a>(entry: &'a Entry, shape: &[usize]) -> Part<'a> {
         }
         Parameter::Int8(int8) => Part { dtype: Dtype::BF16, shape: shape.to_vec(), bytes: Bytes::Rounded(int8) },
     }
+}
+
+/// Suffixes of what a pruned tensor is written as: the same parts that a compressed model has.
+const MASK: &str = "_mask";
+const VALUES: &str = "_values";
+const SHAPE: &str = "_shape";
+
+/// The weights of a tensor, by a suffix of its name.
+fn weight_parts<'a>(entry: &'a Entry, shape: &[usize]) -> Vec<(&'static str, Part<'a>)> {
+    let Some(mask) = &entry.mask else { return vec![("", weights(entry, shape))] };
+    let words = [mask.rows(), mask_words_per_row(mask.cols())];
+    let size: Vec<u8> = [mask.rows(), mask.cols()].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
+    vec![
+        (MASK, Part::new(Dtype::I64, &words, mask.words().as_bytes())),
+        (VALUES, weights(entry, &[mask.kept()])),
+        (SHAPE, Part { dtype: Dtype::I64, shape: vec![2], bytes: Bytes::Made(size) }),
+    ]
 }
 
 /// The rest of a tensor's state, by a suffix of its name.
@@ -273,7 +295,11 @@ pub fn save_weights(file: &Path, store: &ParameterStore) -> Result<(), Checkpoin
 
 /// What the weights' file holds, by name.
 fn model_parts(store: &ParameterStore) -> Vec<(String, Part<'_>)> {
-    store.entries().map(|(info, e)| (published(store, &info.name), weights(e, &info.shape))).collect()
+    let of = |(info, entry): (&'_ TensorInfo, _)| {
+        let name = published(store, &info.name);
+        weight_parts(entry, &info.shape).into_iter().map(move |(suffix, part)| (format!("{name}{suffix}"), part))
+    };
+    store.entries().flat_map(of).collect()
 }
 
 /// What the optimizer's file holds, by name.
@@ -379,9 +405,18 @@ pub fn restore(checkpoint: &Path, store: &mut ParameterStore) -> Result<State, C
     let names: Vec<String> = store.entries().map(|(info, _)| published(store, &info.name)).collect();
     let mut optimizer = Reader::open(&checkpoint.join(OPTIMIZER), &sums)?;
     for ((info, entry), name) in store.entries_mut().zip(&names) {
+        let mask = entry.mask.clone();
         let (weights, parts) = parts_mut(entry);
+        if let Some(mask) = &mask {
+            let mut words = vec![0; mask.byte_len()];
+            model.read(&format!("{name}{MASK}"), &mut words)?;
+            if words != mask.words().as_bytes() {
+                let (file, reason) = (checkpoint.join(MODEL), "other elements of it are pruned".to_owned());
+                return Err(CheckpointError::Tensor { file, tensor: name.clone(), reason });
+            }
+        }
         if let Some(weights) = weights {
-            model.read(name, weights)?;
+            model.read(&format!("{name}{}", if mask.is_some() { VALUES } else { "" }), weights)?;
         }
         for (suffix, bytes) in parts {
             optimizer.read(&format!("{}.{suffix}", info.name), bytes)?;

@@ -125,7 +125,7 @@ impl Network for LanguageModel {
         }
 
         let head = Head::load_sharing(&self.spec, store.weights(), &backend, &embedding)?;
-        let mut gradients = Gradients::new(store.trained());
+        let mut gradients = Gradients::new(store.trained()).masked(store.masks());
         let chunk = run.recipe.loss_chunk;
         let (losses, mut dx) = head.loss_backward(&x, &batch.targets, factor, chunk, &pass, &mut gradients);
         drop((x, head));

@@ -6,9 +6,12 @@ use std::f32::consts::TAU;
 use std::sync::Arc;
 
 use fourfold_kernels::Tensor;
-use fourfold_models::layers::{LORA_A, LORA_SCALING, LoraSpec, Trained};
+use fourfold_models::layers::{LORA_A, LORA_SCALING, LoraSpec, Masks, Trained};
 use fourfold_models::{Frozen, ModelSpec, Role, WeightSpec, Weights};
-use fourfold_tensor::{DType, Dense, FloatBuffer, SourceError, TensorInfo, Weight, WeightSource};
+use fourfold_tensor::{
+    DType, Dense, FloatBuffer, Form, Mask, SourceError, Sparse, SparseError, SparseForm, SparseValues,
+    SparseValuesForm, TensorInfo, Weight, WeightSource,
+};
 
 use crate::optim::adamw::Step;
 use crate::optim::parameter::Parameter;
@@ -19,8 +22,10 @@ use crate::recipe::{MomentPrecision, Recipe, Storage};
 /// A trained tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Its elements.
+    /// Its elements; of a pruned tensor those that are kept.
     pub parameter: Parameter,
+    /// Which are kept of a pruned tensor. It stays as it is.
+    pub mask: Option<Arc<Mask>>,
     /// Its optimizer state.
     pub state: OptimizerState,
     /// Whether weight decay applies: to matrices, not to norms and biases.
@@ -110,7 +115,8 @@ impl ParameterStore {
     fn read(&mut self, weight: &WeightSpec, source: &dyn WeightSource, recipe: &Recipe) -> Result<(), SourceError> {
         match source.load(&weight.name)? {
             Weight::Dense(values) => self.push(weight, recipe, |first, out| values.data().read_f32(first, out)),
-            packed @ (Weight::Quantized(_) | Weight::Sparse(_) | Weight::LowRank(_) | Weight::Sum(_)) => {
+            Weight::Sparse(pruned) => self.push_pruned(weight, &pruned, recipe),
+            packed @ (Weight::Quantized(_) | Weight::LowRank(_) | Weight::Sum(_)) => {
                 let values = packed.to_f32();
                 self.push(weight, recipe, |first, out| out.copy_from_slice(&values[first..first + out.len()]));
             }
@@ -219,10 +225,29 @@ impl ParameterStore {
     /// Adds a tensor whose elements `fill(first, out)` gives, some at a time.
     fn push(&mut self, weight: &WeightSpec, recipe: &Recipe, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let len = weight.elements() as usize;
-        let is_counted = matches!(weight.role, Role::RunningMean | Role::RunningVariance);
-        let (storage, precision) = (recipe.storage_of(weight), recipe.moments_of(weight));
         let cols = len / weight.shape.first().copied().unwrap_or(1).max(1);
-        let parameter = Parameter::new(storage, len, cols, fill);
+        let parameter = Parameter::new(recipe.storage_of(weight), len, cols, fill);
+        self.push_entry(weight, recipe, parameter, None);
+    }
+
+    /// Adds a pruned tensor, of which what is kept is held and nothing else. Codes of 8 bits would need scales for columns that come
+    /// and go from row to row: kept values are bf16 then.
+    fn push_pruned(&mut self, weight: &WeightSpec, pruned: &Sparse, recipe: &Recipe) {
+        let mask = pruned.mask();
+        let mut row = vec![0.0; mask.cols()];
+        let mut values = Vec::with_capacity(mask.kept());
+        for r in 0..mask.rows() {
+            pruned.read_row(r, &mut row);
+            values.extend(mask.columns(r).map(|c| row[c]));
+        }
+        let fill = |first: usize, out: &mut [f32]| out.copy_from_slice(&values[first..first + out.len()]);
+        let parameter = Parameter::new(recipe.storage_of(weight), values.len(), 1, fill);
+        self.push_entry(weight, recipe, parameter, Some(Arc::clone(mask)));
+    }
+
+    fn push_entry(&mut self, weight: &WeightSpec, recipe: &Recipe, parameter: Parameter, mask: Option<Arc<Mask>>) {
+        let is_counted = matches!(weight.role, Role::RunningMean | Role::RunningVariance);
+        let (precision, len) = (recipe.moments_of(weight), parameter.len());
         self.index.insert(weight.name.clone(), self.entries.len());
         self.infos.push(TensorInfo {
             name: weight.name.clone(),
@@ -231,7 +256,7 @@ impl ParameterStore {
             bytes: parameter.byte_len() as u64,
         });
         let state = OptimizerState::zeros(recipe.optimizer, if is_counted { 0 } else { len }, precision);
-        self.entries.push(Entry { parameter, state, decays: weight.shape.len() > 1 });
+        self.entries.push(Entry { parameter, mask, state, decays: weight.shape.len() > 1 });
     }
 
     /// Tensors with their names and shapes.
@@ -244,10 +269,35 @@ impl ParameterStore {
         self.infos.iter().zip(&mut self.entries)
     }
 
+    /// The masks of pruned tensors.
+    pub fn masks(&self) -> Masks {
+        let named = self.entries().filter_map(|(info, entry)| Some((info.name.clone(), entry.mask.clone()?)));
+        Arc::new(named.collect())
+    }
+
+    /// The forms in which pruned tensors are written.
+    pub fn pruned_forms(&self) -> Vec<(String, Form)> {
+        let form = |(info, entry): (&TensorInfo, &Entry)| {
+            let mask = entry.mask.as_ref()?;
+            let dtype = match &entry.parameter {
+                Parameter::F32(_) => DType::F32,
+                Parameter::Bf16(_)
+                | Parameter::Bf16Nearest(_)
+                | Parameter::Bf16Residual { .. }
+                | Parameter::Int8(_) => DType::Bf16,
+            };
+            let values = SparseValuesForm::Float(dtype);
+            let form = SparseForm { rows: mask.rows(), cols: mask.cols(), kept: mask.kept(), values };
+            Some((info.name.clone(), Form::Sparse(form)))
+        };
+        self.entries().filter_map(form).collect()
+    }
+
     /// Bytes of all weights, and of all optimizer states.
     pub fn byte_len(&self) -> (usize, usize) {
         let sum = |f: fn(&Entry) -> usize| self.entries.iter().map(f).sum();
-        (sum(|e| e.parameter.byte_len()), sum(|e| e.state.byte_len()))
+        let masks: usize = self.entries.iter().filter_map(|e| Some(e.mask.as_ref()?.byte_len())).sum();
+        (masks + sum(|e| e.parameter.byte_len()), sum(|e| e.state.byte_len()))
     }
 
     /// The elements of a tensor that is held here in f32 (norms, biases and routers are in every recipe).
@@ -336,7 +386,18 @@ impl WeightSource for ParameterStore {
                 return Ok(int8.share(rows, int8.len() / rows.max(1)).into());
             }
         };
-        Ok(Dense::new(self.infos[i].shape.clone(), data).into())
+        match &self.entries[i].mask {
+            None => Ok(Dense::new(self.infos[i].shape.clone(), data).into()),
+            Some(mask) => {
+                let pruned = Sparse::of(Arc::clone(mask), SparseValues::Float(data));
+                let wrong = |reason: SparseError| SourceError::Tensor {
+                    file: "the model in training".into(),
+                    tensor: name.to_owned(),
+                    reason: reason.into(),
+                };
+                Ok(pruned.map_err(wrong)?.into())
+            }
+        }
     }
 }
 

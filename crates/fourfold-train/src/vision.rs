@@ -1,10 +1,11 @@
 //! A convolutional classifier as a [`Network`].
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
-use fourfold_models::layers::{Gradients, Running, StackPass, Trained};
+use fourfold_models::layers::{Gradients, LayerSpec, Running, StackPass, Trained};
 use fourfold_models::{ConvNet, ConvNetSpec, Role, WeightSpec};
 
 use crate::network::{Apply, BatchError, Examples, Network, Run, Score};
@@ -59,9 +60,12 @@ pub fn normalized(spec: &ConvNetSpec, pixels: &[u8]) -> Tensor {
 }
 
 /// A new classifier, initialised as PyTorch's layers are: weights and biases uniform in ±1/√(inputs of an output) (LeCun et al. 1998),
-/// norms one and zero.
+/// norms one and zero. Where one product follows another at once, the two being factors of one, the first keeps its input's
+/// variance (±√3 as much), so that both together begin as the one would.
 pub fn initialize(spec: &ConvNetSpec, seed: u64, recipe: &Recipe) -> ParameterStore {
     let weights = spec.weights();
+    let mut factors = HashSet::new();
+    first_factors(&spec.layers, &mut factors);
     let mut spread = 0.0;
     ParameterStore::new(&weights, recipe, |tensor, weight| {
         let (len, stream) = (weight.elements() as usize, Stream::new(seed, 0, tensor as u64));
@@ -81,10 +85,25 @@ pub fn initialize(spec: &ConvNetSpec, seed: u64, recipe: &Recipe) -> ParameterSt
             | Role::Router
             | Role::Convolution => {
                 spread = 1.0 / (weight.shape[1..].iter().product::<usize>().max(1) as f32).sqrt();
-                (0..len).map(|i| spread * (2.0 * stream.unit(i) - 1.0)).collect()
+                let bound = if factors.contains(&weight.name) { 3f32.sqrt() * spread } else { spread };
+                (0..len).map(|i| bound * (2.0 * stream.unit(i) - 1.0)).collect()
             }
         }
     })
+}
+
+/// Names of the weights whose output is another product's input.
+fn first_factors(layers: &[LayerSpec], found: &mut HashSet<String>) {
+    let is_product = |layer: &LayerSpec| matches!(layer, LayerSpec::Conv2d(_) | LayerSpec::Linear(_));
+    for pair in layers.windows(2).filter(|pair| pair.iter().all(is_product)) {
+        found.extend(pair[0].weights().into_iter().next().map(|weight| weight.name));
+    }
+    for layer in layers {
+        if let LayerSpec::Residual { body, shortcut, .. } = layer {
+            first_factors(body, found);
+            first_factors(shortcut, found);
+        }
+    }
 }
 
 /// Summed losses of logits, and how many were right. The logits become gradients, as
@@ -151,7 +170,7 @@ impl Network for Classifier {
         if run.counts {
             self.pending.lock().unwrap_or_else(PoisonError::into_inner).append(&mut running);
         }
-        let mut gradients = Gradients::new(Trained::All);
+        let mut gradients = Gradients::new(Trained::All).masked(store.masks());
         let mut dy = Some(logits);
         for (i, (part, saved)) in parts.iter().zip(kept).enumerate().rev() {
             let Some(gradient) = dy.take() else { break };

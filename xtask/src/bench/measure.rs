@@ -11,6 +11,8 @@ use wait4::Wait4;
 pub struct Run {
     /// From start to exit.
     pub wall: Duration,
+    /// Of all threads, in the program and in the system for it.
+    pub cpu: Duration,
     /// Largest resident set, bytes.
     pub peak_rss: u64,
     /// What it printed on stdout.
@@ -44,6 +46,7 @@ pub fn run(command: &mut Command) -> Result<Run> {
     ensure!(usage.status.success(), "{shown}: {}\n{}", usage.status, tail(&stderr));
     Ok(Run {
         wall: begun.elapsed(),
+        cpu: usage.rusage.utime + usage.rusage.stime,
         peak_rss: usage.rusage.maxrss,
         stdout: String::from_utf8_lossy(&bytes).into_owned(),
         stderr,

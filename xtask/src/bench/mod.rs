@@ -1,5 +1,6 @@
 //! Benches side by side: this program and llama.cpp's tools on the same work, interleaved in one run.
 
+mod fashion;
 mod measure;
 mod quality;
 mod speed;
@@ -21,16 +22,24 @@ pub enum Bench {
     Quality(quality::Args),
     /// Training time and peak memory against PyTorch.
     Train(train::Args),
+    /// A classifier of images trained in f32, trained compressed, and in PyTorch: memory, time and accuracy.
+    Fashion(fashion::Args),
 }
 
 impl Bench {
     /// Builds this program and runs the comparison.
     pub fn run(self) -> Result<()> {
+        if let Self::Fashion(args) = &self
+            && let Some(ours) = &args.binary
+        {
+            return fashion::run(ours, args);
+        }
         let ours = build()?;
         match self {
             Self::Speed(args) => speed::run(&ours, &args),
             Self::Quality(args) => quality::run(&ours, &args),
             Self::Train(args) => train::run(&ours, &args),
+            Self::Fashion(args) => fashion::run(&ours, &args),
         }
     }
 }

@@ -124,7 +124,7 @@ pub fn part_bytes(weight: &Weight) -> Vec<Cow<'_, [u8]>> {
 }
 
 fn sparse_bytes(w: &Sparse) -> Vec<Cow<'_, [u8]>> {
-    let mut bytes: Vec<Cow<'_, [u8]>> = vec![w.mask().as_bytes().into()];
+    let mut bytes: Vec<Cow<'_, [u8]>> = vec![w.mask().words().as_bytes().into()];
     match w.values() {
         SparseValues::Float(values) => bytes.push(values.as_bytes().into()),
         SparseValues::Codes(codes) => {

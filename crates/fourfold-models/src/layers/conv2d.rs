@@ -145,7 +145,7 @@ impl Conv2d {
         {
             backend.bias_gradient(dy, db);
         }
-        let mut dw = gradients.of(&self.name, self.weight.rows(), self.weight.cols());
+        let shape = [self.weight.rows(), self.weight.cols()];
         let mut dx = wants_input.then(|| Tensor::zeros(x.rows(), x.cols()));
         for lines in self.tiles(x) {
             let rows = lines.start * width..lines.end * width;
@@ -154,15 +154,9 @@ impl Conv2d {
                 let (inputs, outputs) = self.group(group);
                 let part = (self.spec.groups > 1).then(|| backend.columns(&dy, outputs.clone()));
                 let dy = part.as_ref().unwrap_or(&dy);
-                if let Some(dw) = &mut dw {
+                if gradients.wants(&self.name) {
                     let patches = backend.patches(x, window, inputs.clone(), lines.clone());
-                    if self.spec.groups == 1 {
-                        backend.linear_weight_gradient(&patches, dy, dw);
-                    } else {
-                        let mut of_group = backend.rows(dw, outputs.clone());
-                        backend.linear_weight_gradient(&patches, dy, &mut of_group);
-                        backend.set_rows(dw, outputs.start, &of_group);
-                    }
+                    gradients.add_product(&self.name, shape, outputs.clone(), [&patches, dy], backend);
                 }
                 if let Some(dx) = &mut dx {
                     let patches = backend.linear_transposed(dy, &self.weight, outputs);

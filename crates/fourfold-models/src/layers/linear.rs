@@ -162,11 +162,8 @@ impl Linear {
         if let Some(lora) = &self.lora {
             lora.weight_backward(x, dy, pass, gradients);
         }
-        gradients.add(
-            &self.name,
-            || pass.backend.new_linear_weight_gradient(x, dy),
-            |dw| pass.backend.linear_weight_gradient(x, dy, dw),
-        );
+        let shape = [self.weight.rows(), self.weight.cols()];
+        gradients.add_product(&self.name, shape, 0..shape[0], [x, dy], pass.backend);
         if let (Some(bias), Some(stem)) = (&self.bias, self.name.strip_suffix(".weight"))
             && let Some(db) = gradients.of(&format!("{stem}.bias"), 1, bias.cols())
         {

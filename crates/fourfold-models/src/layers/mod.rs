@@ -40,7 +40,7 @@ pub(crate) use rope::yarn_mscale;
 pub use rope::{Rotary, RotaryScaling, RotarySpec};
 pub use router::{CORRECTION_BIAS, ExpertLoad, Router, RouterScores, RouterSpec, Selection};
 pub use stack::{LayerSpec, Running, Stack, StackPass, StackSaved, segments};
-pub use train::{Gradients, TrainPass, Trained};
+pub use train::{Gradients, Masks, TrainPass, Trained};
 
 /// What a forward pass carries through the layers.
 pub struct Pass<'a> {

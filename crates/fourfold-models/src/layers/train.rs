@@ -4,11 +4,13 @@
 //! written by hand. A [`super::Block`] keeps its input alone between the two when it is run forward anew
 //! (full recompute: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
+use fourfold_tensor::Mask;
 
 use super::Pass;
 use crate::NoObserver;
@@ -41,10 +43,15 @@ pub enum Trained {
     Only(HashSet<String>),
 }
 
-/// Gradients by tensor name, each as the tensor's matrix view, summed over all uses of the tensor.
+/// Masks of pruned tensors, by name.
+pub type Masks = Arc<HashMap<String, Arc<Mask>>>;
+
+/// Gradients by tensor name, each as the tensor's matrix view, summed over all uses of the tensor. Of a pruned tensor what its mask keeps
+/// alone has a gradient, `[1, kept]`.
 #[derive(Debug, Default)]
 pub struct Gradients {
     trained: Trained,
+    masks: Masks,
     tensors: BTreeMap<String, Tensor>,
     loads: BTreeMap<String, Vec<u64>>,
 }
@@ -52,7 +59,13 @@ pub struct Gradients {
 impl Gradients {
     /// No gradient yet.
     pub fn new(trained: Trained) -> Self {
-        Self { trained, tensors: BTreeMap::new(), loads: BTreeMap::new() }
+        Self { trained, ..Self::default() }
+    }
+
+    /// The same, of tensors that are pruned.
+    #[must_use]
+    pub fn masked(self, masks: Masks) -> Self {
+        Self { masks, ..self }
     }
 
     /// Whether the tensor is trained.
@@ -96,6 +109,32 @@ impl Gradients {
     /// Takes out the tokens of each expert, by the name of the router (`model.layers.3.mlp.gate`).
     pub fn take_loads(&mut self) -> BTreeMap<String, Vec<u64>> {
         std::mem::take(&mut self.loads)
+    }
+
+    /// Adds `dyᵀ · x` to the gradient of a product's weight, `[rows, cols]`, of whose rows `part` made `dy`.
+    pub fn add_product(
+        &mut self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        part: Range<usize>,
+        [x, dy]: [&Tensor; 2],
+        backend: &dyn Backward,
+    ) {
+        if let Some(mask) = self.masks.get(name).map(Arc::clone) {
+            if let Some(dw) = self.of(name, 1, mask.kept()) {
+                backend.kept_weight_gradient(x, dy, &mask, part, dw);
+            }
+        } else if part.len() == rows {
+            self.add(
+                name,
+                || backend.new_linear_weight_gradient(x, dy),
+                |dw| backend.linear_weight_gradient(x, dy, dw),
+            );
+        } else if let Some(dw) = self.of(name, rows, cols) {
+            let mut of_part = backend.rows(dw, part.clone());
+            backend.linear_weight_gradient(x, dy, &mut of_part);
+            backend.set_rows(dw, part.start, &of_part);
+        }
     }
 
     /// Takes one gradient out.

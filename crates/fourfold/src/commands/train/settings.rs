@@ -52,6 +52,10 @@ pub struct TrainArgs {
     /// Move images by up to so many pixels [default: 0].
     #[arg(long, value_name = "PIXELS")]
     shift: Option<usize>,
+    /// Train the layers of a new convolutional network as chains of smaller ones from the beginning: tucker:AMOUNT or cp:AMOUNT, and
+    /// svd:AMOUNT, as `compress --method` has them.
+    #[arg(long, value_name = "RECIPE", requires = "model_config")]
+    factorize: Option<String>,
     /// Train low-rank adapters of this rank (LoRA) and leave the model as it is; a compressed one stays compressed (QLoRA).
     /// What is written is in PEFT's format.
     #[arg(long, value_name = "RANK")]
@@ -183,6 +187,7 @@ pub struct Settings {
     pub save_every: Option<u64>,
     pub keep: usize,
     pub seed: u64,
+    pub factorize: Option<String>,
     pub flip: bool,
     pub shift: usize,
     pub resume: bool,
@@ -281,6 +286,7 @@ impl Settings {
             save_every: pick!(save_every),
             keep: pick!(keep).unwrap_or(2),
             seed: pick!(seed).unwrap_or(0),
+            factorize: pick!(factorize),
             flip: flags.flip || file.flip,
             shift: pick!(shift).unwrap_or(0),
             resume: flags.resume || file.resume,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use fourfold_formats::quantization::quantization_config;
 use fourfold_formats::{ADAPTER_CONFIG, TokenizerSource};
 use fourfold_infer::ChatTemplate;
 use fourfold_models::layers::{LORA_A, LoraSpec};
@@ -36,7 +37,7 @@ pub(super) fn start(
             if let Some(lora) = &settings.lora {
                 return adapters(lora, name, open, settings);
             }
-            let description = Description {
+            let mut description = Description {
                 config: dense_config(&config),
                 generation_config: open.checkpoint.generation_config.clone(),
                 tokenizer: TokenizerText::of(&open, name)?,
@@ -48,6 +49,7 @@ pub(super) fn start(
             // A language model that becomes a classifier gets a new head.
             let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || spec.classes.is_none();
             let store = ParameterStore::load_or_initialize(&spec, &weights, &known, initialization, &settings.recipe)?;
+            description.config = with_pruned(description.config, &store);
             Ok((spec, description, store))
         }
         (None, Some(file)) => {
@@ -125,6 +127,14 @@ pub(super) fn dense_config(config: &Value) -> Value {
     let mut config = config.clone();
     if let Some(object) = config.as_object_mut() {
         object.remove("quantization_config");
+    }
+    config
+}
+
+/// `config` with the forms of the tensors that stay pruned.
+pub(super) fn with_pruned(mut config: Value, store: &ParameterStore) -> Value {
+    if let Some(forms) = quantization_config(&store.pruned_forms()) {
+        config["quantization_config"] = forms;
     }
     config
 }

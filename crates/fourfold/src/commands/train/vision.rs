@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
+use fourfold_compress::convnet::{Recipe, factorized};
 use fourfold_models::ConvNetSpec;
 use fourfold_train::images::{Augmentation, ImageBatches, Images, Subset, in_order};
 use fourfold_train::store::ParameterStore;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use super::finite::FiniteWeights;
 use super::job::Job;
 use super::settings::Settings;
-use super::start::{Description, TokenizerText, dense_config};
+use super::start::{Description, TokenizerText, dense_config, with_pruned};
 use crate::context::Context;
 use crate::images::{self, Split};
 use crate::model;
@@ -37,7 +38,14 @@ pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
     if !ConvNetSpec::is_described_by(&config) {
         return Ok(None);
     }
-    let spec = ConvNetSpec::from_config(&config).with_context(|| file.display().to_string())?;
+    let mut spec = ConvNetSpec::from_config(&config).with_context(|| file.display().to_string())?;
+    let mut config = dense_config(&config);
+    if let Some(words) = &settings.factorize {
+        ensure!(settings.model.is_none(), "--factorize is for a new model; `compress` decomposes one that exists");
+        let recipe: Recipe = words.parse().map_err(Error::msg)?;
+        spec = factorized(&spec, &recipe);
+        config = spec.describe(&config);
+    }
     let store = match &settings.model {
         Some(name) => {
             let weights = FiniteWeights::of(fourfold_formats::open(&model::locate(name, context)?)?);
@@ -45,7 +53,7 @@ pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
         }
         None => initialize(&spec, settings.seed, &settings.recipe),
     };
-    Ok(Some(Start { spec, config: dense_config(&config), store }))
+    Ok(Some(Start { spec, config: with_pruned(config, &store), store }))
 }
 
 pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
