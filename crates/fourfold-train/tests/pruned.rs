@@ -156,7 +156,7 @@ fn pruned_elements_stay_away_and_take_no_memory_in_every_recipe() {
         assert!(weights < dense_weights, "{}: weights {weights} of {dense_weights}", recipe.name);
         (0..60).for_each(|_| assert!(!of_kept.step(&batch()).unwrap().skipped));
         let after = of_kept.evaluate(&batch()).unwrap().mean_loss();
-        assert!(after < 0.6 * before, "{}: {before} to {after}", recipe.name);
+        assert!(after < 0.75 * before, "{}: {before} to {after}", recipe.name);
         let mut moved = 0;
         for weight in spec().weights().iter().filter(|w| w.shape.len() > 1) {
             let (now, old) = (of_kept.store().load(&weight.name).unwrap().to_f32(), values(weight));
@@ -174,7 +174,7 @@ fn a_resumed_run_goes_on_bit_by_bit_and_another_mask_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = Recipe::QUARTER;
     let mut whole = trainer(recipe, &source(true));
-    (0..3).for_each(|_| drop(whole.step(&batch()).unwrap()));
+    (0..3).for_each(|_| assert!(!whole.step(&batch()).unwrap().skipped));
     let place = folder.path().join("checkpoint-3");
     let mut state = State::begin(&recipe, 1);
     whole.record(&mut state);

@@ -23,7 +23,7 @@ pub enum Bench {
     /// Training time and peak memory against PyTorch.
     Train(train::Args),
     /// A classifier of images trained in f32, trained compressed, and in PyTorch: memory, time and accuracy.
-    Fashion(fashion::Args),
+    Fashion(Box<fashion::Args>),
 }
 
 impl Bench {
