@@ -81,6 +81,11 @@ impl Hidden {
         block.forward(self.sequences[i].tensor(), &mut cache, observer)
     }
 
+    /// The states of sequence `i`.
+    pub fn states(&self, i: usize) -> Tensor {
+        self.sequences[i].tensor()
+    }
+
     /// Replaces the states of sequence `i`.
     pub fn set(&mut self, i: usize, states: Tensor) {
         self.sequences[i] = Stored::new(states, self.narrow);

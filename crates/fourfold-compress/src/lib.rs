@@ -1,13 +1,14 @@
 //! Makes stored weights smaller.
 //!
 //! [`methods`] compress one weight each, with what [`calibrate`] learned of its input ([`hessian`]); a [`plan`] says which method goes where,
-//! made by the [`planner`] for a size or written by hand; the [`pipeline`] takes a model from a source to a sink by it, one block
+//! made by the [`planner`] for a size and held against a uniform one by the [`gate`], or written by hand; the [`pipeline`] takes a model from a source to a sink by it, one block
 //! in memory at a time. [`compress`] is the way in.
 
 pub mod calibrate;
 pub mod convnet;
 mod error;
 pub mod factor;
+pub mod gate;
 pub mod hessian;
 pub mod merge;
 pub mod methods;
@@ -16,6 +17,7 @@ pub mod plan;
 pub mod planner;
 mod progress;
 pub mod recipe;
+pub mod report;
 pub mod sensitivity;
 mod vector;
 

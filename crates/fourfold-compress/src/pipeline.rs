@@ -15,12 +15,14 @@ use serde_json::Value;
 
 use crate::CompressError;
 use crate::calibrate::{Collector, Hidden, Overlay};
+use crate::gate::{Gate, HeldOut, Trial};
 use crate::hessian::Hessian;
 use crate::methods::Needs;
-use crate::methods::quantize::grid::GridSpec;
+use crate::methods::quantize::gptq::Gptq;
 use crate::plan::{Entry, HeaderBytes, Plan, Scope, shown};
-use crate::planner::{PlanJob, candidates, stats};
+use crate::planner::{Candidate, PlanJob, candidates, stats};
 use crate::progress::Progress;
+use crate::report::{self, PlanReport};
 use crate::sensitivity::Sensitivity;
 
 /// Tokens that a layer's pooled Hessian counts for in each of its experts'.
@@ -55,10 +57,13 @@ pub struct CompressJob<'a> {
     pub backend: Option<Arc<dyn Backend>>,
     /// Calibration sequences, token ids; empty for round to nearest.
     pub calibration: &'a [Vec<u32>],
+    /// Sequences of the same text that are calibrated on nothing: a plan made here must beat the best uniform choice on them (see
+    /// [`crate::gate`]). Without any it is used as it is.
+    pub held_out: &'a [Vec<u32>],
     /// What the output should be.
     pub goal: Goal,
-    /// Grids to choose from for [`Goal::Ratio`] and [`Goal::Bytes`]; see [`candidates`].
-    pub candidates: Vec<GridSpec>,
+    /// What to choose from for [`Goal::Ratio`] and [`Goal::Bytes`]; see [`candidates`].
+    pub candidates: Vec<Candidate>,
     /// Which tensors are compressed; a finished plan says so itself.
     pub scope: Scope,
     /// Bytes of the output's file headers, for [`Goal::Ratio`] and [`Goal::Bytes`]; [`CompressJob::new`] counts none.
@@ -81,6 +86,8 @@ pub struct Report {
     pub coverage: BTreeMap<String, u64>,
     /// Tensors of the source that the architecture does not read, and that were therefore left out.
     pub dropped: Vec<String>,
+    /// How the plan did against a uniform one, where that was asked.
+    pub gate: Option<Gate>,
 }
 
 impl<'a> CompressJob<'a> {
@@ -92,6 +99,7 @@ impl<'a> CompressJob<'a> {
             source_bytes,
             backend: None,
             calibration: &[],
+            held_out: &[],
             goal,
             candidates: candidates(false),
             scope: Scope::default(),
@@ -105,10 +113,15 @@ impl<'a> CompressJob<'a> {
     /// # Errors
     /// As [`compress`].
     pub fn plan(&self, progress: &mut dyn Progress) -> Result<Plan, CompressError> {
+        Ok(self.decide(progress)?.plan)
+    }
+
+    /// The plan and what it is founded on.
+    fn decide(&self, progress: &mut dyn Progress) -> Result<Decision, CompressError> {
         let budget = match &self.goal {
-            Goal::Plan(plan) => return self.resolved(plan.clone()),
+            Goal::Plan(plan) => return self.decided(plan.clone()),
             Goal::Uniform { method, settings } => {
-                return self.resolved(Plan::uniform(self.spec, method, settings, &self.scope));
+                return self.decided(Plan::uniform(self.spec, method, settings, &self.scope));
             }
             Goal::Ratio(ratio) if *ratio >= 1.0 && ratio.is_finite() => (self.source_bytes as f64 / ratio) as u64,
             Goal::Ratio(ratio) => return Err(CompressError::Plan(format!("ratio {ratio}: must be at least 1"))),
@@ -131,15 +144,66 @@ impl<'a> CompressJob<'a> {
             sensitivity: &sensitivity,
             header: self.header,
         };
-        self.resolved(job.plan(progress)?)
+        let mut planned = job.plan(progress)?;
+        let (gate, trial) = match (&self.backend, planned.uniform.take(), &planned.head) {
+            (Some(backend), Some(uniform), Some(head)) if !self.held_out.is_empty() => {
+                let of_uniform = self.trial("uniform", &uniform, head, backend, false, progress)?;
+                let of_mix = self.trial("planned", &planned.plan, head, backend, true, progress)?;
+                let passed = of_mix.divergence < of_uniform.divergence;
+                let gate = Gate {
+                    tokens: of_mix.tokens,
+                    planned: shown(of_mix.divergence),
+                    uniform: shown(of_uniform.divergence),
+                    uniform_bytes: uniform.bytes(),
+                    uniform_formats: formats(&uniform),
+                    passed,
+                };
+                if !passed {
+                    planned.plan = uniform;
+                }
+                (Some(gate), if passed { of_mix } else { of_uniform })
+            }
+            (_, _, _) => (None, Trial::default()),
+        };
+        let forms = planned.plan.resolve(self.spec, self.source)?;
+        let mut report = PlanReport::new(self.spec, self.source_bytes, &planned.plan, &forms, &planned.priced);
+        for tensor in report.tensors.iter_mut().filter(|t| t.error.is_some()) {
+            tensor.measured_error = trial.errors.get(&tensor.name).copied();
+        }
+        report.budget = Some(budget);
+        report.gate = gate;
+        report.probes = planned.probes;
+        Ok(Decision { plan: planned.plan, report, trial })
     }
 
-    fn resolved(&self, mut plan: Plan) -> Result<Plan, CompressError> {
-        plan.resolve(self.spec, self.source)?;
-        Ok(plan)
+    fn decided(&self, mut plan: Plan) -> Result<Decision, CompressError> {
+        let forms = plan.resolve(self.spec, self.source)?;
+        let report = PlanReport::new(self.spec, self.source_bytes, &plan, &forms, &[]);
+        Ok(Decision { plan, report, trial: Trial::default() })
     }
 }
 
+/// A plan, why it is so, and what was already made by it.
+struct Decision {
+    plan: Plan,
+    report: PlanReport,
+    trial: Trial,
+}
+
+/// The formats of a uniform plan in words, the most used first.
+fn formats(plan: &Plan) -> Vec<String> {
+    let mut found: Vec<(String, u64)> = Vec::new();
+    for entry in plan.tensors.iter().filter(|e| e.method != "keep") {
+        let grid = serde_json::from_value::<Gptq>(entry.settings.clone()).map(|g| g.grid.describe());
+        let name = grid.unwrap_or_else(|_| entry.method.clone());
+        match found.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, bytes)) => *bytes += entry.bytes,
+            None => found.push((name, entry.bytes)),
+        }
+    }
+    found.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    found.into_iter().map(|(name, _)| name).collect()
+}
 /// Damping of the Hessian for a role. A tied embedding is also read as a table, where every direction of a row counts the same;
 /// more damping stands for that.
 pub(crate) fn damping(role: Role) -> f64 {
@@ -169,13 +233,19 @@ pub fn compress(
     mut sink: Box<dyn WeightSink + '_>,
     progress: &mut dyn Progress,
 ) -> Result<Report, CompressError> {
-    let mut plan = job.plan(progress)?;
+    let Decision { mut plan, report, trial } = job.decide(progress)?;
     let forms = plan.resolve(job.spec, job.source)?;
     sink.begin(&forms)?;
-    let places = plan.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-    let mut run = Run { job, sink: &mut *sink, plan: &mut plan, places, coverage: BTreeMap::new() };
+    sink.attach(report::FILE_NAME, &(report.to_json() + "\n"))?;
+    let mut run = Run::new(job, &mut *sink, &mut plan, "compress");
+    run.coverage = trial.coverage;
+    run.prepared = trial.prepared;
+    run.errors = trial.errors;
     match &job.backend {
-        Some(backend) if !job.calibration.is_empty() && run.wants_text()? => run.by_block(backend, progress)?,
+        Some(backend) if !job.calibration.is_empty() && run.wants_text()? => {
+            let hidden = run.blocks(backend, progress)?;
+            run.tables(hidden, backend, progress)?;
+        }
         Some(_) | None => run.by_tensor(progress)?,
     }
     let coverage = run.coverage;
@@ -188,19 +258,40 @@ pub fn compress(
         dropped: dropped.cloned().collect(),
         coverage,
         plan,
+        gate: report.gate,
     })
 }
 
-struct Run<'a> {
+/// A plan being followed.
+pub(crate) struct Run<'a> {
     job: &'a CompressJob<'a>,
     sink: &'a mut dyn WeightSink,
     plan: &'a mut Plan,
+    /// What progress calls it.
+    stage: &'static str,
     /// Index of each tensor's entry.
     places: HashMap<String, usize>,
-    coverage: BTreeMap<String, u64>,
+    /// Calibration tokens that reached each expert's weights.
+    pub coverage: BTreeMap<String, u64>,
+    /// Text that goes along without being calibrated on.
+    pub held: Option<HeldOut>,
+    /// What is compressed already, and the errors that were measured.
+    prepared: HashMap<String, Weight>,
+    errors: HashMap<String, f64>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    pub fn new(
+        job: &'a CompressJob<'a>,
+        sink: &'a mut dyn WeightSink,
+        plan: &'a mut Plan,
+        stage: &'static str,
+    ) -> Self {
+        let places = plan.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        let (coverage, prepared, errors) = (BTreeMap::new(), HashMap::new(), HashMap::new());
+        Self { job, sink, plan, stage, places, coverage, held: None, prepared, errors }
+    }
+
     /// Whether any method of the plan asks for statistics; text that nobody needs is not run. Moments improve round to nearest.
     fn wants_text(&self) -> Result<bool, CompressError> {
         for entry in &self.plan.tensors {
@@ -215,41 +306,38 @@ impl Run<'_> {
         let total = self.plan.bytes();
         let mut done = 0;
         for i in 0..self.plan.tensors.len() {
-            progress.update("compress", done, total);
+            progress.update(self.stage, done, total);
             let name = self.plan.tensors[i].name.clone();
             self.one(&name, None)?;
             done += self.plan.tensors[i].bytes;
         }
-        progress.update("compress", total, total);
+        progress.update(self.stage, total, total);
         Ok(())
     }
 
-    fn by_block(&mut self, backend: &Arc<dyn Backend>, progress: &mut dyn Progress) -> Result<(), CompressError> {
+    /// Compresses the blocks one after another, each with what the compressed ones before it make of the text. Returns the states after the last.
+    pub fn blocks(&mut self, backend: &Arc<dyn Backend>, progress: &mut dyn Progress) -> Result<Hidden, CompressError> {
         let (spec, source) = (self.job.spec, self.job.source);
         let weights = spec.weights();
         let total = spec.blocks.len() as u64 + 1;
         let mut hidden = Hidden::embed(spec, source, backend, self.job.calibration)?;
         for index in 0..spec.blocks.len() {
-            progress.update("compress", index as u64, total);
+            progress.update(self.stage, index as u64, total);
             let mut overlay = Overlay { base: source, replaced: HashMap::new() };
-            let of_block: Vec<&WeightSpec> = weights.iter().filter(|w| w.block == Some(index)).collect();
-            let mut all_written = true;
-            for weight in &of_block {
-                match self.sink.written(&weight.name)? {
+            let mut missing: Vec<&WeightSpec> = Vec::new();
+            for weight in weights.iter().filter(|w| w.block == Some(index)) {
+                match self.ready(&weight.name)? {
                     Some(done) => drop(overlay.replaced.insert(weight.name.clone(), done)),
-                    None => all_written = false,
+                    None => missing.push(weight),
                 }
             }
-            let mut collector = Collector::new();
-            let block = Block::load(spec, index, source, backend)?;
-            if !all_written {
-                hidden.forward(spec, index, &block, &mut collector, false);
-            }
-            drop(block);
-            if !all_written {
+            let original = Block::load(spec, index, source, backend)?;
+            if !missing.is_empty() {
+                let mut collector = Collector::new();
+                hidden.forward(spec, index, &original, &mut collector, false);
                 collector.finish(EXPERT_PRIOR);
                 self.coverage.extend(collector.coverage());
-                for weight in &of_block {
+                for weight in missing {
                     let siblings;
                     let hessian = match collector.hessian(&weight.name) {
                         Some(hessian) => Some(hessian),
@@ -268,22 +356,54 @@ impl Run<'_> {
             }
             let block = Block::load(spec, index, &overlay, backend)?;
             hidden.forward(spec, index, &block, &mut NoObserver, true);
+            if let Some(held) = &mut self.held {
+                held.forward(spec, index, &original, &block);
+            }
         }
-        progress.update("compress", total - 1, total);
-        let head = Head::load(spec, source, backend)?;
+        progress.update(self.stage, total - 1, total);
+        Ok(hidden)
+    }
+
+    /// Compresses what belongs to no block.
+    fn tables(
+        &mut self,
+        hidden: Hidden,
+        backend: &Arc<dyn Backend>,
+        progress: &mut dyn Progress,
+    ) -> Result<(), CompressError> {
+        let spec = self.job.spec;
+        let head = Head::load(spec, self.job.source, backend)?;
         let hessian = hidden.head_hessian(spec, &head);
         drop(head);
-        for weight in weights.iter().filter(|w| w.block.is_none()) {
+        for weight in spec.weights().iter().filter(|w| w.block.is_none()) {
             let reads_states = weight.role == Role::LmHead || (weight.role == Role::Embedding && spec.tied);
             self.one(&weight.name, reads_states.then_some(&hessian))?;
         }
-        progress.update("compress", total, total);
+        let total = spec.blocks.len() as u64 + 1;
+        progress.update(self.stage, total, total);
         Ok(())
     }
 
-    /// Compresses and writes one tensor, unless an earlier run has.
+    /// A tensor that an earlier, killed run has written, or that the gate has made.
+    fn ready(&mut self, name: &str) -> Result<Option<Weight>, CompressError> {
+        let written = self.sink.written(name)?;
+        let done = match (written, self.prepared.remove(name)) {
+            (Some(done), _) => done,
+            (None, Some(done)) => {
+                self.sink.write(name, &done)?;
+                done
+            }
+            (None, None) => return Ok(None),
+        };
+        if let Some(error) = self.errors.remove(name) {
+            self.entry(name)?.error = Some(error);
+        }
+        Ok(Some(done))
+    }
+
+    /// Compresses and writes one tensor, unless that is done.
     fn one(&mut self, name: &str, hessian: Option<&Hessian>) -> Result<Weight, CompressError> {
-        if let Some(done) = self.sink.written(name)? {
+        if let Some(done) = self.ready(name)? {
             return Ok(done);
         }
         let source = self.job.source;

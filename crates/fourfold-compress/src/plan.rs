@@ -64,11 +64,14 @@ pub struct Scope {
     pub biases: Option<GridSpec>,
     /// Whether groups must divide their rows: compressed-tensors knows no short group.
     pub whole_groups: bool,
+    /// Whether weights that runtimes multiply at once get one format: query, key and value of a layer, its gate and up, the experts of a
+    /// block. This program needs none of that.
+    pub alike: bool,
 }
 
 impl Default for Scope {
     fn default() -> Self {
-        Self { embeddings: true, biases: None, whole_groups: false }
+        Self { embeddings: true, biases: None, whole_groups: false, alike: false }
     }
 }
 
@@ -230,17 +233,38 @@ fn without_gptq(settings: &Value) -> Value {
 /// Bytes that file headers take beside tensors of these names and forms: the output's format knows.
 pub type HeaderBytes<'a> = dyn Fn(&[(String, Form)]) -> u64 + 'a;
 
-/// One way to store one tensor.
-#[derive(Clone, Debug)]
+/// One way to store a tensor, or several that must be stored alike.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// The form, which says the bytes in the file.
-    pub form: Form,
-    /// Those bytes.
+    /// Each tensor's form and its entry of the plan.
+    pub parts: Vec<(Form, Entry)>,
+    /// Bytes in the file, together.
     pub bytes: u64,
     /// What it costs, in one unit for all tensors: an estimate of the model's divergence.
     pub cost: f64,
-    /// The entry of the plan.
-    pub entry: Entry,
+}
+
+impl Choice {
+    /// For one tensor.
+    pub fn of(form: Form, entry: Entry, cost: f64) -> Self {
+        Self { bytes: form.file_bytes(), parts: vec![(form, entry)], cost }
+    }
+
+    /// For the tensors of both.
+    fn with(mut self, other: Self) -> Self {
+        self.parts.extend(other.parts);
+        Self { parts: self.parts, bytes: self.bytes + other.bytes, cost: self.cost + other.cost }
+    }
+}
+
+/// The ways to store two sets of tensors alike: with one method and the same settings.
+pub fn alike(some: &[Choice], others: &[Choice]) -> Vec<Choice> {
+    let same = |a: &Choice, b: &Choice| match (a.parts.first(), b.parts.first()) {
+        (Some((_, a)), Some((_, b))) => a.method == b.method && a.settings == b.settings,
+        (None, _) | (_, None) => true,
+    };
+    let pair = |a: &Choice| others.iter().find(|b| same(a, b)).map(|b| a.clone().with(b.clone()));
+    some.iter().filter_map(pair).collect()
 }
 
 /// Picks one choice a tensor so that their bytes and the file headers are at most `budget` and the summed cost is small: from each
@@ -251,9 +275,8 @@ pub struct Choice {
 pub fn allocate(tensors: Vec<Vec<Choice>>, budget: u64, header: &HeaderBytes) -> Result<Plan, CompressError> {
     let hulls: Vec<Vec<Choice>> = tensors.into_iter().map(hull).collect();
     let with_header = |picked: &[usize]| {
-        let choices = || hulls.iter().zip(picked).filter_map(|(hull, &i)| hull.get(i));
-        let forms: Vec<(String, Form)> = choices().map(|c| (c.entry.name.clone(), c.form.clone())).collect();
-        (choices().map(|c| c.bytes).sum::<u64>(), header(&forms))
+        let choices: Vec<&Choice> = hulls.iter().zip(picked).filter_map(|(hull, &i)| hull.get(i)).collect();
+        file_bytes(&choices, header)
     };
     let (data, around) = with_header(&vec![0; hulls.len()]);
     if data + around > budget {
@@ -269,8 +292,15 @@ pub fn allocate(tensors: Vec<Vec<Choice>>, budget: u64, header: &HeaderBytes) ->
         }
         room = (room - 1).min(budget.saturating_sub(around));
     };
-    let tensors = hulls.into_iter().zip(picked).filter_map(|(h, i)| h.into_iter().nth(i)).map(|c| c.entry);
-    Ok(Plan { tensors: tensors.collect() })
+    let choices = hulls.into_iter().zip(picked).filter_map(|(h, i)| h.into_iter().nth(i));
+    Ok(Plan { tensors: choices.flat_map(|c| c.parts).map(|(_, entry)| entry).collect() })
+}
+
+/// Bytes of choices' tensors, and of the headers around them.
+pub(crate) fn file_bytes(choices: &[&Choice], header: &HeaderBytes) -> (u64, u64) {
+    let parts = choices.iter().flat_map(|c| &c.parts);
+    let forms: Vec<(String, Form)> = parts.map(|(form, entry)| (entry.name.clone(), form.clone())).collect();
+    (choices.iter().map(|c| c.bytes).sum(), header(&forms))
 }
 
 /// The choice of each hull, with at most `room` bytes together where the smallest choices have no more.

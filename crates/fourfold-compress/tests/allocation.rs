@@ -8,7 +8,7 @@ use proptest::prelude::*;
 fn choices(sizes: &[(u64, f64)]) -> Vec<Choice> {
     let choice = |&(bytes, cost): &(u64, f64)| {
         let form = Form::Dense { shape: vec![bytes as usize], dtype: DType::F16 };
-        Choice { form, bytes, cost, entry: Entry { bytes, ..Entry::keep("x") } }
+        Choice { parts: vec![(form, Entry { bytes, ..Entry::keep("x") })], bytes, cost }
     };
     sizes.iter().map(choice).collect()
 }

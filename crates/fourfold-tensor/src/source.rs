@@ -106,6 +106,15 @@ pub trait WeightSink {
     /// A tensor that was not declared or has another form than declared, or an I/O failure.
     fn write(&mut self, name: &str, weight: &Weight) -> Result<(), SourceError>;
 
+    /// Puts a small file beside the weights; sinks that have no place for one drop it.
+    ///
+    /// # Errors
+    /// An I/O failure.
+    fn attach(&mut self, name: &str, text: &str) -> Result<(), SourceError> {
+        let _ = (name, text);
+        Ok(())
+    }
+
     /// Completes the files and gives them their final names.
     ///
     /// # Errors

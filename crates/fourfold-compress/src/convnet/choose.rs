@@ -108,8 +108,8 @@ impl Chooser<'_> {
             if self.images.is_empty() && entry.method == DECOMPOSE {
                 return Ok(());
             }
-            let known = |c: &Choice| c.entry.method == entry.method && c.entry.settings == entry.settings;
-            if found.iter().any(known) {
+            let known = |(_, e): &(Form, Entry)| e.method == entry.method && e.settings == entry.settings;
+            if found.iter().flat_map(|c| &c.parts).any(known) {
                 return Ok(());
             }
             let before = entry.clone();
@@ -123,7 +123,7 @@ impl Chooser<'_> {
                 [] => error.unwrap_or(0.0),
                 images => divergence(reference, &network, images, self.backend)?,
             };
-            found.push(Choice { form, bytes, cost, entry: Entry { bytes, error, ..before } });
+            found.push(Choice { parts: vec![(form, Entry { bytes, error, ..before })], bytes, cost });
             Ok(())
         };
         add(Entry::keep(&name))?;

@@ -63,6 +63,11 @@ impl ModelFiles {
         files
     }
 
+    /// One more file.
+    pub fn add(&mut self, name: &str, text: &str) {
+        self.texts.push((name.to_owned(), text.as_bytes().to_vec()));
+    }
+
     /// Refuses an output that would replace what it is made from.
     pub(super) fn check_apart_from(&self, out: &Path) -> Result<(), FormatError> {
         let Ok(out_path) = fs::canonicalize(out) else { return Ok(()) };

@@ -204,6 +204,11 @@ impl WeightSink for SafetensorsWriter {
         Ok(self.put(name, weight)?)
     }
 
+    fn attach(&mut self, name: &str, text: &str) -> Result<(), SourceError> {
+        self.files.add(name, text);
+        Ok(())
+    }
+
     fn finish(self: Box<Self>) -> Result<(), SourceError> {
         Ok(self.complete()?)
     }

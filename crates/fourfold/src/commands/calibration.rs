@@ -30,6 +30,15 @@ pub struct CalibrationArgs {
     seed: u64,
 }
 
+/// Token ids of calibration text, all sequences of one length.
+#[derive(Default)]
+pub struct Sequences {
+    /// To calibrate on.
+    pub calibration: Vec<Vec<u32>>,
+    /// Kept out of the calibration, to see what came of it.
+    pub held_out: Vec<Vec<u32>>,
+}
+
 impl CalibrationArgs {
     /// Whether there is any text.
     pub fn is_given(&self) -> bool {
@@ -49,10 +58,11 @@ impl CalibrationArgs {
         Ok(batches.iter().map(|batch| normalized(spec, &batch.pixels)).collect())
     }
 
-    /// Sequences of equal length from all files, as many from each: a file is cut into pieces, and pieces are picked at random.
-    pub fn sequences(&self, open: &OpenModel) -> Result<Vec<Vec<u32>>> {
+    /// Sequences of equal length from all files, as many from each: a file is cut into pieces, and pieces are picked at random. Those to
+    /// calibrate on, and a quarter as many beside them that are held out. Of a text that has no more than the first, the last is held out.
+    pub fn sequences(&self, open: &OpenModel) -> Result<Sequences> {
         if !self.is_given() {
-            return Ok(Vec::new());
+            return Ok(Sequences::default());
         }
         let tokenizer = open.tokenizer()?;
         let positions = open.spec.max_positions;
@@ -63,7 +73,8 @@ impl CalibrationArgs {
         let mut random = self.seed;
         let samples = self.calibration_samples.unwrap_or(32) as usize;
         let share = samples.div_ceil(self.calibration.len());
-        let mut sequences = Vec::new();
+        let apart = share.div_ceil(4);
+        let (mut sequences, mut held_out) = (Vec::new(), Vec::new());
         for file in &self.calibration {
             let named = || file.display().to_string();
             let text = std::fs::read(file).with_context(named)?;
@@ -77,20 +88,20 @@ impl CalibrationArgs {
                 bail!("{}: {} tokens are fewer than one sequence of {length}", file.display(), ids.len());
             }
             // Fisher and Yates's shuffle, as far as it is needed.
-            for i in 0..pieces.len().min(share) {
+            for i in 0..pieces.len().min(share + apart) {
                 random = splitmix(random);
                 let other = i + (random % (pieces.len() - i) as u64) as usize;
                 pieces.swap(i, other);
             }
-            sequences.extend(
-                pieces
-                    .iter()
-                    .take(share)
-                    .map(|piece| tokenizer.bos().into_iter().chain(piece.iter().copied()).collect()),
-            );
+            let whole = |piece: &&[u32]| tokenizer.bos().into_iter().chain(piece.iter().copied()).collect();
+            sequences.extend(pieces.iter().take(share).map(whole));
+            held_out.extend(pieces.iter().skip(share).take(apart).map(whole));
         }
         sequences.truncate(samples);
-        Ok(sequences)
+        if held_out.is_empty() && sequences.len() > 1 {
+            held_out.extend(sequences.pop());
+        }
+        Ok(Sequences { calibration: sequences, held_out })
     }
 }
 

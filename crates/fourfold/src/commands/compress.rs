@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result, bail};
 use clap::{Args, ValueEnum};
+use fourfold_compress::gate::Gate;
 use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
-use fourfold_compress::planner::candidates;
+use fourfold_compress::planner::{Kind, candidates, restrict};
 use fourfold_compress::recipe::Recipe;
 use fourfold_compress::{CompressError, CompressJob, Goal, Plan, Scope, compress};
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
@@ -17,7 +18,7 @@ use fourfold_tensor::Form;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::calibration::CalibrationArgs;
+use super::calibration::{CalibrationArgs, Sequences};
 use crate::context::Context;
 use crate::model::{self, OpenModel};
 use crate::output::Report;
@@ -38,11 +39,12 @@ pub struct CompressArgs {
     #[arg(long, value_name = "R", conflicts_with_all = ["max_bytes", "bits", "plan"], value_parser = ratio)]
     ratio: Option<f64>,
     /// The size of all weight files together: 500MB, 4GB, 2GiB.
-    #[arg(long, value_name = "SIZE", conflicts_with_all = ["bits", "plan"], value_parser = human::parse_bytes)]
+    #[arg(long, alias = "bytes", value_name = "SIZE", conflicts_with_all = ["bits", "plan"], value_parser = human::parse_bytes)]
     max_bytes: Option<u64>,
-    /// The same grid of N bits for every matrix.
-    #[arg(long, value_name = "N", conflicts_with = "plan", value_parser = clap::value_parser!(u8).range(2..=8))]
-    bits: Option<u8>,
+    /// 4: the same grid of 4 bits for every matrix. 4.0, with a point: a size of so many bits a parameter for all weight files together,
+    /// scales, embeddings and headers counted; settings are chosen tensor by tensor, as for --ratio.
+    #[arg(long, value_name = "N", conflicts_with = "plan", value_parser = bits)]
+    bits: Option<Bits>,
     /// Follow this plan, a JSON file as --write-plan writes it.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
@@ -64,11 +66,33 @@ pub struct CompressArgs {
     #[arg(long, value_name = "WHAT", conflicts_with = "plan")]
     embedding: Option<EmbeddingArg>,
     #[command(flatten)]
+    choice: ChoiceArgs,
+    #[command(flatten)]
     grid: GridArgs,
     #[command(flatten)]
     calibration: CalibrationArgs,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// What a plan is made of.
+#[derive(Args)]
+#[command(next_help_heading = "Choice (with --ratio, --bits N.N, --bytes)")]
+struct ChoiceArgs {
+    /// Kinds of storage that are not to be chosen: symmetric, learned, affine (quantized), sparse (pruned), low-rank (decomposed), corrected
+    /// (quantized, and factors of the error), low-rank-sparse.
+    #[arg(long, value_name = "KIND", num_args = 1.., conflicts_with = "plan")]
+    exclude: Vec<Kind>,
+    /// The only kinds that linear layers may get. Embeddings and heads are quantized all the same.
+    #[arg(long, value_name = "KIND", num_args = 1.., conflicts_with = "plan")]
+    only: Vec<Kind>,
+    /// One format for what some runtimes multiply at once: query, key and value of a layer, its gate and up, the experts of a block.
+    #[arg(long, conflicts_with = "plan")]
+    fusible: bool,
+    /// Use the plan without holding it against the best uniform choice on text that was kept out of the calibration, which takes as long
+    /// as two compressions.
+    #[arg(long)]
+    no_gate: bool,
 }
 
 /// The grid of --bits.
@@ -155,6 +179,24 @@ impl MethodArg {
     }
 }
 
+/// What --bits says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bits {
+    /// The width of every matrix's codes.
+    Grid(u8),
+    /// The size of everything, in bits a parameter.
+    Average(f64),
+}
+
+fn bits(text: &str) -> Result<Bits, String> {
+    let found = if text.contains('.') {
+        text.parse().ok().filter(|b| (0.1..=32.0).contains(b)).map(Bits::Average)
+    } else {
+        text.parse().ok().filter(|b| (2..=8).contains(b)).map(Bits::Grid)
+    };
+    found.ok_or_else(|| "2 to 8 are expected, or a size in bits a parameter with a point, as 3.5".to_owned())
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FormatArg {
     Fourfold,
@@ -236,6 +278,9 @@ struct CompressReport {
     storage: Vec<Storage>,
     /// Tensors of the source that the architecture does not read.
     dropped: Vec<String>,
+    /// The plan against the best uniform choice on held-out text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<Gate>,
     /// Experts that the calibration text reached least: weight, tokens.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     least_covered_experts: Vec<(String, u64)>,
@@ -261,11 +306,11 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         None if args.calibration.is_given() => MethodArg::Gptq,
         None => MethodArg::Rtn,
     };
-    let goal = goal(args, method)?;
+    let goal = goal(args, method, open.spec.parameters())?;
     if method.needs_text() && !args.calibration.is_given() {
         bail!("this --method needs --calibration FILE: text like that which the model will see");
     }
-    let calibration = args.calibration.sequences(&open)?;
+    let Sequences { calibration, held_out } = args.calibration.sequences(&open)?;
     let checkpoint = &open.checkpoint;
     let mut job = CompressJob::new(&open.spec, &*checkpoint.weights, checkpoint.weight_bytes, goal);
     let interchange = args.output.format == FormatArg::CompressedTensors;
@@ -278,6 +323,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         embeddings: embeddings == EmbeddingArg::Pack,
         biases: args.quantize_biases.map(|bits| GridSpec::new(bits, Granularity::Tensor)),
         whole_groups: interchange,
+        alike: args.choice.fusible,
     };
     for remark in remarks(args, &job.scope) {
         context.remark(remark);
@@ -285,12 +331,13 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     // A form that cannot be written is an error when it is declared, with its name.
     let header = |forms: &[(String, Form)]| header_bytes(forms, args.output.max_shard_size).unwrap_or(0);
     job.header = &header;
-    job.candidates = candidates(interchange);
+    job.candidates = restrict(candidates(interchange), &args.choice.only, &args.choice.exclude);
     // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
     if method != MethodArg::Rtn && args.calibration.is_given() {
         job.backend = Some(context.backend.clone());
         job.backward = Some(context.backward.clone());
         job.calibration = &calibration;
+        job.held_out = if args.choice.no_gate { &[] } else { &held_out };
     }
     let mut stages = Stages::new(context.progress);
     if let Some(file) = &args.write_plan {
@@ -329,6 +376,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         peak_memory: memory::peak_resident(),
         storage: storage(&done.plan),
         dropped: done.dropped,
+        gate: done.gate,
         least_covered_experts: least,
     })
 }
@@ -355,7 +403,7 @@ fn remarks(args: &CompressArgs, scope: &Scope) -> Vec<&'static str> {
     remarks
 }
 
-fn goal(args: &CompressArgs, method: MethodArg) -> Result<Goal> {
+fn goal(args: &CompressArgs, method: MethodArg, parameters: u64) -> Result<Goal> {
     if let Some(file) = &args.plan {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         return Ok(Goal::Plan(Plan::from_json(&text).with_context(|| file.display().to_string())?));
@@ -367,7 +415,10 @@ fn goal(args: &CompressArgs, method: MethodArg) -> Result<Goal> {
         let (method, settings) = recipe.method(args.calibration.is_given());
         return Ok(Goal::Uniform { method: method.to_owned(), settings });
     }
-    if let Some(bits) = args.bits {
+    if let Some(Bits::Average(bits)) = args.bits {
+        return Ok(Goal::Bytes((bits * parameters as f64 / 8.0) as u64));
+    }
+    if let Some(Bits::Grid(bits)) = args.bits {
         let grid = args.grid.spec(bits);
         grid.validate()?;
         let (method, settings): (&str, Value) = match method {
@@ -441,6 +492,16 @@ impl Report for CompressReport {
         );
         let peak = self.peak_memory.map(|m| format!(", peak memory {}", human::bytes(m))).unwrap_or_default();
         text += &format!("{}{peak}\n", human::duration(Duration::from_secs_f64(self.seconds)));
+        if let Some(gate) = &self.gate {
+            let (used, than) = if gate.passed { ("used", "less than") } else { ("not used", "no less than") };
+            text += &format!(
+                "on {} held-out tokens the plan diverges by {:.4} nats, {than} {:.4} of the best uniform choice of no more bytes ({}): it is {used}\n",
+                gate.tokens,
+                gate.planned,
+                gate.uniform,
+                gate.uniform_formats.join(", ")
+            );
+        }
         if !self.dropped.is_empty() {
             let names = self.dropped[..self.dropped.len().min(5)].join(", ");
             text += &format!("left out, as the architecture does not read them: {} ({names})\n", self.dropped.len());

@@ -68,7 +68,7 @@ pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
     let start = Instant::now();
     let base_bytes = model::open(&args.base, context)?.checkpoint.weight_bytes;
     let open = model::open_adapted(&args.base, Some(&args.adapter), context)?;
-    let calibration = args.calibration.sequences(&open)?;
+    let calibration = args.calibration.sequences(&open)?.calibration;
     let files = ModelFiles::of(&open.checkpoint);
     let OpenModel { checkpoint, spec } = open;
     let packed = match args.packed {

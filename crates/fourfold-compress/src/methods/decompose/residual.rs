@@ -1,6 +1,7 @@
-//! A compressed weight and a low-rank correction of what it lost (LoftQ, Li et al. 2023; whitened as in LQER, Zhang et al. 2024).
+//! A compressed weight and a low-rank correction of what it lost (LoftQ, Li et al. 2023; whitened as in LQER, Zhang et al. 2024), by turns
+//! where asked (CALDERA, Saha et al. 2024).
 
-use fourfold_tensor::{Form, Sum, Weight};
+use fourfold_tensor::{Dense, Form, Sum, Weight};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -19,6 +20,9 @@ pub struct Residual {
     pub base: Nested,
     /// The decomposition of what it leaves.
     pub correction: Svd,
+    /// Turns in which the method is run again on what the factors leave. The best of all turns is kept.
+    #[serde(default)]
+    pub rounds: usize,
 }
 
 /// A method inside another.
@@ -59,13 +63,25 @@ impl Method for Residual {
     }
 
     fn compress(&self, weight: &Weight, stats: Stats) -> Result<Compressed, MethodError> {
+        let (rows, cols) = (weight.rows(), weight.cols());
         let w = matrix::read(weight)?;
-        let base = self.base.method()?.compress(weight, stats)?.weight;
-        let mut rest = base.to_f32();
-        rest.iter_mut().zip(&w).for_each(|(r, &w)| *r = w - *r);
-        let correction = self.correction.factorise(&rest, weight.cols(), &stats)?;
-        let sum = Sum::new(vec![base, correction]).map_err(|e| MethodError::Settings(e.to_string()))?.into();
-        let error = matrix::relative_error(&w, &sum, &stats);
-        Ok(Compressed { weight: sum, error })
+        let without = |part: &Weight| -> Vec<f32> { part.to_f32().iter().zip(&w).map(|(p, w)| w - p).collect() };
+        let base = self.base.method()?;
+        let mut now = base.compress(weight, stats)?.weight;
+        let mut best: Option<(f64, Weight)> = None;
+        for round in 0..=self.rounds {
+            let factors = self.correction.factorise(&without(&now), cols, &stats)?;
+            let left = without(&factors);
+            let sum = Sum::new(vec![now.clone(), factors]).map_err(|e| MethodError::Settings(e.to_string()))?.into();
+            let error = matrix::relative_error(&w, &sum, &stats);
+            if best.as_ref().is_none_or(|(least, _)| error < *least) {
+                best = Some((error, sum));
+            }
+            if round < self.rounds {
+                now = base.compress(&Dense::from_f32(vec![rows, cols], left).into(), stats)?.weight;
+            }
+        }
+        let (error, weight) = best.unwrap_or_else(|| (0.0, weight.clone()));
+        Ok(Compressed { weight, error })
     }
 }

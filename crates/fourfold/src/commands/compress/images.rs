@@ -11,7 +11,7 @@ use fourfold_models::ConvNetSpec;
 use fourfold_tensor::Form;
 use serde::Serialize;
 
-use super::{CompressArgs, FormatArg, Storage, storage, write_plan};
+use super::{Bits, CompressArgs, FormatArg, Storage, storage, write_plan};
 use crate::context::Context;
 use crate::output::Report;
 use crate::progress::Stages;
@@ -61,7 +61,7 @@ pub fn run(open: &OpenNetwork, args: &CompressArgs, context: &Context) -> Result
     let job = ConvNetJob {
         spec,
         source: &*checkpoint.weights,
-        goal: goal(args, checkpoint.weight_bytes)?,
+        goal: goal(args, checkpoint.weight_bytes, spec.parameters())?,
         images: &images,
         backend: context.backward.clone(),
         header: &header,
@@ -99,7 +99,7 @@ pub fn run(open: &OpenNetwork, args: &CompressArgs, context: &Context) -> Result
     })
 }
 
-fn goal(args: &CompressArgs, source_bytes: u64) -> Result<Goal> {
+fn goal(args: &CompressArgs, source_bytes: u64, parameters: u64) -> Result<Goal> {
     if let Some(file) = &args.plan {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         return Ok(Goal::Plan(Plan::from_json(&text).with_context(|| file.display().to_string())?));
@@ -112,7 +112,8 @@ fn goal(args: &CompressArgs, source_bytes: u64) -> Result<Goal> {
         return Ok(Goal::Recipe(recipe(&words.text)?));
     }
     Ok(match (args.bits, args.max_bytes) {
-        (Some(bits), _) => Goal::Recipe(recipe(&format!("quantize:{bits}"))?),
+        (Some(Bits::Grid(bits)), _) => Goal::Recipe(recipe(&format!("quantize:{bits}"))?),
+        (Some(Bits::Average(bits)), _) => Goal::Bytes((bits * parameters as f64 / 8.0) as u64),
         (None, Some(bytes)) => Goal::Bytes(bytes),
         (None, None) => Goal::Bytes((source_bytes as f64 / args.ratio.unwrap_or(4.0)) as u64),
     })
