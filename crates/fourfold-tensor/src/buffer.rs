@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use bytemuck::Pod;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::DType;
@@ -180,7 +181,7 @@ impl FloatBuffer {
         let end = start + out.len();
         match self {
             Self::F32(b) => out.copy_from_slice(&b[start..end]),
-            Self::F16(b) => out.iter_mut().zip(&b[start..end]).for_each(|(o, v)| *o = v.to_f32()),
+            Self::F16(b) => b[start..end].convert_to_f32_slice(out),
             Self::Bf16(b) => out.iter_mut().zip(&b[start..end]).for_each(|(o, v)| *o = v.to_f32()),
         }
     }

@@ -3,6 +3,8 @@
 //! For few tokens each row is spread to its columns in registers ([`expand`]) and multiplied there, so that only mask and kept values
 //! are read from memory. For many tokens some rows at a time are written out and multiplied as a dense weight.
 
+#[cfg(target_arch = "x86_64")]
+mod codes;
 mod expand;
 #[cfg(target_arch = "x86_64")]
 mod packed;
@@ -124,36 +126,41 @@ struct Scratch {
     codes: Vec<u8>,
     /// The row's values as f32.
     values: Vec<f32>,
-    /// A scale for each word of the mask.
+    /// The row's scales, a group each.
+    groups: Vec<f32>,
+    /// A scale for each word of the mask, or for each half of one.
     scales: Vec<f32>,
 }
 
 impl Scratch {
-    /// Unpacks the codes of a row, and 64 bytes more.
+    /// Unpacks the codes of a row, and 64 bytes more, and a scale for each word.
     fn read_codes(&mut self, isa: Isa, w: &Sparse, codes: &SparseCodes, row: usize) {
         let range = w.row_values(row);
         self.codes.clear();
         self.codes.resize(range.len() + 64, 0);
+        self.read_scales(w, codes, row, 64, w.row_mask(row).len());
         #[cfg(target_arch = "x86_64")]
-        if codes.bits == 4 && isa == Isa::Avx512 && packed::is_available() {
+        if isa == Isa::Avx512 && codes::is_available() {
             // SAFETY: the instructions are there.
-            unsafe { packed::unpack_nibbles(codes.packed.as_bytes(), range.start, &mut self.codes[..range.len()]) };
-            return self.read_scales(w, codes, row);
-        }
-        if codes.bits == 8 {
-            self.codes[..range.len()].copy_from_slice(&codes.packed.as_bytes()[range]);
-        } else {
-            w.row_codes(row, &mut self.codes[..range.len()]);
+            unsafe { codes::unpack(codes.packed.as_bytes(), codes.bits, range.start, &mut self.codes[..range.len()]) };
+            return;
         }
         let _ = isa;
-        self.read_scales(w, codes, row);
+        w.row_codes(row, &mut self.codes[..range.len()]);
     }
 
-    fn read_scales(&mut self, w: &Sparse, codes: &SparseCodes, row: usize) {
+    /// `count` scales, each of `columns` columns; 0 beyond the row.
+    fn read_scales(&mut self, w: &Sparse, codes: &SparseCodes, row: usize, columns: usize, count: usize) {
         let groups = w.cols().div_ceil(codes.group_size);
-        let words = w.row_mask(row).len();
+        self.groups.resize(groups, 0.0);
+        codes.scales.read_f32(row * groups, &mut self.groups);
         self.scales.clear();
-        self.scales.extend((0..words).map(|word| codes.scales.get(row * groups + word * 64 / codes.group_size)));
+        self.scales.resize(count, 0.0);
+        let covered = w.cols().div_ceil(columns);
+        let run = codes.group_size.div_ceil(columns);
+        for (scales, &scale) in self.scales[..covered].chunks_mut(run).zip(&self.groups) {
+            scales.fill(scale);
+        }
     }
 
     /// The row's codes, less the zero point, as f32.
@@ -163,9 +170,9 @@ impl Scratch {
     }
 }
 
-/// Whether every word of the mask lies in one group of columns.
-fn whole_words(w: &Sparse, codes: &SparseCodes) -> bool {
-    codes.group_size.is_multiple_of(64) || codes.group_size >= w.cols()
+/// Whether every run of so many columns lies in one group.
+fn has_whole(columns: usize, w: &Sparse, codes: &SparseCodes) -> bool {
+    codes.group_size.is_multiple_of(columns) || codes.group_size >= w.cols()
 }
 
 /// The code that stands for 0.
@@ -186,7 +193,7 @@ fn to_f32(isa: Isa, w: &Sparse, row: usize, scratch: &mut Scratch, out: &mut [f3
         SparseValues::Float(FloatBuffer::Bf16(v)) => {
             write_row(isa, Row { mask, values: &v[first..], scales: None }, out)
         }
-        SparseValues::Codes(codes) if whole_words(w, codes) => {
+        SparseValues::Codes(codes) if has_whole(64, w, codes) => {
             scratch.read_codes(isa, w, codes, row);
             scratch.centre(f32::from(zero_point(codes)));
             write_row(isa, Row { mask, values: &scratch.values[..], scales: Some(&scratch.scales) }, out);
@@ -230,9 +237,8 @@ enum Input {
     },
     #[cfg(target_arch = "x86_64")]
     Int8 {
-        x: Vec<i8>,
-        scales: Vec<f32>,
-        stride: usize,
+        tokens: codes::Int8Tokens,
+        layout: codes::Layout,
     },
 }
 
@@ -240,7 +246,10 @@ impl Input {
     fn new(context: Context, x: &Tensor, w: &Sparse) -> Self {
         let stride = x.cols().next_multiple_of(64);
         #[cfg(target_arch = "x86_64")]
-        if context.isa == Isa::Avx512 && context.activations == Activations::Fast && packed::is_available() {
+        if context.isa == Isa::Avx512
+            && context.activations == Activations::Fast
+            && is_x86_feature_detected!("avx512vbmi2")
+        {
             match w.values() {
                 SparseValues::Float(FloatBuffer::Bf16(_)) => {
                     let mut lanes = vec![bf16::ZERO; stride * x.rows()];
@@ -249,9 +258,10 @@ impl Input {
                     }
                     return Self::Pairs { x: lanes, stride };
                 }
-                SparseValues::Codes(codes) if whole_words(w, codes) => {
-                    let (x, scales) = round_to_int8(x, stride);
-                    return Self::Int8 { x, scales, stride };
+                SparseValues::Codes(codes) if codes::is_available() && has_whole(32, w, codes) => {
+                    let tokens = (0..x.rows()).map(|t| x.row(t));
+                    let tokens = codes::Int8Tokens::new(tokens, x.cols());
+                    return Self::Int8 { tokens, layout: codes::Layout::new(codes.bits) };
                 }
                 SparseValues::Float(_) | SparseValues::Codes(_) => {}
             }
@@ -278,7 +288,7 @@ impl Input {
                 SparseValues::Float(FloatBuffer::Bf16(v)) => {
                     dots(isa, Row { mask, values: &v[first..], scales: None }, x, *stride, out)
                 }
-                SparseValues::Codes(codes) if whole_words(w, codes) => {
+                SparseValues::Codes(codes) if has_whole(64, w, codes) => {
                     scratch.read_codes(isa, w, codes, row);
                     scratch.centre(f32::from(zero_point(codes)));
                     let row = Row { mask, values: &scratch.values[..], scales: Some(&scratch.scales) };
@@ -309,39 +319,23 @@ impl Input {
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Int8 { x, scales, stride } => {
+            Self::Int8 { tokens: x, layout } => {
                 let SparseValues::Codes(codes) = w.values() else { return };
-                scratch.read_codes(isa, w, codes, row);
-                let zero = zero_point(codes);
-                let row = packed::CodeRow { mask, codes: &scratch.codes, scales: &scratch.scales, zero };
-                let words = stride / 64;
-                for (t, out) in out.iter_mut().enumerate() {
-                    let token = packed::Int8Token {
-                        values: &x[t * stride..(t + 1) * stride],
-                        scales: &scales[t * words..(t + 1) * words],
-                    };
+                scratch.read_scales(w, codes, row, 32, codes::padded_halves(mask.len()));
+                let (packed, scales) = (codes.packed.as_bytes(), &scratch.scales[..]);
+                let row = codes::CodeRow { mask, packed, first, layout, scales };
+                for (t, out) in out.chunks_mut(4).enumerate() {
                     // SAFETY: as above.
-                    *out = unsafe { packed::code_dot(&row, token) };
+                    unsafe {
+                        match out.len() {
+                            1 => codes::code_dots::<1>(row, x, t * 4, out),
+                            2 => codes::code_dots::<2>(row, x, t * 4, out),
+                            3 => codes::code_dots::<3>(row, x, t * 4, out),
+                            _ => codes::code_dots::<4>(row, x, t * 4, out),
+                        }
+                    }
                 }
             }
         }
     }
-}
-
-/// Each token in words of 64 with a scale each: `[tokens, stride]` integers and `[tokens, stride / 64]` scales.
-#[cfg(target_arch = "x86_64")]
-fn round_to_int8(x: &Tensor, stride: usize) -> (Vec<i8>, Vec<f32>) {
-    let mut values = vec![0i8; stride * x.rows()];
-    let mut scales = vec![0.0f32; stride / 64 * x.rows()];
-    for (t, (values, scales)) in values.chunks_exact_mut(stride).zip(scales.chunks_exact_mut(stride / 64)).enumerate() {
-        for ((x, values), scale) in x.row(t).chunks(64).zip(values.chunks_exact_mut(64)).zip(scales) {
-            let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            if largest > 0.0 {
-                *scale = largest / 127.0;
-                let inverse = 127.0 / largest;
-                values.iter_mut().zip(x).for_each(|(q, v)| *q = (v * inverse).round_ties_even() as i8);
-            }
-        }
-    }
-    (values, scales)
 }
