@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::measure;
-use super::table::{Table, megabytes};
+use super::table::{Table, interval, megabytes};
 
 /// Options of `cargo xtask bench fashion`.
 #[derive(clap::Args)]
@@ -189,22 +189,6 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
         print(&all);
     }
     Ok(())
-}
-
-/// Mean and half of its 95 % interval (Student's t), each through `show`.
-fn interval(readings: &[f64], show: impl Fn(f64) -> String) -> String {
-    const T: [f64; 10] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23];
-    let n = readings.len();
-    if n == 0 {
-        return String::new();
-    }
-    let mean = readings.iter().sum::<f64>() / n as f64;
-    if n == 1 {
-        return show(mean);
-    }
-    let variance = readings.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
-    let t = T.get(n - 2).copied().unwrap_or(1.96);
-    format!("{} ± {}", show(mean), show(t * (variance / n as f64).sqrt()))
 }
 
 fn print(all: &[Readings]) {

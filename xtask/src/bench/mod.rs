@@ -3,6 +3,7 @@
 mod fashion;
 mod measure;
 mod quality;
+mod seeds;
 mod speed;
 mod table;
 mod train;
@@ -22,6 +23,8 @@ pub enum Bench {
     Quality(quality::Args),
     /// Training time and peak memory against PyTorch.
     Train(train::Args),
+    /// Held-out loss of several ways to train over several seeds, each seed's runs paired.
+    Seeds(seeds::Args),
     /// A classifier of images trained in f32, trained compressed, and in PyTorch: memory, time and accuracy.
     Fashion(Box<fashion::Args>),
 }
@@ -39,6 +42,7 @@ impl Bench {
             Self::Speed(args) => speed::run(&ours, &args),
             Self::Quality(args) => quality::run(&ours, &args),
             Self::Train(args) => train::run(&ours, &args),
+            Self::Seeds(args) => seeds::run(&ours, &args),
             Self::Fashion(args) => fashion::run(&ours, &args),
         }
     }
