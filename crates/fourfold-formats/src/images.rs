@@ -2,12 +2,16 @@
 //! dimensions, each dimension as a big-endian u32, then the elements. Images are read from the file when they are asked for; a
 //! gzip file is unpacked to a temporary one first, so that memory does not grow with the data.
 
+mod folder;
+
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
+
+pub use self::folder::FolderImages;
 
 /// Why images cannot be read.
 #[derive(Debug, Error)]
@@ -58,6 +62,12 @@ pub struct IdxImages {
 }
 
 impl IdxImages {
+    /// Whether `folder` holds idx files of any split.
+    pub fn are_in(folder: &Path) -> bool {
+        let names = ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte"];
+        names.iter().any(|name| folder.join(name).is_file() || folder.join(format!("{name}.gz")).is_file())
+    }
+
     /// Opens `train-images-idx3-ubyte` and its labels in `folder`, or `t10k-…` for the test images, packed by gzip or not.
     ///
     /// # Errors

@@ -3,15 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use fourfold_formats::images::IdxImages;
 pub use fourfold_formats::images::Split;
+use fourfold_formats::images::{FolderImages, IdxImages};
 use fourfold_models::ConvNetSpec;
 use fourfold_train::data::DataError;
 use fourfold_train::images::Images;
 
-/// The images of a directory, checked against the network that is to read them.
+/// The images of a directory, idx files or a folder for each class, checked against the network that is to read them.
 pub fn open(folder: &Path, split: Split, spec: &ConvNetSpec) -> Result<OpenImages> {
-    let images = OpenImages(IdxImages::open(folder, split)?);
+    let images = match IdxImages::are_in(folder) {
+        true => OpenImages::Idx(IdxImages::open(folder, split)?),
+        false => OpenImages::Folder(FolderImages::open(folder, split, spec.image)?),
+    };
     ensure!(
         images.shape() == spec.image,
         "{}: images of {:?} (channels, height, width), the network reads {:?}",
@@ -19,29 +22,51 @@ pub fn open(folder: &Path, split: Split, spec: &ConvNetSpec) -> Result<OpenImage
         images.shape(),
         spec.image
     );
+    if let OpenImages::Folder(images) = &images {
+        let (found, known) = (images.classes().len(), spec.classes);
+        ensure!(found <= known, "{}: {found} classes, the network tells {known} apart", folder.display());
+    }
     Ok(images)
 }
 
 /// Open images.
-pub struct OpenImages(IdxImages);
+pub enum OpenImages {
+    /// In idx files.
+    Idx(IdxImages),
+    /// In files of their own.
+    Folder(FolderImages),
+}
 
 impl Images for OpenImages {
     fn count(&self) -> usize {
-        self.0.labels().len()
+        match self {
+            Self::Idx(images) => images.labels().len(),
+            Self::Folder(images) => images.count(),
+        }
     }
 
     fn shape(&self) -> [usize; 3] {
-        let [height, width] = self.0.size();
-        [1, height, width]
+        match self {
+            Self::Idx(images) => {
+                let [height, width] = images.size();
+                [1, height, width]
+            }
+            Self::Folder(images) => images.shape(),
+        }
     }
 
     fn label(&self, index: usize) -> u32 {
-        u32::from(self.0.labels()[index])
+        match self {
+            Self::Idx(images) => u32::from(images.labels()[index]),
+            Self::Folder(images) => images.label(index),
+        }
     }
 
     fn read(&self, index: usize, pixels: &mut [u8]) -> Result<(), DataError> {
-        self.0
-            .read(index, pixels)
-            .map_err(|error| DataError::Empty { file: format!("image {index}"), reason: error.to_string() })
+        let read = match self {
+            Self::Idx(images) => images.read(index, pixels),
+            Self::Folder(images) => images.read(index, pixels),
+        };
+        read.map_err(|error| DataError::Empty { file: format!("image {index}"), reason: error.to_string() })
     }
 }
