@@ -9,21 +9,25 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use fourfold_kernels::{Backend, KvDtype, Tensor};
-use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, Observer};
+use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, Observer, WeightSpec};
 use fourfold_tensor::{SourceError, TensorInfo, Weight, WeightSource};
 use half::bf16;
 
+use crate::CompressError;
 use crate::hessian::Hessian;
+use crate::methods::quantize::store::read_finite;
 
 /// Bytes of hidden states above which they are kept as bf16.
 pub const F32_LIMIT: usize = 512 << 20;
 
 /// The residual stream of every calibration sequence at one depth.
+#[derive(Clone)]
 pub struct Hidden {
     sequences: Vec<Stored>,
     narrow: bool,
 }
 
+#[derive(Clone)]
 enum Stored {
     Full(Tensor),
     Narrow(usize, usize, Vec<bf16>),
@@ -217,6 +221,22 @@ impl Observer for Collector {
             self.hessians[slot].accumulate(input.host());
         }
     }
+}
+
+/// Refuses tensors with a value that is not finite: text run through them would show it somewhere else, if at all.
+///
+/// # Errors
+/// [`CompressError::Tensor`] of the first.
+pub fn check_finite<'a>(
+    source: &dyn WeightSource,
+    weights: impl Iterator<Item = &'a WeightSpec>,
+) -> Result<(), CompressError> {
+    for spec in weights {
+        let weight = source.load(&spec.name)?;
+        let mut row = vec![0.0f32; weight.cols()];
+        (0..weight.rows()).try_for_each(|r| read_finite(&weight, r, &mut row)).map_err(|e| e.of(&spec.name))?;
+    }
+    Ok(())
 }
 
 /// A source with some tensors replaced: a block's compressed weights over the original's.

@@ -67,17 +67,28 @@ impl HeldOut {
 
     /// The mean divergence over all tokens, and how many there are.
     fn divergence(&self, original: &Head, compressed: &Head) -> (f64, usize) {
-        let (mut sum, mut tokens) = (0.0, 0);
-        for i in 0..self.original.len() {
-            let (p, q) = (original.norm(&self.original.states(i)), compressed.norm(&self.compressed.states(i)));
-            for from in (0..p.rows()).step_by(ROWS) {
-                let to = (from + ROWS).min(p.rows());
-                sum += divergence(&original.logits(&rows(&p, from, to)), &compressed.logits(&rows(&q, from, to)));
-            }
-            tokens += p.rows();
-        }
-        (sum / tokens.max(1) as f64, tokens)
+        mean_divergence(&self.original, original, &self.compressed, compressed)
     }
+}
+
+/// The mean over all tokens of the Kullback–Leibler divergence, in nats, of what a head makes of `other` states from what one makes of the
+/// `original`'s, and how many tokens there are.
+pub(crate) fn mean_divergence(
+    original: &Hidden,
+    original_head: &Head,
+    other: &Hidden,
+    other_head: &Head,
+) -> (f64, usize) {
+    let (mut sum, mut tokens) = (0.0, 0);
+    for i in 0..original.len() {
+        let (p, q) = (original_head.norm(&original.states(i)), other_head.norm(&other.states(i)));
+        for from in (0..p.rows()).step_by(ROWS) {
+            let to = (from + ROWS).min(p.rows());
+            sum += divergence(&original_head.logits(&rows(&p, from, to)), &other_head.logits(&rows(&q, from, to)));
+        }
+        tokens += p.rows();
+    }
+    (sum / tokens.max(1) as f64, tokens)
 }
 
 fn rows(x: &Tensor, from: usize, to: usize) -> Tensor {

@@ -14,7 +14,7 @@ use fourfold_tensor::{SourceError, Weight, WeightSink, WeightSource};
 use serde_json::Value;
 
 use crate::CompressError;
-use crate::calibrate::{Collector, Hidden, Overlay};
+use crate::calibrate::{Collector, Hidden, Overlay, check_finite};
 use crate::gate::{Gate, HeldOut, Trial};
 use crate::hessian::Hessian;
 use crate::methods::Needs;
@@ -62,6 +62,8 @@ pub struct CompressJob<'a> {
     pub held_out: &'a [Vec<u32>],
     /// What the output should be.
     pub goal: Goal,
+    /// For [`Goal::Ratio`] and [`Goal::Bytes`]: the best choice with one format for all layers and one for embeddings and heads, instead of a mix.
+    pub uniform: bool,
     /// What to choose from for [`Goal::Ratio`] and [`Goal::Bytes`]; see [`candidates`].
     pub candidates: Vec<Candidate>,
     /// Which tensors are compressed; a finished plan says so itself.
@@ -101,6 +103,7 @@ impl<'a> CompressJob<'a> {
             calibration: &[],
             held_out: &[],
             goal,
+            uniform: false,
             candidates: candidates(false),
             scope: Scope::default(),
             header: &|_| 0,
@@ -117,7 +120,10 @@ impl<'a> CompressJob<'a> {
     }
 
     /// The plan and what it is founded on.
-    fn decide(&self, progress: &mut dyn Progress) -> Result<Decision, CompressError> {
+    ///
+    /// # Errors
+    /// As [`compress`].
+    pub fn decide(&self, progress: &mut dyn Progress) -> Result<Decision, CompressError> {
         let budget = match &self.goal {
             Goal::Plan(plan) => return self.decided(plan.clone()),
             Goal::Uniform { method, settings } => {
@@ -127,12 +133,15 @@ impl<'a> CompressJob<'a> {
             Goal::Ratio(ratio) => return Err(CompressError::Plan(format!("ratio {ratio}: must be at least 1"))),
             Goal::Bytes(bytes) => *bytes,
         };
-        let sensitivity = match (&self.backend, &self.backward) {
-            (Some(backend), Some(backward)) => {
-                Sensitivity::measure(self.spec, self.source, backend, &**backward, self.calibration, progress)?
-            }
-            (_, None) | (None, _) => Sensitivity::default(),
-        };
+        if self.backend.is_some() && !self.calibration.is_empty() {
+            check_finite(self.source, self.spec.weights().iter())?;
+        }
+        let (mut sensitivity, mut blocks) = (Sensitivity::default(), Vec::new());
+        if let (Some(backend), Some(backward)) = (&self.backend, &self.backward) {
+            let (spec, source, text) = (self.spec, self.source, self.calibration);
+            sensitivity = Sensitivity::measure(spec, source, backend, &**backward, text, progress)?;
+            blocks = sensitivity.measure_blocks(spec, source, backend, text, progress)?;
+        }
         let job = PlanJob {
             spec: self.spec,
             source: self.source,
@@ -145,7 +154,15 @@ impl<'a> CompressJob<'a> {
             header: self.header,
         };
         let mut planned = job.plan(progress)?;
+        if self.uniform && planned.uniform.is_none() {
+            let why = "no uniform choice has at most as many bytes as the mix";
+            return Err(CompressError::Plan(why.to_owned()));
+        }
         let (gate, trial) = match (&self.backend, planned.uniform.take(), &planned.head) {
+            (_, Some(uniform), _) if self.uniform => {
+                planned.plan = uniform;
+                (None, Trial::default())
+            }
             (Some(backend), Some(uniform), Some(head)) if !self.held_out.is_empty() => {
                 let of_uniform = self.trial("uniform", &uniform, head, backend, false, progress)?;
                 let of_mix = self.trial("planned", &planned.plan, head, backend, true, progress)?;
@@ -173,7 +190,16 @@ impl<'a> CompressJob<'a> {
         report.budget = Some(budget);
         report.gate = gate;
         report.probes = planned.probes;
+        report.blocks = blocks;
         Ok(Decision { plan: planned.plan, report, trial })
+    }
+
+    /// Whether the plan was given, so that nobody has looked at the weights yet.
+    fn is_finished(&self) -> bool {
+        match self.goal {
+            Goal::Plan(_) | Goal::Uniform { .. } => true,
+            Goal::Ratio(_) | Goal::Bytes(_) => false,
+        }
     }
 
     fn decided(&self, mut plan: Plan) -> Result<Decision, CompressError> {
@@ -184,9 +210,11 @@ impl<'a> CompressJob<'a> {
 }
 
 /// A plan, why it is so, and what was already made by it.
-struct Decision {
-    plan: Plan,
-    report: PlanReport,
+pub struct Decision {
+    /// The plan, with sizes.
+    pub plan: Plan,
+    /// What it is founded on.
+    pub report: PlanReport,
     trial: Trial,
 }
 
@@ -243,6 +271,9 @@ pub fn compress(
     run.errors = trial.errors;
     match &job.backend {
         Some(backend) if !job.calibration.is_empty() && run.wants_text()? => {
+            if job.is_finished() {
+                check_finite(job.source, job.spec.weights().iter())?;
+            }
             let hidden = run.blocks(backend, progress)?;
             run.tables(hidden, backend, progress)?;
         }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::gate::Gate;
 use crate::plan::Plan;
 use crate::planner::{Kind, Priced, Probe};
+use crate::sensitivity::BlockSensitivity;
 
 /// The file's name in the output directory.
 pub const FILE_NAME: &str = "compression_report.json";
@@ -26,6 +27,9 @@ pub struct PlanReport {
     /// The mix against the best uniform choice on held-out text; absent without text or limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
+    /// What rounding each block by itself cost.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<BlockSensitivity>,
     /// How often each family was chosen, and its bytes.
     pub chosen: Vec<Chosen>,
     /// Every candidate on a few tensors of each part, at true bytes, beside quantization of equal bytes.
@@ -152,7 +156,16 @@ impl PlanReport {
             chosen[at].tensors += 1;
             chosen[at].bytes += tensor.bytes;
         }
-        Self { source_bytes, budget: None, tensor_bytes: plan.bytes(), gate: None, chosen, probes: Vec::new(), tensors }
+        Self {
+            source_bytes,
+            budget: None,
+            tensor_bytes: plan.bytes(),
+            gate: None,
+            blocks: Vec::new(),
+            chosen,
+            probes: Vec::new(),
+            tensors,
+        }
     }
 
     /// The report as indented JSON.

@@ -80,11 +80,7 @@ impl PlanJob<'_> {
             None => None,
         };
         let estimator = Estimator::new(&weight, factor.as_ref(), SAMPLED_ROWS).map_err(named)?;
-        let energies = hessian.map(|h| {
-            let trace: f64 = h.diagonal().iter().map(|&v| f64::from(v)).sum();
-            // H is twice the second moments.
-            Energies { input: trace / 2.0, output: estimator.energy() / 2.0, row: estimator.row_energy() }
-        });
+        let energies = hessian.map(|h| Energies::of(h, estimator.energy(), estimator.row_energy()));
         let sensitivity = self.sensitivity.of(spec, self.spec.blocks.len(), self.spec.tied, energies.as_ref());
         let suitable = self.candidates.iter().enumerate();
         let suitable = suitable.filter(|(_, c)| c.suits(spec.role, cols, &self.scope, hessian.is_some()));

@@ -89,6 +89,9 @@ struct ChoiceArgs {
     /// One format for what some runtimes multiply at once: query, key and value of a layer, its gate and up, the experts of a block.
     #[arg(long, conflicts_with = "plan")]
     fusible: bool,
+    /// No mix, but the best choice with one format for all linear layers and one for embeddings and heads.
+    #[arg(long, conflicts_with = "plan")]
+    uniform: bool,
     /// Use the plan without holding it against the best uniform choice on text that was kept out of the calibration, which takes as long
     /// as two compressions.
     #[arg(long)]
@@ -331,6 +334,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     // A form that cannot be written is an error when it is declared, with its name.
     let header = |forms: &[(String, Form)]| header_bytes(forms, args.output.max_shard_size).unwrap_or(0);
     job.header = &header;
+    job.uniform = args.choice.uniform;
     job.candidates = restrict(candidates(interchange), &args.choice.only, &args.choice.exclude);
     // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
     if method != MethodArg::Rtn && args.calibration.is_given() {
