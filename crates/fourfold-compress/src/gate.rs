@@ -29,6 +29,13 @@ pub struct Gate {
     pub tokens: usize,
     /// The planned mix: mean Kullback–Leibler divergence from the original, in nats a token.
     pub planned: f64,
+    /// Where a plan had more than quantization in it: its divergence, and that of the best mix of quantized formats alone. The better of them
+    /// is the planned one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_all_kinds: Option<f64>,
+    /// See [`Gate::of_all_kinds`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_quantized: Option<f64>,
     /// The best uniform choice: the same.
     pub uniform: f64,
     /// Bytes of the uniform choice's tensors.

@@ -165,11 +165,22 @@ impl<'a> CompressJob<'a> {
             }
             (Some(backend), Some(uniform), Some(head)) if !self.held_out.is_empty() => {
                 let of_uniform = self.trial("uniform", &uniform, head, backend, false, progress)?;
-                let of_mix = self.trial("planned", &planned.plan, head, backend, true, progress)?;
+                let mut of_mix = self.trial("planned", &planned.plan, head, backend, true, progress)?;
+                let (mut of_all_kinds, mut of_quantized) = (None, None);
+                // Sums of layers' errors flatter pruning and low rank, whose errors are not like noise.
+                if let Some(quantized) = planned.quantized.take() {
+                    let other = self.trial("quantized", &quantized, head, backend, true, progress)?;
+                    (of_all_kinds, of_quantized) = (Some(shown(of_mix.divergence)), Some(shown(other.divergence)));
+                    if other.divergence <= of_mix.divergence {
+                        (planned.plan, of_mix) = (quantized, other);
+                    }
+                }
                 let passed = of_mix.divergence < of_uniform.divergence;
                 let gate = Gate {
                     tokens: of_mix.tokens,
                     planned: shown(of_mix.divergence),
+                    of_all_kinds,
+                    of_quantized,
                     uniform: shown(of_uniform.divergence),
                     uniform_bytes: uniform.bytes(),
                     uniform_formats: formats(&uniform),

@@ -250,6 +250,11 @@ impl Choice {
         Self { bytes: form.file_bytes(), parts: vec![(form, entry)], cost }
     }
 
+    /// Names and forms.
+    fn forms(&self) -> Vec<(String, Form)> {
+        self.parts.iter().map(|(form, entry)| (entry.name.clone(), form.clone())).collect()
+    }
+
     /// For the tensors of both.
     fn with(mut self, other: Self) -> Self {
         self.parts.extend(other.parts);
@@ -272,35 +277,36 @@ pub fn alike(some: &[Choice], others: &[Choice]) -> Vec<Choice> {
 ///
 /// # Errors
 /// [`CompressError::Budget`] where even the smallest choices are too large.
-pub fn allocate(tensors: Vec<Vec<Choice>>, budget: u64, header: &HeaderBytes) -> Result<Plan, CompressError> {
-    let hulls: Vec<Vec<Choice>> = tensors.into_iter().map(hull).collect();
-    let with_header = |picked: &[usize]| {
-        let choices: Vec<&Choice> = hulls.iter().zip(picked).filter_map(|(hull, &i)| hull.get(i)).collect();
-        file_bytes(&choices, header)
-    };
-    let (data, around) = with_header(&vec![0; hulls.len()]);
-    if data + around > budget {
-        return Err(CompressError::Budget { smallest: data + around, budget });
+pub fn allocate(mut tensors: Vec<Vec<Choice>>, budget: u64, header: &HeaderBytes) -> Result<Plan, CompressError> {
+    // A form of many parts has a longer header: choices are compared with what a header of their own has.
+    let empty = header(&[]);
+    for choice in tensors.iter_mut().flatten() {
+        choice.bytes += header(&choice.forms()).saturating_sub(empty);
     }
-    // What is picked decides the headers' length, by some bytes: the room for data shrinks until both fit.
-    let mut room = budget - around;
+    let hulls: Vec<Vec<Choice>> = tensors.into_iter().map(hull).collect();
+    // What is counted by choices, and the bytes of the file that they make.
+    let sizes = |picked: &[usize]| {
+        let choices = || hulls.iter().zip(picked).filter_map(|(hull, &i)| hull.get(i));
+        let forms: Vec<(String, Form)> = choices().flat_map(Choice::forms).collect();
+        let data: u64 = forms.iter().map(|(_, form)| form.file_bytes()).sum();
+        (choices().map(|c| c.bytes).sum::<u64>(), data + header(&forms))
+    };
+    let (counted, file) = sizes(&vec![0; hulls.len()]);
+    if file > budget {
+        return Err(CompressError::Budget { smallest: file, budget });
+    }
+    // One header for all differs a little from the sum of their own: the room shrinks until the file fits.
+    let mut room = (budget + counted) - file;
     let picked = loop {
         let picked = fill(&hulls, room);
-        let (data, around) = with_header(&picked);
-        if data + around <= budget || picked.iter().all(|&i| i == 0) {
+        let (counted, file) = sizes(&picked);
+        if file <= budget || picked.iter().all(|&i| i == 0) {
             break picked;
         }
-        room = (room - 1).min(budget.saturating_sub(around));
+        room = (room - 1).min((budget + counted).saturating_sub(file));
     };
     let choices = hulls.into_iter().zip(picked).filter_map(|(h, i)| h.into_iter().nth(i));
     Ok(Plan { tensors: choices.flat_map(|c| c.parts).map(|(_, entry)| entry).collect() })
-}
-
-/// Bytes of choices' tensors, and of the headers around them.
-pub(crate) fn file_bytes(choices: &[&Choice], header: &HeaderBytes) -> (u64, u64) {
-    let parts = choices.iter().flat_map(|c| &c.parts);
-    let forms: Vec<(String, Form)> = parts.map(|(form, entry)| (entry.name.clone(), form.clone())).collect();
-    (choices.iter().map(|c| c.bytes).sum(), header(&forms))
 }
 
 /// The choice of each hull, with at most `room` bytes together where the smallest choices have no more.

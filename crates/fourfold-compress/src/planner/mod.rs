@@ -53,6 +53,8 @@ pub struct PlanJob<'a> {
 pub struct Planned {
     /// The plan.
     pub plan: Plan,
+    /// The best mix of quantized formats alone, where the plan has others too.
+    pub quantized: Option<Plan>,
     /// The best choice with one format for all layers and one for embeddings and heads, of no more bytes; `None` where none is so small.
     pub uniform: Option<Plan>,
     /// All ways to store each tensor that were priced, in the order of the stack.
@@ -98,8 +100,24 @@ impl PlanJob<'_> {
         priced.sort_by_key(|ways| ways.first().and_then(|way| place(&way.entry.name)));
         let mut plan = allocate(self.units(&weights, &priced), self.budget, self.header)?;
         plan.tensors.sort_by_key(|entry| place(&entry.name));
+        let quantized = self.quantized(&weights, &priced, &plan);
         let uniform = self.uniform(&weights, &priced, self.bytes_of(&plan, &priced));
-        Ok(Planned { plan, uniform, priced, probes, head })
+        Ok(Planned { plan, quantized, uniform, priced, probes, head })
+    }
+
+    /// The plan again with nothing but quantization, where it has anything else and there is such a plan.
+    fn quantized(&self, weights: &[WeightSpec], priced: &[Vec<Priced>], plan: &Plan) -> Option<Plan> {
+        let other = |way: &&Priced| way.kind.is_some_and(|kind| !kind.is_grid());
+        let mixed = plan.tensors.iter().zip(priced).any(|(entry, ways)| ways.iter().filter(other).any(|w| w.is(entry)));
+        if !mixed {
+            return None;
+        }
+        let grids = |ways: &Vec<Priced>| ways.iter().filter(|way| !other(way)).cloned().collect();
+        let grids: Vec<Vec<Priced>> = priced.iter().map(grids).collect();
+        let mut plan = allocate(self.units(weights, &grids), self.budget, self.header).ok()?;
+        let place: HashMap<&str, usize> = weights.iter().enumerate().map(|(i, w)| (w.name.as_str(), i)).collect();
+        plan.tensors.sort_by_key(|entry| place.get(entry.name.as_str()).copied());
+        Some(plan)
     }
 
     /// What is chosen together: tensors of one name where [`Scope::alike`] says so, each tensor elsewhere.

@@ -5,20 +5,21 @@ use std::sync::Arc;
 
 use fourfold_kernels::Backend;
 use fourfold_models::{Role, WeightSpec};
+use fourfold_tensor::Form;
 use serde::Serialize;
 
 use super::price::Trial;
-use super::{Kind, PlanJob};
+use super::{Candidate, Kind, PlanJob};
 use crate::CompressError;
 use crate::hessian::Hessian;
 use crate::methods::quantize::estimate::Estimator;
 use crate::methods::quantize::gptq;
-use crate::plan::matrix;
+use crate::plan::{matrix, shown};
 use crate::progress::Progress;
 
 /// Calibration sequences that probes look at.
 const SEQUENCES: usize = 8;
-/// Blocks whose weights are probed.
+/// Blocks whose weights are probed; what goes by whole weights is tried in the first of them alone.
 const BLOCKS: usize = 2;
 /// Candidates beside grids that are tried on all tensors of a part.
 const MOST: usize = 3;
@@ -95,8 +96,21 @@ fn part(weight: &WeightSpec) -> String {
 #[derive(Default)]
 struct Found {
     tensors: Vec<String>,
-    /// By candidate: how often it was tried, bits, ln(error), ln(error / estimate), form.
-    tried: BTreeMap<usize, (f64, f64, f64, f64, String)>,
+    tried: BTreeMap<usize, Tried>,
+}
+
+/// Sums over the tensors that a candidate was tried on.
+#[derive(Clone, Default)]
+struct Tried {
+    times: f64,
+    bits: f64,
+    /// ln(error).
+    error: f64,
+    /// ln(error / estimate), for a grid.
+    correction: f64,
+    /// ln of what the grids have at as many bits; `None` where it is smaller than all of them.
+    of_grids: Option<f64>,
+    stored_as: String,
 }
 
 impl PlanJob<'_> {
@@ -118,7 +132,8 @@ impl PlanJob<'_> {
                     && f.tensors.iter().any(|t| t.split(".experts.").next() == weight.name.split(".experts.").next())
             });
             if !seen {
-                self.try_all(weight, hessian, found.entry(part).or_default())?;
+                let whole = weight.block == probed.first().copied();
+                self.try_all(weight, hessian, whole, found.entry(part).or_default())?;
             }
             Ok(())
         };
@@ -127,61 +142,75 @@ impl PlanJob<'_> {
         Ok(found.into_iter().map(|(part, found)| self.judge(part, found)).collect())
     }
 
-    fn try_all(&self, spec: &WeightSpec, hessian: &Hessian, found: &mut Found) -> Result<(), CompressError> {
+    fn try_all(
+        &self,
+        spec: &WeightSpec,
+        hessian: &Hessian,
+        whole: bool,
+        found: &mut Found,
+    ) -> Result<(), CompressError> {
         let named = |e: crate::MethodError| e.of(&spec.name);
         let weight = self.source.load(&spec.name)?;
         let (rows, cols) = matrix(&spec.shape);
         let candidates = self.candidates.iter().enumerate();
-        let candidates: Vec<_> = candidates.filter(|(_, c)| c.suits(spec.role, cols, &self.scope, true)).collect();
+        let suits = |c: &Candidate| c.suits(spec.role, cols, &self.scope, true) && (whole || c.kind.goes_by_rows());
+        let candidates: Vec<_> = candidates.filter(|(_, c)| suits(c)).collect();
         let errors = Trial::new(spec, &weight, hessian).errors(&candidates).map_err(named)?;
         let factor = gptq::factor_of(hessian, crate::pipeline::damping(spec.role)).map_err(named)?;
         let estimator = Estimator::new(&weight, Some(&factor), super::price::SAMPLED_ROWS).map_err(named)?;
-        found.tensors.push(spec.name.clone());
+        let mut tried: Vec<(usize, f64, f64, Form)> = Vec::new();
         for (i, error) in errors {
-            let candidate = &self.candidates[i];
-            let Some(form) = candidate.form(rows, cols, spec.role) else { continue };
-            let estimate = match candidate.grid() {
+            if let Some(form) = self.candidates[i].form(rows, cols, spec.role) {
+                let bits = form.file_bytes() as f64 * 8.0 / (rows * cols) as f64;
+                tried.push((i, bits, error.max(f64::MIN_POSITIVE), form));
+            }
+        }
+        let grids = tried.iter().filter(|(i, ..)| self.candidates[*i].kind.is_grid());
+        let grids = lower_hull(grids.map(|&(_, bits, error, _)| (bits, error.ln())).collect());
+        found.tensors.push(spec.name.clone());
+        for (i, bits, error, form) in tried {
+            let estimate = match self.candidates[i].grid() {
                 Some(grid) => estimator.error(grid).map_err(named)?,
                 None => error,
             };
-            let tried = found.tried.entry(i).or_default();
-            tried.0 += 1.0;
-            tried.1 += form.file_bytes() as f64 * 8.0 / (rows * cols) as f64;
-            tried.2 += error.max(f64::MIN_POSITIVE).ln();
+            let sums = found.tried.entry(i).or_insert_with(|| Tried { of_grids: Some(0.0), ..Tried::default() });
+            sums.times += 1.0;
+            sums.bits += bits;
+            sums.error += error.ln();
             // A grid that fits exactly has a quotient of nothing by nothing.
-            tried.3 += if estimate > 1e-9 && error > 1e-9 { (error / estimate).ln() } else { 0.0 };
-            tried.4 = form.describe();
+            sums.correction += if estimate > 1e-9 && error > 1e-9 { (error / estimate).ln() } else { 0.0 };
+            sums.of_grids = sums.of_grids.zip(at(&grids, bits)).map(|(sum, now)| sum + now);
+            sums.stored_as = form.describe();
         }
         Ok(())
     }
 
     /// Means, and which candidates are worth trying on all tensors of the part.
     fn judge(&self, part: String, found: Found) -> Probe {
-        let mean =
-            |(&index, (n, bits, error, correction, stored_as)): (&usize, &(f64, f64, f64, f64, String))| Probed {
-                kind: self.candidates[index].kind,
-                stored_as: stored_as.clone(),
-                bits: bits / n,
-                error: (error / n).exp(),
-                error_of_grids: None,
-                tried_on_all: self.candidates[index].kind.is_grid(),
+        let mean = |(&index, sums): (&usize, &Tried)| {
+            let kind = self.candidates[index].kind;
+            Probed {
+                kind,
+                stored_as: sums.stored_as.clone(),
+                bits: sums.bits / sums.times,
+                error: shown((sums.error / sums.times).exp()),
+                error_of_grids: sums.of_grids.filter(|_| !kind.is_grid()).map(|s| shown((s / sums.times).exp())),
+                tried_on_all: kind.is_grid(),
                 index,
-                correction: (correction / n).exp(),
-            };
+                correction: (sums.correction / sums.times).exp(),
+            }
+        };
         let mut candidates: Vec<Probed> = found.tried.iter().map(mean).collect();
-        let grids: Vec<(f64, f64)> =
-            candidates.iter().filter(|c| c.kind.is_grid()).map(|c| (c.bits, c.error.ln())).collect();
-        let grids = lower_hull(grids);
+        let has_grids = candidates.iter().any(|c| c.kind.is_grid());
         let mut worth: Vec<(f64, usize)> = Vec::new();
-        for (i, candidate) in candidates.iter_mut().enumerate().filter(|(_, c)| !c.kind.is_grid()) {
-            candidate.error_of_grids = at(&grids, candidate.bits).map(f64::exp);
+        for (i, candidate) in candidates.iter().enumerate().filter(|(_, c)| !c.kind.is_grid()) {
             // Smaller than every grid, it has nothing to be compared with.
             let ratio = candidate.error_of_grids.map_or(0.0, |grids| candidate.error / grids);
             if ratio < SLACK {
                 worth.push((ratio, i));
             }
         }
-        if grids.is_empty() {
+        if !has_grids {
             // No grid competes: what no other of its kind beats at fewer bits.
             let points: Vec<(f64, f64)> = candidates.iter().map(|c| (c.bits, c.error.ln())).collect();
             let hull = lower_hull(points);

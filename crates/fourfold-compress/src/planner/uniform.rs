@@ -3,7 +3,7 @@
 use fourfold_models::{Role, WeightSpec};
 
 use super::{PlanJob, Priced};
-use crate::plan::{Choice, Plan, file_bytes};
+use crate::plan::Plan;
 
 impl PlanJob<'_> {
     /// The uniform choice of the least cost with at most `most` bytes, headers included; `None` where none is so small.
@@ -37,9 +37,9 @@ impl PlanJob<'_> {
                 if best.as_ref().is_some_and(|(least, _)| cost >= *least) {
                     continue;
                 }
-                let choices: Vec<Choice> = picked.iter().map(|way| way.choice()).collect();
-                let (data, around) = file_bytes(&choices.iter().collect::<Vec<_>>(), self.header);
-                if data + around <= most {
+                let forms: Vec<_> = picked.iter().map(|way| (way.entry.name.clone(), way.form.clone())).collect();
+                let data: u64 = picked.iter().map(|way| way.entry.bytes).sum();
+                if data + (self.header)(&forms) <= most {
                     best = Some((cost, picked));
                 }
             }
