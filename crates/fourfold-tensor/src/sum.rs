@@ -74,6 +74,15 @@ impl Sum {
             out.iter_mut().zip(&row).for_each(|(o, v)| *o += v);
         }
     }
+
+    /// The sum, `[rows, cols]` row-major: the values of [`Sum::read_row`].
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut all = self.terms[0].to_f32();
+        for term in &self.terms[1..] {
+            all.iter_mut().zip(term.to_f32()).for_each(|(o, v)| *o += v);
+        }
+        all
+    }
 }
 
 #[cfg(test)]

@@ -76,12 +76,18 @@ impl Weight {
 
     /// The whole matrix as f32, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
-        let (rows, cols) = (self.rows(), self.cols());
-        let mut out = vec![0.0; rows * cols];
-        for (r, row) in out.chunks_exact_mut(cols.max(1)).enumerate() {
-            self.read_row(r, row);
+        match self {
+            Self::LowRank(w) => w.to_f32(),
+            Self::Sum(w) => w.to_f32(),
+            Self::Dense(_) | Self::Quantized(_) | Self::Sparse(_) => {
+                let cols = self.cols();
+                let mut out = vec![0.0; self.rows() * cols];
+                for (r, row) in out.chunks_exact_mut(cols.max(1)).enumerate() {
+                    self.read_row(r, row);
+                }
+                out
+            }
         }
-        out
     }
 
     /// How the weight is stored, in a few words: see [`Form::describe`].
