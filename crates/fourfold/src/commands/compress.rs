@@ -1,5 +1,6 @@
 //! `fourfold compress`: writes a smaller checkpoint.
 
+mod choice;
 mod images;
 
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use clap::{Args, ValueEnum};
 use fourfold_compress::gate::Gate;
 use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
-use fourfold_compress::planner::{Kind, candidates, restrict};
+use fourfold_compress::planner::{candidates, restrict};
 use fourfold_compress::recipe::Recipe;
 use fourfold_compress::{CompressError, CompressJob, Goal, Plan, Scope, compress};
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
@@ -18,6 +19,7 @@ use fourfold_tensor::Form;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use self::choice::{Bits, ChoiceArgs, bits};
 use super::calibration::{CalibrationArgs, Sequences};
 use crate::context::Context;
 use crate::model::{self, OpenModel};
@@ -73,29 +75,6 @@ pub struct CompressArgs {
     calibration: CalibrationArgs,
     #[command(flatten)]
     output: OutputArgs,
-}
-
-/// What a plan is made of.
-#[derive(Args)]
-#[command(next_help_heading = "Choice (with --ratio, --bits N.N, --bytes)")]
-struct ChoiceArgs {
-    /// Kinds of storage that are not to be chosen: symmetric, learned, affine (quantized), sparse (pruned), low-rank (decomposed), corrected
-    /// (quantized, and factors of the error), low-rank-sparse.
-    #[arg(long, value_name = "KIND", num_args = 1.., conflicts_with = "plan")]
-    exclude: Vec<Kind>,
-    /// The only kinds that linear layers may get. Embeddings and heads are quantized all the same.
-    #[arg(long, value_name = "KIND", num_args = 1.., conflicts_with = "plan")]
-    only: Vec<Kind>,
-    /// One format for what some runtimes multiply at once: query, key and value of a layer, its gate and up, the experts of a block.
-    #[arg(long, conflicts_with = "plan")]
-    fusible: bool,
-    /// No mix, but the best choice with one format for all linear layers and one for embeddings and heads.
-    #[arg(long, conflicts_with = "plan")]
-    uniform: bool,
-    /// Use the plan without holding it against the best uniform choice on text that was kept out of the calibration, which takes as long
-    /// as two compressions.
-    #[arg(long)]
-    no_gate: bool,
 }
 
 /// The grid of --bits.
@@ -180,24 +159,6 @@ impl MethodArg {
     fn is_for_layers(self) -> bool {
         matches!(self, Self::Recipe(recipe) if recipe.is_for_layers())
     }
-}
-
-/// What --bits says.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Bits {
-    /// The width of every matrix's codes.
-    Grid(u8),
-    /// The size of everything, in bits a parameter.
-    Average(f64),
-}
-
-fn bits(text: &str) -> Result<Bits, String> {
-    let found = if text.contains('.') {
-        text.parse().ok().filter(|b| (0.1..=32.0).contains(b)).map(Bits::Average)
-    } else {
-        text.parse().ok().filter(|b| (2..=8).contains(b)).map(Bits::Grid)
-    };
-    found.ok_or_else(|| "2 to 8 are expected, or a size in bits a parameter with a point, as 3.5".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
