@@ -227,15 +227,20 @@ impl Sensitivity {
 
     /// The divergence in nats a token that a relative output error of 1 would cost if cost stayed proportional.
     pub(crate) fn of(&self, weight: &WeightSpec, blocks: usize, tied: bool, energies: Option<&Energies>) -> f64 {
+        let rows = weight.shape[0].max(1) as f64;
+        let cols = weight.shape.get(1).copied().unwrap_or(1).max(1) as f64;
+        let as_table = |energies: &Energies| 0.5 * self.embedding / cols * energies.row / rows;
+        // An untied embedding is multiplied with nothing: its rows are what the first block reads.
+        if let (Role::Embedding, false, true, Some(energies)) = (weight.role, tied, self.embedding > 0.0, energies) {
+            return as_table(energies);
+        }
         let (Some(energies), Some(&gradient)) = (energies, self.weights.get(&weight.name)) else {
             return rule(weight, blocks);
         };
-        let rows = weight.shape[0].max(1) as f64;
         let scale = weight.block.and_then(|block| self.blocks.get(block)).copied().unwrap_or(1.0);
         let mut cost = scale * 0.5 * gradient / energies.input.max(1e-30) / rows * energies.output;
         if weight.role == Role::Embedding && tied {
-            let cols = weight.shape[1].max(1) as f64;
-            cost += 0.5 * self.embedding / cols * energies.row / rows;
+            cost += as_table(energies);
         }
         cost
     }

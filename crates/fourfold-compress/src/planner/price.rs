@@ -1,6 +1,6 @@
 //! What the ways to store one tensor cost: their bytes, and the error they make in its output.
 
-use fourfold_models::WeightSpec;
+use fourfold_models::{Role, WeightSpec};
 use fourfold_tensor::{Dense, Form, Weight};
 use rayon::prelude::*;
 
@@ -80,7 +80,13 @@ impl PlanJob<'_> {
             None => None,
         };
         let estimator = Estimator::new(&weight, factor.as_ref(), SAMPLED_ROWS).map_err(named)?;
-        let energies = hessian.map(|h| Energies::of(h, estimator.energy(), estimator.row_energy()));
+        let energies = match hessian {
+            Some(hessian) => Some(Energies::of(hessian, estimator.energy(), estimator.row_energy())),
+            None if spec.role == Role::Embedding => {
+                Some(Energies { input: 0.0, output: 0.0, row: estimator.row_energy() })
+            }
+            None => None,
+        };
         let sensitivity = self.sensitivity.of(spec, self.spec.blocks.len(), self.spec.tied, energies.as_ref());
         let suitable = self.candidates.iter().enumerate();
         let suitable = suitable.filter(|(_, c)| c.suits(spec.role, cols, &self.scope, hessian.is_some()));
