@@ -105,16 +105,28 @@ impl AdamW {
         }
         let rate = (lr / correction1) as f32;
         let decay = (1.0 - lr * f64::from(self.weight_decay)) as f32;
+        let most = self.largest_ratio() * (correction2.sqrt() as f32);
 
         let arch = pulp::Arch::new();
         let chunks: Vec<(Block, MomentsMut)> = parameter.blocks(CHUNK).into_iter().zip(moments.chunks()).collect();
         chunks.into_par_iter().zip(gradient.par_chunks(CHUNK)).enumerate().for_each(
             |(i, ((block, stored), gradient))| {
                 let first = i * CHUNK;
-                arch.dispatch(ChunkUpdate { adam: self, step, decay, rate, inverse2, block, stored, gradient, first });
+                let update =
+                    ChunkUpdate { adam: self, step, decay, rate, inverse2, most, block, stored, gradient, first };
+                arch.dispatch(update);
             },
         );
         Ok(())
+    }
+
+    /// What `|m| / √v` cannot exceed, whatever the gradients were (Cauchy & Schwarz), with room for rounding: infinite where
+    /// β1² ≥ β2. Exact moments never reach it. A second moment that 8 bits rounded to zero, under a first one that they did not,
+    /// would go past it by orders of magnitude.
+    fn largest_ratio(&self) -> f32 {
+        let (beta1, beta2) = (f64::from(self.beta1), f64::from(self.beta2));
+        let sum = 1.0 - beta1 * beta1 / beta2;
+        if sum > 0.0 { (1.01 * (1.0 - beta1) / ((1.0 - beta2) * sum).sqrt()) as f32 } else { f32::INFINITY }
     }
 
     /// `√mean(g² / v̂)` with the second moments as they will be after this step.
@@ -134,6 +146,8 @@ struct ChunkUpdate<'a> {
     decay: f32,
     rate: f32,
     inverse2: f32,
+    /// Largest magnitude of an element's update, before the rate.
+    most: f32,
     block: Block<'a>,
     stored: MomentsMut<'a>,
     gradient: &'a [f32],
@@ -146,7 +160,7 @@ impl pulp::NullaryFnOnce for ChunkUpdate<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { adam: &AdamW { beta1, beta2, eps, .. }, step, decay, rate, inverse2, .. } = self;
+        let Self { adam: &AdamW { beta1, beta2, eps, .. }, step, decay, rate, inverse2, most, .. } = self;
         let Self { mut block, mut stored, gradient, first, .. } = self;
         let (mut w, mut m, mut v) = ([0.0f32; CHUNK], [0.0f32; CHUNK], [0.0f32; CHUNK]);
         let n = gradient.len();
@@ -158,7 +172,8 @@ impl pulp::NullaryFnOnce for ChunkUpdate<'_> {
             let g = g * step.gradient_factor;
             *m = beta1 * *m + (1.0 - beta1) * g;
             *v = beta2 * *v + (1.0 - beta2) * g * g;
-            *w = *w * decay - rate * *m / ((*v * inverse2).sqrt() + eps);
+            let ratio = (*m / ((*v * inverse2).sqrt() + eps)).max(-most).min(most);
+            *w = *w * decay - rate * ratio;
         }
         stored.m.write(Range::Signed, m);
         stored.v.write(Range::NonNegative, v);
@@ -226,6 +241,36 @@ mod tests {
         }
         parameter.blocks(n)[0].read(&mut w);
         (0..n).map(|i| f64::from(w[i] - target(i)).powi(2)).sum::<f64>() / n as f64
+    }
+
+    #[test]
+    fn a_second_moment_that_rounds_to_zero_does_not_throw_a_weight_away() {
+        let n = 256;
+        let adam = AdamW { weight_decay: 0.0, beta2: 0.95, clip_update: false, ..AdamW::default() };
+        let after = |precision| {
+            let mut parameter = Parameter::F32(vec![0.0; n].into());
+            let mut moments = Moments::zeros(n, precision);
+            for t in 1..=4 {
+                // One element's gradient is so large that the squares of the others' vanish beside it.
+                let gradient: Vec<f32> = (0..n)
+                    .map(|i| {
+                        if i == 7 {
+                            1.0
+                        } else if t == 1 {
+                            1e-4
+                        } else {
+                            0.0
+                        }
+                    })
+                    .collect();
+                adam.update("w", &mut parameter, &mut moments, &gradient, &step(t, 1e-3)).unwrap();
+            }
+            let mut w = vec![0.0; n];
+            parameter.blocks(n)[0].read(&mut w);
+            w.iter().fold(0.0f32, |most, w| most.max(w.abs()))
+        };
+        let (exact, coarse) = (after(MomentPrecision::F32), after(MomentPrecision::Bits8));
+        assert!(exact < 1e-2 && coarse < 1e-2, "{exact} {coarse} after four steps of 1e-3");
     }
 
     #[test]
