@@ -1,7 +1,10 @@
-//! `fourfold demo`, and `fourfold` alone: compresses a small model 4:1 and shows what that cost.
+//! `fourfold demo`, and `fourfold` alone: compresses a small model 4:1, trains it in a quarter of the memory, and shows what that
+//! cost.
 //!
 //! Every figure is of a process of its own (this program run again), so that peak memory is that of one model, as the operating
 //! system counted it.
+
+mod training;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,6 +16,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
+use self::training::Training;
 use crate::context::Context;
 use crate::output::Report;
 use crate::{assets, human, interrupt};
@@ -31,12 +35,15 @@ pub struct DemoArgs {
     /// What the samples continue.
     #[arg(short, long, default_value = PROMPT)]
     prompt: String,
+    /// Compress only; leave out the training.
+    #[arg(long)]
+    no_training: bool,
 }
 
 /// What clap fills in, for the program without a command.
 impl Default for DemoArgs {
     fn default() -> Self {
-        Self { folder: None, ratio: RATIO, chunks: CHUNKS, prompt: PROMPT.to_owned() }
+        Self { folder: None, ratio: RATIO, chunks: CHUNKS, prompt: PROMPT.to_owned(), no_training: false }
     }
 }
 
@@ -77,6 +84,8 @@ struct DemoReport {
     compressed: Measured,
     /// The textbook's round to nearest at as many bits, with no error minimised: what the evaluation must be able to tell.
     control: Measured,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training: Option<Training>,
 }
 
 pub fn run(args: &DemoArgs, context: &Context) -> Result<()> {
@@ -127,6 +136,10 @@ impl Demo<'_> {
         let method = format!("GPTQ, {} : 1", self.args.ratio);
         let compressed = self.measure("compressed", method, &compressed)?;
         let control = self.measure("control", "4 bits, textbook rounding".to_owned(), &control)?;
+        let training = match self.args.no_training {
+            true => None,
+            false => Some(Training::run(self, self.folder)?),
+        };
         Ok(DemoReport {
             model: inspected["architecture"].as_str().unwrap_or_default().to_owned(),
             parameters,
@@ -138,6 +151,7 @@ impl Demo<'_> {
             original,
             compressed,
             control,
+            training,
         })
     }
 
@@ -252,6 +266,7 @@ impl Report for DemoReport {
             self.eval_tokens,
             human::table(&rows)
         );
+        text += &self.training.as_ref().map(Training::text).unwrap_or_default();
         for m in [a, b, c] {
             text += &format!("\n--- {} continues:\n{}\n", m.name, m.sample.trim_end());
         }
