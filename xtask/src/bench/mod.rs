@@ -1,11 +1,13 @@
 //! Benches side by side: this program and llama.cpp's tools on the same work, interleaved in one run.
 
+mod experiment;
 mod fashion;
 mod measure;
 mod quality;
 mod seeds;
 mod speed;
 mod table;
+mod text;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -27,23 +29,26 @@ pub enum Bench {
     Seeds(seeds::Args),
     /// A classifier of images trained in f32, trained compressed, and in PyTorch: memory, time and accuracy.
     Fashion(Box<fashion::Args>),
+    /// A language model trained in f32, and trained in less memory and compressed: memory, time and accuracy.
+    Text(Box<text::Args>),
 }
 
 impl Bench {
     /// Builds this program and runs the comparison.
     pub fn run(self) -> Result<()> {
-        if let Self::Fashion(args) = &self
-            && let Some(ours) = &args.binary
-        {
-            return fashion::run(ours, args);
-        }
-        let ours = build()?;
+        let binary = match &self {
+            Self::Fashion(args) => args.binary.clone(),
+            Self::Text(args) => args.binary.clone(),
+            _ => None,
+        };
+        let ours = binary.map_or_else(build, Ok)?;
         match self {
             Self::Speed(args) => speed::run(&ours, &args),
             Self::Quality(args) => quality::run(&ours, &args),
             Self::Train(args) => train::run(&ours, &args),
             Self::Seeds(args) => seeds::run(&ours, &args),
             Self::Fashion(args) => fashion::run(&ours, &args),
+            Self::Text(args) => text::run(&ours, &args),
         }
     }
 }

@@ -1,0 +1,134 @@
+//! The whole claim on a language model: trained in f32, and trained in bf16 with 8-bit states and then compressed by the planner, which
+//! may quantize, prune and decompose, on the same text with the same seeds.
+//!
+//! Every command of a run counts: the peak is the largest of all its processes', the time their sum. The control is the f32 result rounded
+//! to 4 bits as the textbook has it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::experiment::{Bill, Readings, print};
+use super::table::interval;
+
+/// Options of `cargo xtask bench text`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// This program, already built [default: it is built].
+    #[arg(long)]
+    pub binary: Option<PathBuf>,
+    /// The architecture, a Hugging Face config.json.
+    #[arg(long)]
+    config: PathBuf,
+    /// Its tokenizer.json.
+    #[arg(long)]
+    tokenizer: PathBuf,
+    /// What is learned.
+    #[arg(long)]
+    text: PathBuf,
+    /// What accuracy is measured on; kept out of training and calibration.
+    #[arg(long)]
+    test: PathBuf,
+    /// What compression is calibrated on, a part of what was learned.
+    #[arg(long)]
+    calibration: PathBuf,
+    /// Steps of training.
+    #[arg(long, default_value_t = 200)]
+    steps: u64,
+    /// Sequences of a step.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens of a sequence.
+    #[arg(long, default_value_t = 256)]
+    context: usize,
+    /// Learning rate.
+    #[arg(long, default_value_t = 1e-3)]
+    lr: f64,
+    /// Bits a parameter of the result, everything counted; 8 is a quarter of f32.
+    #[arg(long, default_value_t = 8.0)]
+    bits: f64,
+    /// Seeds: a run of each kind for each.
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Where the runs write; emptied before each.
+    #[arg(long)]
+    work: PathBuf,
+}
+
+impl Args {
+    fn train(&self, bill: &mut Bill, preset: &str, out: &Path, seed: u64) -> Result<()> {
+        let [config, tokenizer, text, out] =
+            [&self.config, &self.tokenizer, &self.text, &out.to_path_buf()].map(|p| p.display().to_string());
+        let numbers = [self.steps, self.batch as u64, self.context as u64, seed].map(|n| n.to_string());
+        let [steps, batch, context, seed] = &numbers;
+        let lr = self.lr.to_string();
+        let model = ["train", "--model-config", &config, "--tokenizer", &tokenizer, "--data", &text, "--output", &out];
+        let run = ["--preset", preset, "--steps", steps, "--batch-size", batch, "--context", context, "--seed", seed];
+        let more = ["--lr", &lr, "--held-out", "0", "--eval-every", "0", "--save-every", "0"];
+        bill.command(&[&model[..], &run, &more].concat())?;
+        Ok(())
+    }
+
+    /// Accuracy and loss of `model` on the test's text, which count for no one.
+    fn test(&self, bill: &Bill, model: &Path) -> Result<(f64, f64)> {
+        let [model, text] = [model, &self.test].map(|p| p.display().to_string());
+        let context = self.context.to_string();
+        let (value, _) = bill.uncounted(&["eval", &model, "--text", &text, "--context", &context])?;
+        let number = |key: &str| Value::as_f64(&value[key]).with_context(|| format!("`{key}`"));
+        Ok((number("top1_accuracy")?, number("perplexity")?.ln()))
+    }
+}
+
+/// Runs and prints the comparison.
+pub fn run(binary: &Path, args: &Args) -> Result<()> {
+    let names = ["fourfold f32", "fourfold compressed", "of it the training", "control: f32, textbook 4 bits"];
+    let mut all = names.map(Readings::named);
+    let mut losses: [Vec<f64>; 4] = Default::default();
+    for seed in 0..args.seeds {
+        if args.work.exists() {
+            std::fs::remove_dir_all(&args.work)?;
+        }
+        let [base, quarter, small, control] =
+            ["f32", "quarter", "small", "control"].map(|kind| args.work.join(format!("{kind}-{seed}")));
+        let text = |path: &Path| path.display().to_string();
+        let mut close = |bill: Bill, row: usize, model: &Path| {
+            let (accuracy, loss) = args.test(&bill, model)?;
+            losses[row].push(loss);
+            bill.close(&mut all[row], accuracy, model)
+        };
+
+        eprintln!("seed {seed}: f32");
+        let mut bill = Bill::new(binary, args.threads);
+        args.train(&mut bill, "baseline", &base, seed)?;
+        close(bill, 0, &base.join("final"))?;
+
+        eprintln!("seed {seed}: compressed");
+        let mut bill = Bill::new(binary, args.threads);
+        args.train(&mut bill, "quarter", &quarter, seed)?;
+        close(bill.clone(), 2, &quarter.join("final"))?;
+        let (bits, calibration) = (format!("{:.3}", args.bits), text(&args.calibration));
+        let goal = ["--bits", &bits, "--calibration", &calibration];
+        bill.command(&[&["compress", &text(&quarter.join("final")), &text(&small)][..], &goal].concat())?;
+        close(bill, 1, &small)?;
+
+        eprintln!("seed {seed}: control");
+        let bill = Bill::new(binary, args.threads);
+        let textbook = ["--bits", "4", "--group-size", "tensor", "--scale-rule", "absmax"];
+        bill.uncounted(&[&["compress", &text(&base.join("final")), &text(&control)][..], &textbook].concat())?;
+        close(bill, 3, &control)?;
+
+        println!("\nafter {} of {} seeds\n", seed + 1, args.seeds);
+        print(&all);
+        println!("\nloss on the test's text, nats, and its paired difference from f32:");
+        for (reading, loss) in all.iter().zip(&losses) {
+            let paired: Vec<f64> = loss.iter().zip(&losses[0]).map(|(a, b)| a - b).collect();
+            let show = |v: f64| format!("{v:.4}");
+            println!("  {}: {}, {}", reading.name, interval(loss, show), interval(&paired, show));
+        }
+    }
+    Ok(())
+}
