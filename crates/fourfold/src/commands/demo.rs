@@ -6,20 +6,20 @@
 
 mod training;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
 use self::training::Training;
+use crate::child::{integer, number};
 use crate::context::Context;
 use crate::output::Report;
-use crate::{assets, human, interrupt};
+use crate::{assets, child, human, interrupt};
 
 #[derive(Args)]
 pub struct DemoArgs {
@@ -195,35 +195,8 @@ impl Demo<'_> {
 
     /// Runs this program with other arguments and reads its report.
     fn child(&self, command: &str, options: &[OsString]) -> Result<Value> {
-        let program = std::env::current_exe().context("the path of this program")?;
-        let output = Command::new(program)
-            .arg(command)
-            .args(options)
-            .arg("--json")
-            .args(self.context.global.for_child())
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("fourfold {command}"))?;
-        if interrupt::requested() {
-            bail!("interrupted");
-        }
-        if !output.status.success() {
-            bail!("fourfold {command} failed ({})", output.status);
-        }
-        serde_json::from_slice(&output.stdout).with_context(|| format!("the report of fourfold {command}"))
-    }
-}
-
-fn number(report: &Value, key: &str) -> Result<f64> {
-    report.get(key).and_then(Value::as_f64).with_context(|| format!("the report has no {key}"))
-}
-
-/// An integer; memory is 0 where the operating system does not say.
-fn integer(report: &Value, key: &str) -> Result<u64> {
-    match report.get(key) {
-        Some(Value::Null) => Ok(0),
-        value => value.and_then(Value::as_u64).with_context(|| format!("the report has no {key}")),
+        let options: Vec<&OsStr> = options.iter().map(OsString::as_os_str).collect();
+        Ok(child::run(self.context, command, &options)?.0)
     }
 }
 

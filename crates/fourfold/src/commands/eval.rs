@@ -38,9 +38,9 @@ pub struct EvalArgs {
     /// sequence classifier a .jsonl or .tsv file of texts with their classes.
     #[arg(long, value_name = "PATH", conflicts_with = "text")]
     data: Option<PathBuf>,
-    /// Tokens of a window.
-    #[arg(short, long, default_value_t = 512, value_name = "TOKENS")]
-    context: usize,
+    /// Tokens of a window [default: 512, or all positions of a model that has fewer].
+    #[arg(short, long, value_name = "TOKENS")]
+    context: Option<usize>,
     /// Evaluate the first N windows only.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     chunks: Option<u64>,
@@ -80,6 +80,11 @@ struct EvalReport {
 }
 
 impl EvalArgs {
+    /// Tokens of a window of this model.
+    fn context(&self, open: &OpenModel) -> usize {
+        self.context.unwrap_or(open.spec.max_positions.min(512))
+    }
+
     /// The text; clap has seen to it that there is one.
     fn text(&self) -> &Path {
         self.text.as_deref().unwrap_or(Path::new(""))
@@ -136,7 +141,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         model: args.model.clone(),
         text: args.text().display().to_string(),
         against: args.against.clone().or(args.load_logits.as_ref().map(|f| f.display().to_string())),
-        context: args.context,
+        context: args.context(&open),
         protocol: protocol(args),
         complete,
         weight_bytes: open.checkpoint.weight_bytes,
@@ -159,17 +164,16 @@ fn protocol(args: &EvalArgs) -> Protocol {
 fn cut(args: &EvalArgs, open: &OpenModel) -> Result<Vec<Window>> {
     let text = std::fs::read(args.text()).with_context(|| args.text().display().to_string())?;
     let text = String::from_utf8(text).with_context(|| args.text().display().to_string())?;
-    if args.context > open.spec.max_positions {
-        bail!("--context {}: the model has {} positions", args.context, open.spec.max_positions);
+    let context = args.context(open);
+    if context > open.spec.max_positions {
+        bail!("--context {context}: the model has {} positions", open.spec.max_positions);
     }
     let tokenizer = open.tokenizer()?;
     let limit = args.chunks.map(|n| n as usize);
-    let step = args.stride.unwrap_or(args.context);
-    let needed =
-        limit.map_or(usize::MAX / 16, |n| step.saturating_mul(n.saturating_sub(1)).saturating_add(args.context));
+    let step = args.stride.unwrap_or(context);
+    let needed = limit.map_or(usize::MAX / 16, |n| step.saturating_mul(n.saturating_sub(1)).saturating_add(context));
     let ids = tokenizer.encode_prefix(&text, needed)?;
-    windows(&ids, tokenizer.bos(), args.context, protocol(args), limit)
-        .with_context(|| args.text().display().to_string())
+    windows(&ids, tokenizer.bos(), context, protocol(args), limit).with_context(|| args.text().display().to_string())
 }
 
 fn dump(file: &Path, open: &OpenModel, windows: &[Window], context: &Context) -> Result<()> {

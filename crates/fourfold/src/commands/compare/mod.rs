@@ -34,9 +34,9 @@ pub struct CompareArgs {
     /// The text to predict [default: some sources of fourfold's].
     #[arg(short = 'f', long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Tokens of a window.
-    #[arg(short, long, default_value_t = 512, value_name = "TOKENS")]
-    context: usize,
+    /// Tokens of a window [default: 512, or all positions of a model that has fewer].
+    #[arg(short, long, value_name = "TOKENS")]
+    context: Option<usize>,
     /// Evaluate the first N windows only.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     chunks: u32,
@@ -137,19 +137,13 @@ fn compare(args: &CompareArgs, context: &Context) -> Result<Comparison> {
     let (tensors, unmatched) = tensors::pairs(&args.original, &args.other, context)?;
     context.remark("Measuring both, each in processes of its own ...");
     let logits = scratch.path().join("logits");
-    let (windows, chunks) = (args.context.to_string(), args.chunks.to_string());
+    let (windows, chunks) = (args.context.map(|c| c.to_string()), args.chunks.to_string());
     let evaluate = |model: &str, logits_option: &str| {
-        let options: [&OsStr; 9] = [
-            model.as_ref(),
-            "--text".as_ref(),
-            text.as_ref(),
-            "--context".as_ref(),
-            windows.as_ref(),
-            "--chunks".as_ref(),
-            chunks.as_ref(),
-            logits_option.as_ref(),
-            logits.as_ref(),
-        ];
+        let mut options: Vec<&OsStr> = vec![model.as_ref(), "--text".as_ref(), text.as_ref()];
+        options.extend(["--chunks".as_ref(), chunks.as_ref(), logits_option.as_ref(), logits.as_os_str()]);
+        if let Some(windows) = &windows {
+            options.extend(["--context".as_ref(), OsStr::new(windows)]);
+        }
         child::run(context, "eval", &options)
     };
     let (eval_a, _) = evaluate(&args.original, "--save-logits")?;
@@ -159,7 +153,7 @@ fn compare(args: &CompareArgs, context: &Context) -> Result<Comparison> {
         version: env!("CARGO_PKG_VERSION"),
         threads: context.threads,
         text: args.text.as_ref().map_or("sources of fourfold's".to_owned(), |t| t.display().to_string()),
-        context: args.context,
+        context: child::integer(&eval_a, "context")? as usize,
         mean_kld: child::number(divergence, "mean_kld")?,
         kld_error: child::number(divergence, "standard_error")?,
         top1_agreement: child::number(divergence, "top1_agreement")?,

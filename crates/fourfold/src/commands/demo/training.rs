@@ -9,7 +9,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Demo, integer, number};
+use super::Demo;
+use crate::child::{integer, number};
 use crate::human;
 
 /// Name, method in words, options of `fourfold train`.
