@@ -6,6 +6,7 @@
 use fourfold_models::{BlockSpec, FeedForward, ModelSpec, WeightSpec};
 use fourfold_tensor::DType;
 
+use crate::batch::Extent;
 use crate::optim::OptimizerKind;
 use crate::optim::blockwise::{BLOCK4, BLOCK8};
 use crate::recipe::{MomentPrecision, Recipe, Storage};
@@ -51,13 +52,28 @@ const BF16: u64 = 2;
 /// each, are not counted.
 const PROGRAM: u64 = 24_000_000;
 
-/// Peak memory of steps of `batch` sequences of `context` tokens.
-pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, batch: u64, context: u64, accumulation: u64) -> TrainMemory {
-    let tokens = batch * context;
-    let part = match recipe.recompute {
-        true => tokens.min((recipe.block_tokens as u64 / context.max(1)).max(1) * context),
-        false => tokens,
-    };
+/// What a run does in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Its largest batch.
+    pub largest: Extent,
+    /// Batches whose gradients are summed.
+    pub accumulation: u64,
+}
+
+impl Work {
+    /// Steps of `batch` sequences of `context` tokens.
+    pub fn sequences(batch: u64, context: u64, accumulation: u64, recipe: &Recipe) -> Self {
+        let lengths = std::iter::repeat_n(context as usize, batch as usize);
+        Self { largest: Extent::of(lengths, recipe.block_tokens), accumulation }
+    }
+}
+
+/// Peak memory of such steps.
+pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemory {
+    let Work { largest, accumulation } = *work;
+    let tokens = largest.tokens as u64;
+    let part = if recipe.recompute { largest.part as u64 } else { tokens };
     let all = spec.weights();
     let fixed = TrainMemory {
         weights: all.iter().map(|w| weight_bytes(w, recipe)).sum(),
@@ -203,7 +219,7 @@ mod tests {
             for preset in Recipe::ALL {
                 let recipe = Recipe { storage, ..preset };
                 let (weights, optimizer) = ParameterStore::initialize(&spec, 0.02, 0, &recipe).byte_len();
-                let predicted = train_memory(&spec, &recipe, 2, 64, 1);
+                let predicted = train_memory(&spec, &recipe, &Work::sequences(2, 64, 1, &recipe));
                 assert_eq!((predicted.weights, predicted.optimizer), (weights as u64, optimizer as u64), "{recipe:?}");
             }
         }
@@ -212,11 +228,14 @@ mod tests {
     #[test]
     fn smaller_recipes_take_less_and_larger_batches_more() {
         let spec = spec();
-        let above = |recipe: &Recipe, batch| train_memory(&spec, recipe, batch, 64, 1).total() - PROGRAM;
+        let of = |recipe: &Recipe, batch, times| {
+            train_memory(&spec, recipe, &Work::sequences(batch, 64, times, recipe)).total() - PROGRAM
+        };
+        let above = |recipe: &Recipe, batch| of(recipe, batch, 1);
         assert!(above(&Recipe::QUARTER, 64) * 2 < above(&Recipe::BASELINE, 64));
         assert!(above(&Recipe::EIGHTH, 8) < above(&Recipe::QUARTER, 8));
         assert!(above(&Recipe::QUARTER, 16) > above(&Recipe::QUARTER, 8));
-        let accumulated = train_memory(&spec, &Recipe::QUARTER, 8, 64, 4).total() - PROGRAM;
+        let accumulated = of(&Recipe::QUARTER, 8, 4);
         assert_eq!(accumulated - above(&Recipe::QUARTER, 8), 2 * spec.parameters());
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use fourfold_models::{ModelSpec, spec_from_config};
-use fourfold_train::memory::{TrainMemory, train_memory};
+use fourfold_train::memory::{TrainMemory, Work, train_memory};
 use fourfold_train::recipe::Recipe;
 use serde::Serialize;
 use serde_json::Value;
@@ -63,10 +63,10 @@ struct PlanReport {
 pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     let spec = spec(&args.model, context)?;
     let tokens = args.context.clamp(2, spec.max_positions.max(2) as u64);
-    let predict = |recipe: &Recipe, batch| train_memory(&spec, recipe, batch, tokens, args.gradient_accumulation);
-    // The least change of numbers first: what recomputes costs time alone.
-    let mut candidates = Recipe::ALL.to_vec();
-    candidates.insert(2, Recipe { recompute: true, block_tokens: 512, loss_chunk: 256, ..Recipe::AMP });
+    let predict = |recipe: &Recipe, batch| {
+        train_memory(&spec, recipe, &Work::sequences(batch, tokens, args.gradient_accumulation, recipe))
+    };
+    let candidates = candidates();
     let fits = |memory: u64| {
         candidates.iter().find_map(|recipe| {
             let batch = (1..=args.batch_size).rev().find(|&b| predict(recipe, b).total() <= memory)?;
@@ -93,6 +93,13 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What is tried, the least change of numbers first: what recomputes costs time alone.
+fn candidates() -> Vec<Recipe> {
+    let mut candidates = Recipe::ALL.to_vec();
+    candidates.insert(2, Recipe { recompute: true, block_tokens: 512, loss_chunk: 256, ..Recipe::AMP });
+    candidates
 }
 
 fn spec(name: &str, context: &Context) -> Result<ModelSpec> {
