@@ -2,8 +2,8 @@
 //!
 //! A tokenizer may look beyond any cut. So a cut is taken only where it makes no difference, which is seen from the text that follows
 //! it: the tokens of both together must end with those of what follows alone. From there on the rest of the text is read as if it
-//! began there. Cuts are tried at ends of lines between two letters or signs, where the usual tokenizers split words. Where none
-//! agrees (a tokenizer that puts a mark before every text, say), the pieces grow until they are the whole file.
+//! began there. Cuts are tried where the usual tokenizers split words: at line ends, and before a word's space. Where none agrees
+//! (a tokenizer that puts a mark before every text, say), the pieces grow until they are the whole file.
 
 use std::io::{self, BufRead};
 
@@ -37,8 +37,8 @@ impl<R: BufRead> TextPieces<R> {
     /// The text cannot be read, is no UTF-8, or cannot be encoded.
     pub fn next(&mut self, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
         let mut wanted = self.least;
-        while let Some(cut) = self.line_end(wanted)? {
-            let Some(end) = self.line_end(cut + self.least / OVERLAP)? else { break };
+        while let Some(cut) = self.cut(wanted)? {
+            let Some(end) = self.cut(cut + self.least / OVERLAP)? else { break };
             let mut ids = self.encode(tokenizer, &self.text[..end])?;
             let after = tokenizer.encode_fragment(&self.text[cut..end])?;
             if ids.ends_with(&after) {
@@ -62,16 +62,18 @@ impl<R: BufRead> TextPieces<R> {
         Ok(if self.is_first { tokenizer.encode_text(text)? } else { tokenizer.encode_fragment(text)? })
     }
 
-    /// Where the first line from byte `from` on ends that has no space at its end and is followed by one that has none at its
-    /// beginning; `None` where there is none until the end of the text, which then has been read.
-    fn line_end(&mut self, mut from: usize) -> io::Result<Option<usize>> {
+    /// The first place from byte `from` on where a cut is tried: before a line without spaces around its beginning, or before the space
+    /// that leads a word. `None` where there is none until the end of the text, which then has been read.
+    fn cut(&mut self, mut from: usize) -> io::Result<Option<usize>> {
         loop {
             let bytes = self.text.as_bytes();
-            let found = (from.max(1)..bytes.len().saturating_sub(1)).find(|&i| {
-                bytes[i] == b'\n' && !bytes[i - 1].is_ascii_whitespace() && !bytes[i + 1].is_ascii_whitespace()
+            let is_space = |i: usize| bytes[i].is_ascii_whitespace();
+            let found = (from.max(2)..bytes.len().saturating_sub(1)).find(|&i| {
+                let begins_line = bytes[i - 1] == b'\n' && !is_space(i - 2) && !is_space(i);
+                begins_line || bytes[i] == b' ' && !is_space(i + 1)
             });
-            if let Some(found) = found {
-                return Ok(Some(found + 1));
+            if found.is_some() {
+                return Ok(found);
             }
             from = from.max(bytes.len().saturating_sub(1));
             if self.reader.read_line(&mut self.text)? == 0 {
@@ -109,6 +111,9 @@ mod tests {
             assert!(count <= text.len() / least + 1, "{count} pieces of {least} bytes");
             assert!(count > text.len() / least / 4, "{count} pieces of {least} bytes");
         }
+        let spaced = text.replace('\n', " \n \n ");
+        let (ids, count) = in_pieces(&tokenizer, &spaced, 500);
+        assert!(ids == tokenizer.encode_text(&spaced).unwrap() && count > 100, "{count} pieces");
         for text in ["", "\n", "a", "a\n\n\n b\n\tc\r\nd\n", "no end of line"] {
             assert_eq!(in_pieces(&tokenizer, text, 1).0, tokenizer.encode_text(text).unwrap());
         }
