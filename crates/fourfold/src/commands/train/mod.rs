@@ -21,6 +21,7 @@ use fourfold_train::language::LanguageModel;
 use fourfold_train::memory::{Work, train_memory};
 
 pub use settings::TrainArgs;
+pub use start::matrix_bytes;
 
 use self::classification::LabelledTexts;
 use self::data::Data;
@@ -67,8 +68,9 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
     let largest = (0..steps * accumulation)
         .map(|number| batches.extent(number, settings.recipe.block_tokens))
         .fold(Extent::default(), Extent::max);
-    let mut predicted = train_memory(spec, &settings.recipe, &Work { largest, accumulation });
-    predicted.data = bytes;
+    let work = Work { largest, accumulation, adapters: start.adapters() };
+    let mut predicted = train_memory(spec, &settings.recipe, &work);
+    predicted.data += bytes;
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} tokens a pass, steps of up to {} tokens",
@@ -76,7 +78,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         largest.tokens as u64 * accumulation
     ));
     if settings.memory_check {
-        fit::check(&predicted, spec, settings, length as u64)?;
+        fit::check(&predicted, bytes, &start, settings, length as u64)?;
     }
     let (spec, description, store) = start.load(settings)?;
     let job = Job {

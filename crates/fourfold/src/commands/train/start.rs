@@ -12,6 +12,7 @@ use fourfold_infer::ChatTemplate;
 use fourfold_models::layers::{LORA_A, LoraSpec};
 use fourfold_models::{ModelSpec, WeightSpec, spec_from_config};
 use fourfold_tensor::WeightSource;
+use fourfold_train::memory::Adapters;
 use fourfold_train::store::{Initialization, ParameterStore};
 use serde_json::Value;
 
@@ -45,7 +46,7 @@ impl Start {
             (Some(name), None) => {
                 let open = model::open(name, context)?;
                 match &settings.lora {
-                    Some(lora) => Self::adapters(lora, name, open),
+                    Some(lora) => Self::adapted(lora, name, open),
                     None => Self::existing(name, open, texts, settings),
                 }
             }
@@ -87,7 +88,7 @@ impl Start {
         Ok(Self { spec, description, weights })
     }
 
-    fn adapters(lora: &LoraSpec, name: &str, open: OpenModel) -> Result<Self> {
+    fn adapted(lora: &LoraSpec, name: &str, open: OpenModel) -> Result<Self> {
         let targets = lora.weights(&open.spec);
         for target in &lora.targets {
             let part = format!(".{target}.");
@@ -104,6 +105,16 @@ impl Start {
             adapter: Some(adapter_config(lora, name, &targets)),
         };
         Ok(Self { spec: open.spec, description, weights: Begin::Adapters(open.checkpoint, lora.clone()) })
+    }
+
+    /// What is trained in place of the model's own weights.
+    pub(super) fn adapters(&self) -> Option<Adapters<'_>> {
+        match &self.weights {
+            Begin::New(_) | Begin::Existing(..) => None,
+            Begin::Adapters(checkpoint, lora) => {
+                Some(Adapters { lora, base: matrix_bytes(&self.spec, &*checkpoint.weights) })
+            }
+        }
     }
 
     /// Reads or makes the weights.
@@ -127,6 +138,12 @@ impl Start {
         };
         Ok((spec, description, store))
     }
+}
+
+/// Bytes of a model's matrices as they are stored: what stays in memory of a model under adapters.
+pub fn matrix_bytes(spec: &ModelSpec, source: &dyn WeightSource) -> u64 {
+    let matrices = spec.weights().into_iter().filter(|w| w.shape.len() > 1);
+    matrices.filter_map(|w| Some(source.info(&w.name)?.bytes)).sum()
 }
 
 /// PEFT's `adapter_config.json`.
