@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use fourfold_kernels::backward::IGNORE;
 
+use crate::network::BatchSource;
+
 /// A packed batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
@@ -54,6 +56,45 @@ impl Batch {
     pub fn scored(&self) -> usize {
         self.targets.iter().filter(|&&t| t != IGNORE).count()
     }
+}
+
+/// What the memory of a step depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Tokens of the batch.
+    pub tokens: usize,
+    /// Tokens of its largest part: see [`part_tokens`].
+    pub part: usize,
+}
+
+impl Extent {
+    /// That of documents of such lengths, which a block takes up to `block_tokens` tokens at a time.
+    pub fn of(lengths: impl Iterator<Item = usize> + Clone, block_tokens: usize) -> Self {
+        Self { tokens: lengths.clone().sum(), part: part_tokens(lengths, block_tokens) }
+    }
+
+    /// What holds either.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { tokens: self.tokens.max(other.tokens), part: self.part.max(other.part) }
+    }
+}
+
+/// Tokens of the largest part where documents are taken together as long as they have at most `most` tokens: a longer one is a part by
+/// itself.
+fn part_tokens(lengths: impl Iterator<Item = usize>, most: usize) -> usize {
+    let (mut part, mut largest) = (0usize, 0);
+    for length in lengths {
+        part = if part + length <= most { part + length } else { length };
+        largest = largest.max(part);
+    }
+    largest
+}
+
+/// Batches of text, whose sizes are known before they are read.
+pub trait TextSource: BatchSource<Batch> {
+    /// The size of batch `number`, where a block takes whole documents of up to `block_tokens` tokens at a time.
+    fn extent(&mut self, number: u64, block_tokens: usize) -> Extent;
 }
 
 #[cfg(test)]

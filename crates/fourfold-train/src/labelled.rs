@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Extent, TextSource};
 use crate::data::DataError;
 use crate::network::BatchSource;
 use crate::random::{Stream, shuffled};
@@ -131,6 +131,16 @@ impl Labelled {
         self.examples.len().div_ceil(self.size) as u64
     }
 
+    /// The examples of batch `number`.
+    fn chosen(&mut self, number: u64) -> impl Iterator<Item = &Example> + Clone {
+        let (epoch, place) = (number / self.per_epoch(), (number % self.per_epoch()) as usize * self.size);
+        if self.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
+            self.order = Some((epoch, shuffled(self.examples.len(), Stream::new(self.seed, epoch, 0x1abe1))));
+        }
+        let order = self.order.as_ref().map_or(&[][..], |(_, order)| order);
+        order[place..order.len().min(place + self.size)].iter().map(|&i| &self.examples[i])
+    }
+
     /// All examples in order: for evaluation.
     pub fn in_order(&self) -> Vec<Batch> {
         self.examples.chunks(self.size).map(pack).collect()
@@ -139,13 +149,13 @@ impl Labelled {
 
 impl BatchSource<Batch> for Labelled {
     fn get(&mut self, number: u64) -> Result<Batch, DataError> {
-        let (epoch, place) = (number / self.per_epoch(), (number % self.per_epoch()) as usize * self.size);
-        if self.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
-            self.order = Some((epoch, shuffled(self.examples.len(), Stream::new(self.seed, epoch, 0x1abe1))));
-        }
-        let order = self.order.as_ref().map_or(&[][..], |(_, order)| order);
-        let chosen = &order[place..order.len().min(place + self.size)];
-        Ok(pack(chosen.iter().map(|&i| &self.examples[i])))
+        Ok(pack(self.chosen(number)))
+    }
+}
+
+impl TextSource for Labelled {
+    fn extent(&mut self, number: u64, block_tokens: usize) -> Extent {
+        Extent::of(self.chosen(number).map(|example| example.ids.len()), block_tokens)
     }
 }
 
@@ -180,6 +190,7 @@ mod tests {
         }
         assert_ne!(data.get(0).unwrap(), data.get(3).unwrap(), "another order in the next epoch");
         assert_eq!(data.get(2).unwrap(), data.get(2).unwrap());
+        assert_eq!(data.extent(4, 9).tokens, data.get(4).unwrap().ids.len());
     }
 
     #[test]

@@ -214,6 +214,7 @@ fn sum(losses: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Extent;
 
     #[test]
     fn parts_are_whole_documents_and_all_of_them() {
@@ -222,6 +223,10 @@ mod tests {
         assert_eq!(parts_of_5.iter().map(|p| p.rows.clone()).collect::<Vec<_>>(), [0..5, 5..12, 12..14]);
         assert_eq!(parts_of_5[0].documents, [0..3, 3..5]);
         assert_eq!(parts_of_5[2].documents, [0..1, 1..2]);
+        for most in [1, 3, 5, 8, usize::MAX] {
+            let largest = parts(&documents, most).iter().map(|p| p.rows.len()).max().unwrap();
+            assert_eq!(Extent::of(documents.iter().map(Range::len), most), Extent { tokens: 14, part: largest });
+        }
         assert_eq!(parts(&documents, usize::MAX).len(), 1);
         assert!(parts(&[], 5).is_empty());
     }

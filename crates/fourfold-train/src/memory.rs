@@ -3,9 +3,11 @@
 //! What a step holds is followed through its phases as [`crate::language`] runs them: the head with the logits, then each block's
 //! backward, from the last to the first. The peak is the largest of these.
 
-use fourfold_models::{BlockSpec, FeedForward, ModelSpec, WeightSpec};
+use fourfold_models::layers::LoraSpec;
+use fourfold_models::{BlockSpec, FeedForward, ModelSpec, Role, WeightSpec};
 use fourfold_tensor::DType;
 
+use crate::batch::Extent;
 use crate::optim::OptimizerKind;
 use crate::optim::blockwise::{BLOCK4, BLOCK8};
 use crate::recipe::{MomentPrecision, Recipe, Storage};
@@ -25,7 +27,7 @@ pub struct TrainMemory {
     pub logits: u64,
     /// Copies of weights in the type that the products read.
     pub copies: u64,
-    /// Tokens of the corpus; 0 where it is not known, as in [`train_memory`].
+    /// The batches of a step; [`train_memory`] leaves out what the data takes besides.
     pub data: u64,
     /// The program itself.
     pub program: u64,
@@ -47,30 +49,94 @@ impl TrainMemory {
 
 const F32: u64 = size_of::<f32>() as u64;
 const BF16: u64 = 2;
-/// Resident pages of the program, its tokenizer's remains and its threads' stacks: an estimate. The tokens of the corpus, 4 bytes
-/// each, are not counted.
-const PROGRAM: u64 = 24_000_000;
+/// Bytes of a token in a batch: itself, its target and its position.
+const BATCH_BYTES: u64 = (2 * size_of::<u32>() + size_of::<usize>()) as u64;
+/// Resident pages of the program, its tokenizer's remains, its threads' stacks and packing buffers: measured.
+const PROGRAM: u64 = 19_000_000;
 
-/// Peak memory of steps of `batch` sequences of `context` tokens.
-pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, batch: u64, context: u64, accumulation: u64) -> TrainMemory {
-    let tokens = batch * context;
-    let part = match recipe.recompute {
-        true => tokens.min((recipe.block_tokens as u64 / context.max(1)).max(1) * context),
-        false => tokens,
-    };
-    let all = spec.weights();
+/// What a run does in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// Its largest batch.
+    pub largest: Extent,
+    /// Batches whose gradients are summed.
+    pub accumulation: u64,
+    /// What is trained in place of the model's own weights.
+    pub adapters: Option<Adapters<'a>>,
+}
+
+/// Adapters over a model that stays as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapters<'a> {
+    /// Which.
+    pub lora: &'a LoraSpec,
+    /// Bytes of the model's matrices as they are stored: packed ones stay packed.
+    pub base: u64,
+}
+
+impl<'a> Work<'a> {
+    /// Steps of `batch` sequences of `context` tokens.
+    pub fn sequences(batch: u64, context: u64, accumulation: u64, recipe: &Recipe) -> Self {
+        let lengths = std::iter::repeat_n(context as usize, batch as usize);
+        Self { largest: Extent::of(lengths, recipe.block_tokens), accumulation, adapters: None }
+    }
+
+    /// The same with adapters.
+    #[must_use]
+    pub fn with_adapters(self, adapters: Option<Adapters<'a>>) -> Self {
+        Self { adapters, ..self }
+    }
+}
+
+/// What is trained, and how it is stored.
+struct Trained {
+    weights: Vec<WeightSpec>,
+    recipe: Recipe,
+}
+
+impl Trained {
+    /// Adapters are f32 with f32 moments in every recipe.
+    fn of(spec: &ModelSpec, recipe: &Recipe, adapters: Option<Adapters>) -> Self {
+        match adapters {
+            None => Self { weights: spec.weights(), recipe: *recipe },
+            Some(adapters) => Self {
+                weights: adapters.lora.weights(spec),
+                recipe: Recipe { storage: Storage::F32, moments: MomentPrecision::F32, ..*recipe },
+            },
+        }
+    }
+
+    fn sum(&self, of: impl Fn(&WeightSpec) -> u64) -> u64 {
+        self.weights.iter().map(of).sum()
+    }
+
+    fn elements(&self, block: Option<usize>) -> u64 {
+        self.weights.iter().filter(|w| w.block == block).map(WeightSpec::elements).sum()
+    }
+
+    fn role(&self, role: Role) -> u64 {
+        self.weights.iter().filter(|w| w.role == role).map(WeightSpec::elements).sum()
+    }
+}
+
+/// Peak memory of such steps.
+pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemory {
+    let Work { largest, accumulation, adapters } = *work;
+    let tokens = largest.tokens as u64;
+    let part = if recipe.recompute { largest.part as u64 } else { tokens };
+    let trained = Trained::of(spec, recipe, adapters);
     let fixed = TrainMemory {
-        weights: all.iter().map(|w| weight_bytes(w, recipe)).sum(),
-        optimizer: all.iter().map(|w| optimizer_bytes(w, recipe)).sum(),
+        weights: trained.sum(|w| weight_bytes(w, &trained.recipe)) + adapters.map_or(0, |a| a.base),
+        optimizer: trained.sum(|w| optimizer_bytes(w, &trained.recipe)),
         gradients: match (accumulation > 1, recipe.release) {
-            (true, true) => spec.parameters() * BF16,
+            (true, true) => trained.sum(WeightSpec::elements) * BF16,
             _ => 0,
         },
+        // Tokens, targets and positions.
+        data: accumulation * tokens * BATCH_BYTES,
         program: PROGRAM,
         ..TrainMemory::default()
     };
-    let elements =
-        |block: Option<usize>| all.iter().filter(|w| w.block == block).map(WeightSpec::elements).sum::<u64>();
     let hidden = spec.hidden_size as u64;
     let blocks = spec.blocks.len();
     let saved: Vec<u64> = match recipe.recompute {
@@ -78,35 +144,44 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, batch: u64, context: u64,
         false => spec.blocks.iter().map(|block| block.saved_elements(tokens) * F32).collect(),
     };
     let kept = |below: usize| saved[..below].iter().sum::<u64>();
-    let embedding = spec.vocab_size as u64 * hidden;
-    let outside = elements(None);
+    let embedding = trained.role(Role::Embedding);
+    let head = if spec.tied { embedding } else { trained.role(Role::LmHead) };
 
     // The head: its input, the normed rows and their gradient; a chunk's rows and their gradient, its logits, and these once more
     // as the products read them.
     let chunk = (recipe.loss_chunk as u64).min(tokens);
     let mut peak = TrainMemory {
-        gradients: fixed.gradients + embedding * F32,
+        gradients: fixed.gradients + head * F32,
         activations: kept(blocks) + (3 * tokens + 2 * chunk) * hidden * F32,
-        logits: chunk * spec.vocab_size as u64 * (F32 + read_bytes(recipe)),
-        copies: copies(spec, &all, recipe, blocks),
+        logits: chunk * spec.outputs() as u64 * (F32 + read_bytes(recipe)),
+        copies: copies(spec, &trained, blocks),
         ..fixed
     };
-    // The blocks, backwards. A tied embedding's gradient waits for its second half.
-    let mut gathered = if recipe.release { if spec.tied { embedding } else { 0 } } else { outside };
-    for (i, block) in spec.blocks.iter().enumerate().rev() {
-        gathered += if recipe.release { 0 } else { elements(Some(i)) };
-        let live = if recipe.release { elements(Some(i)) } else { 0 };
-        let recomputed = if recipe.recompute { block.saved_elements(part) * F32 } else { 0 };
-        let at = TrainMemory {
-            gradients: fixed.gradients + (gathered + live) * F32,
-            activations: kept(i + 1) + recomputed + tokens * hidden * F32 + backward_bytes(block, part, recipe),
-            copies: copies(spec, &all, recipe, i + 1),
-            ..fixed
-        };
+    let mut consider = |at: TrainMemory| {
         if at.total() > peak.total() {
             peak = at;
         }
+    };
+    // The blocks, backwards. A tied embedding's gradient waits for its second half.
+    let mut gathered = if recipe.release && !spec.tied { 0 } else { head };
+    for (i, block) in spec.blocks.iter().enumerate().rev() {
+        gathered += if recipe.release { 0 } else { trained.elements(Some(i)) };
+        let live = if recipe.release { trained.elements(Some(i)) } else { 0 };
+        let recomputed = if recipe.recompute { block.saved_elements(part) * F32 } else { 0 };
+        consider(TrainMemory {
+            gradients: fixed.gradients + (gathered + live) * F32,
+            activations: kept(i + 1) + recomputed + tokens * hidden * F32 + backward_bytes(block, part, recipe),
+            copies: copies(spec, &trained, i + 1),
+            ..fixed
+        });
     }
+    // The embedding, and the update of what was gathered.
+    consider(TrainMemory {
+        gradients: fixed.gradients + (gathered + if spec.tied { 0 } else { embedding }) * F32,
+        activations: tokens * hidden * F32,
+        copies: copies(spec, &trained, 0),
+        ..fixed
+    });
     peak
 }
 
@@ -139,21 +214,21 @@ fn read_bytes(recipe: &Recipe) -> u64 {
 
 /// Bytes of weights in the type that products read, where it is not the type they are stored in: blocks that wait for their
 /// backward keep theirs.
-fn copies(spec: &ModelSpec, all: &[WeightSpec], recipe: &Recipe, blocks: usize) -> u64 {
-    let bytes = match (recipe.storage, recipe.compute) {
+fn copies(spec: &ModelSpec, trained: &Trained, blocks: usize) -> u64 {
+    let bytes = match (trained.recipe.storage, trained.recipe.compute) {
         (Storage::F32, DType::F32) => return 0,
         (Storage::F32, _) => BF16,
         // The kernels' own order of the codes.
         (Storage::Int8 | Storage::Int8Nearest, _) => 1,
         (Storage::Bf16 | Storage::Bf16Nearest | Storage::Bf16Residual, _) => return 0,
     };
-    let of = |block: usize| all.iter().filter(|w| w.block == Some(block)).map(WeightSpec::elements).sum::<u64>();
-    let embedding = spec.vocab_size as u64 * spec.hidden_size as u64;
-    let live = match recipe.recompute {
+    let of = |block: usize| trained.elements(Some(block));
+    let live = match trained.recipe.recompute {
         true => (0..blocks).map(of).max().unwrap_or(0),
         false => (0..blocks).map(of).sum(),
     };
-    (embedding + live) * bytes
+    let head = if blocks == spec.blocks.len() { trained.role(Role::LmHead) } else { 0 };
+    (trained.role(Role::Embedding) + head + live) * bytes
 }
 
 fn weight_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
@@ -203,7 +278,7 @@ mod tests {
             for preset in Recipe::ALL {
                 let recipe = Recipe { storage, ..preset };
                 let (weights, optimizer) = ParameterStore::initialize(&spec, 0.02, 0, &recipe).byte_len();
-                let predicted = train_memory(&spec, &recipe, 2, 64, 1);
+                let predicted = train_memory(&spec, &recipe, &Work::sequences(2, 64, 1, &recipe));
                 assert_eq!((predicted.weights, predicted.optimizer), (weights as u64, optimizer as u64), "{recipe:?}");
             }
         }
@@ -212,11 +287,14 @@ mod tests {
     #[test]
     fn smaller_recipes_take_less_and_larger_batches_more() {
         let spec = spec();
-        let above = |recipe: &Recipe, batch| train_memory(&spec, recipe, batch, 64, 1).total() - PROGRAM;
+        let of = |recipe: &Recipe, batch, times| {
+            train_memory(&spec, recipe, &Work::sequences(batch, 64, times, recipe)).total() - PROGRAM
+        };
+        let above = |recipe: &Recipe, batch| of(recipe, batch, 1);
         assert!(above(&Recipe::QUARTER, 64) * 2 < above(&Recipe::BASELINE, 64));
         assert!(above(&Recipe::EIGHTH, 8) < above(&Recipe::QUARTER, 8));
         assert!(above(&Recipe::QUARTER, 16) > above(&Recipe::QUARTER, 8));
-        let accumulated = train_memory(&spec, &Recipe::QUARTER, 8, 64, 4).total() - PROGRAM;
+        let accumulated = of(&Recipe::QUARTER, 8, 4);
         assert_eq!(accumulated - above(&Recipe::QUARTER, 8), 2 * spec.parameters());
     }
 }

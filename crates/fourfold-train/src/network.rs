@@ -36,6 +36,28 @@ pub trait BatchSource<B> {
     fn get(&mut self, number: u64) -> Result<B, crate::data::DataError>;
 }
 
+/// Batches to measure on: the same ones each time, read when they are needed.
+pub trait HeldOut<B> {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Batch `i`, counted from 0.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn batch(&self, i: usize) -> Result<B, crate::data::DataError>;
+}
+
+impl<B: Clone> HeldOut<B> for Vec<B> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn batch(&self, i: usize) -> Result<B, crate::data::DataError> {
+        Ok(self[i].clone())
+    }
+}
+
 /// What a network makes of a batch without learning.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Score {

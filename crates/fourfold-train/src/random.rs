@@ -41,14 +41,19 @@ impl Stream {
     }
 }
 
-/// `0..len` in a random order (Fisher & Yates 1938; the bias of the remainder is below 2^-32 · len).
+/// `0..len` in a random order.
 pub fn shuffled(len: usize, stream: Stream) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
-    for i in (1..len).rev() {
-        let other = (u64::from(stream.word(i)) * (i as u64 + 1)) >> 32;
-        order.swap(i, other as usize);
-    }
+    shuffle(&mut order, stream);
     order
+}
+
+/// Brings items into a random order (Fisher & Yates 1938; the bias of the remainder is below 2^-32 · their number).
+pub fn shuffle<T>(items: &mut [T], stream: Stream) {
+    for i in (1..items.len()).rev() {
+        let other = (u64::from(stream.word(i)) * (i as u64 + 1)) >> 32;
+        items.swap(i, other as usize);
+    }
 }
 
 /// SplitMix64's output function (Steele et al. 2014).

@@ -21,7 +21,7 @@ pub use self::directory::{latest_checkpoint, resume};
 use self::directory::{prune, save_model};
 use crate::checkpoint::{self, CheckpointError, State};
 use crate::data::DataError;
-use crate::network::{BatchSource, Network, Score};
+use crate::network::{BatchSource, HeldOut, Network, Score};
 use crate::optim::OptimError;
 use crate::trainer::{StepReport, TrainError, Trainer};
 
@@ -136,18 +136,18 @@ fn limit(first_loss: f64) -> f64 {
 /// The losses of all held-out batches; `None` where `stop` said so before all were done.
 ///
 /// # Errors
-/// As [`Trainer::evaluate`].
+/// As [`Trainer::evaluate`], and a batch that cannot be read.
 pub fn evaluate<N: Network>(
     trainer: &Trainer<N>,
-    held_out: &[N::Batch],
+    held_out: &dyn HeldOut<N::Batch>,
     stop: &mut dyn FnMut() -> bool,
-) -> Result<Option<Score>, TrainError> {
+) -> Result<Option<Score>, RunError> {
     let mut sum = Score::default();
-    for batch in held_out {
+    for i in 0..held_out.count() {
         if stop() {
             return Ok(None);
         }
-        sum = sum.and(trainer.evaluate(batch)?);
+        sum = sum.and(trainer.evaluate(&held_out.batch(i)?)?);
     }
     Ok(Some(sum))
 }
@@ -155,7 +155,7 @@ pub fn evaluate<N: Network>(
 /// Measures the model if that is due, and keeps it if it is the best so far.
 fn measure<N: Network>(
     trainer: &Trainer<N>,
-    held_out: &[N::Batch],
+    held_out: &dyn HeldOut<N::Batch>,
     state: &mut State,
     options: &Options,
     events: &mut dyn Events,
@@ -183,7 +183,7 @@ fn measure<N: Network>(
 pub fn run<N: Network>(
     trainer: &mut Trainer<N>,
     batches: &mut dyn BatchSource<N::Batch>,
-    held_out: &[N::Batch],
+    held_out: &dyn HeldOut<N::Batch>,
     mut state: State,
     options: &Options,
     events: &mut dyn Events,
@@ -239,7 +239,7 @@ pub fn run<N: Network>(
             return Err(RunError::Diverged { step, steps, limit, first, kept });
         }
         let due = |every: u64| every > 0 && state.step.is_multiple_of(every);
-        state.evaluation_due = !held_out.is_empty() && (last || due(options.eval_every));
+        state.evaluation_due = held_out.count() > 0 && (last || due(options.eval_every));
         save_due |= last || due(options.save_every);
         measure(trainer, held_out, &mut state, options, events)?;
         let stop = events.stop();

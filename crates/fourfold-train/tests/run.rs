@@ -186,7 +186,7 @@ fn a_torn_step_without_a_checkpoint_ends_the_run() {
     let options = Options { steps: 12, accumulation: 6, eval_every: 0, save_every: 0, keep: 2, output };
     let state = State::begin(&recipe, 6);
     let mut batches = Batches::new(&corpus, 2);
-    let error = run(&mut trainer, &mut batches, &[], state, &options, &mut Watcher::default()).unwrap_err();
+    let error = run(&mut trainer, &mut batches, &Vec::new(), state, &options, &mut Watcher::default()).unwrap_err();
     assert!(matches!(error, RunError::Torn { step: 1, .. }), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

@@ -1,8 +1,16 @@
 //! Memory the operating system counts for a process.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 /// The largest resident set of this process so far, in bytes; `None` where the system does not say.
 pub fn peak_resident() -> Option<u64> {
     status_field("self", "VmHWM:")
+}
+
+/// The resident set of this process, in bytes.
+pub fn resident_now() -> Option<u64> {
+    status_field("self", "VmRSS:")
 }
 
 /// The resident set of another process, in bytes; `None` where the system does not say, or the process is gone.
@@ -10,10 +18,49 @@ pub fn resident(process: u32) -> Option<u64> {
     status_field(&process.to_string(), "VmRSS:")
 }
 
+/// Bytes that this process can still take without swapping: what the system says is available, or less where a control group allows
+/// less. `None` where the system does not say.
+pub fn available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let system = kilobytes(&text, "MemAvailable:")?;
+    Some(group_room().map_or(system, |room| system.min(room)))
+}
+
+/// What the control groups of this process, and those above them, leave of their limits. Pages of files that were read and are not in
+/// use are given up for others.
+fn group_room() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let room = |group: &Path, limit: &str, usage: &str, stat: &str| {
+        let limit = number(group.join(limit))?;
+        let text = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+        let idle = text.lines().find_map(|l| l.strip_prefix(stat)?.trim().parse::<u64>().ok()).unwrap_or(0);
+        Some((limit + idle).saturating_sub(number(group.join(usage))?).min(limit))
+    };
+    let of = |line: &str| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let (mount, files) = match controllers {
+            "" => ("/sys/fs/cgroup", ["memory.max", "memory.current", "inactive_file "]),
+            "memory" => {
+                ("/sys/fs/cgroup/memory", ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "])
+            }
+            _ => return None,
+        };
+        let group = Path::new(mount).join(path.trim_start_matches('/'));
+        let above = group.ancestors().take_while(|place| place.starts_with(mount));
+        above.filter_map(|place| room(place, files[0], files[1], files[2])).min()
+    };
+    groups.lines().filter_map(of).min()
+}
+
 /// A field of Linux's `/proc/PROCESS/status`, given in kB.
 fn status_field(process: &str, name: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+    kilobytes(&fs::read_to_string(format!("/proc/{process}/status")).ok()?, name)
+}
+
+/// A field given in kB, in bytes.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(name))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }

@@ -203,7 +203,7 @@ fn run_memory(model: &OpenModel, context: &Context, tokens: u64, batch: u64) -> 
 }
 
 fn train_memory(model: &OpenModel, name: &'static str, recipe: Recipe, batch: u64, tokens: u64) -> TrainReport {
-    let m = memory::train_memory(&model.spec, &recipe, batch, tokens, 1);
+    let m = memory::train_memory(&model.spec, &recipe, &memory::Work::sequences(batch, tokens, 1, &recipe));
     TrainReport {
         recipe: name,
         weights: m.weights,

@@ -3,14 +3,16 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use fourfold_models::layers::LoraSpec;
 use fourfold_models::{ModelSpec, spec_from_config};
-use fourfold_train::memory::{TrainMemory, train_memory};
+use fourfold_train::memory::{Adapters, TrainMemory, Work, train_memory};
 use fourfold_train::recipe::Recipe;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::train::matrix_bytes;
 use crate::context::Context;
 use crate::human;
 use crate::model;
@@ -30,6 +32,13 @@ pub struct PlanArgs {
     /// Batches whose gradients are summed for one step.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     gradient_accumulation: u64,
+    /// Low-rank adapters of this rank are trained, as by `train --lora-rank`, and the model stays as it is stored; a config.json alone
+    /// is taken for bf16.
+    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    lora_rank: Option<u64>,
+    /// Layers that get an adapter: names such as q_proj,v_proj, or all-linear [default: all-linear].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "lora_rank")]
+    lora_targets: Vec<String>,
     /// Find what fits into this much, `8GB` say.
     #[arg(long, value_name = "SIZE", value_parser = human::parse_bytes)]
     memory: Option<u64>,
@@ -45,6 +54,7 @@ struct Row {
     activations: u64,
     logits: u64,
     copies: u64,
+    data: u64,
     program: u64,
     total: u64,
 }
@@ -61,12 +71,22 @@ struct PlanReport {
 }
 
 pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
-    let spec = spec(&args.model, context)?;
+    let (spec, base) = spec(&args.model, context)?;
+    let lora = args.lora_rank.map(|rank| LoraSpec {
+        rank: rank as usize,
+        alpha: 1.0,
+        targets: if args.lora_targets == ["all-linear"] { Vec::new() } else { args.lora_targets.clone() },
+    });
+    let adapters = lora.as_ref().map(|lora| Adapters { lora, base });
+    if let Some(lora) = &lora {
+        ensure!(!lora.weights(&spec).is_empty(), "--lora-targets: {} has no such layer", args.model);
+    }
     let tokens = args.context.clamp(2, spec.max_positions.max(2) as u64);
-    let predict = |recipe: &Recipe, batch| train_memory(&spec, recipe, batch, tokens, args.gradient_accumulation);
-    // The least change of numbers first: what recomputes costs time alone.
-    let mut candidates = Recipe::ALL.to_vec();
-    candidates.insert(2, Recipe { recompute: true, block_tokens: 512, loss_chunk: 256, ..Recipe::AMP });
+    let predict = |recipe: &Recipe, batch| {
+        let work = Work::sequences(batch, tokens, args.gradient_accumulation, recipe);
+        train_memory(&spec, recipe, &work.with_adapters(adapters))
+    };
+    let candidates = candidates();
     let fits = |memory: u64| {
         candidates.iter().find_map(|recipe| {
             let batch = (1..=args.batch_size).rev().find(|&b| predict(recipe, b).total() <= memory)?;
@@ -95,14 +115,26 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn spec(name: &str, context: &Context) -> Result<ModelSpec> {
+/// What is tried, the least change of numbers first: what recomputes costs time alone.
+fn candidates() -> Vec<Recipe> {
+    let mut candidates = Recipe::ALL.to_vec();
+    candidates.insert(2, Recipe { recompute: true, block_tokens: 512, loss_chunk: 256, ..Recipe::AMP });
+    candidates
+}
+
+/// The model, and the bytes of its matrices as they are stored.
+fn spec(name: &str, context: &Context) -> Result<(ModelSpec, u64)> {
     let path = PathBuf::from(name);
     if path.extension().is_none_or(|e| e != "json") {
-        return Ok(model::open(name, context)?.spec);
+        let open = model::open(name, context)?;
+        let bytes = matrix_bytes(&open.spec, &*open.checkpoint.weights);
+        return Ok((open.spec, bytes));
     }
     let text = fs::read_to_string(&path).with_context(|| name.to_owned())?;
     let config: Value = serde_json::from_str(&text).with_context(|| name.to_owned())?;
-    spec_from_config(&config).with_context(|| name.to_owned())
+    let spec = spec_from_config(&config).with_context(|| name.to_owned())?;
+    let bytes = 2 * spec.parameters();
+    Ok((spec, bytes))
 }
 
 fn row(preset: String, batch_size: u64, m: &TrainMemory) -> Row {
@@ -115,6 +147,7 @@ fn row(preset: String, batch_size: u64, m: &TrainMemory) -> Row {
         activations: m.activations,
         logits: m.logits,
         copies: m.copies,
+        data: m.data,
         program: m.program,
         total: m.total(),
     }
@@ -135,6 +168,7 @@ impl Report for PlanReport {
         line("  activations", |r| r.activations);
         line("  logits", |r| r.logits);
         line("  copies of weights", |r| r.copies);
+        line("  batches", |r| r.data);
         line("  program", |r| r.program);
         line("  total", |r| r.total);
         let batch = self.rows.first().map_or(0, |r| r.batch_size);

@@ -96,6 +96,7 @@ impl LabelledTexts {
         };
         let context = settings.context.min(spec.max_positions);
         let (size, seed) = (settings.batch_size, settings.seed);
+        let bytes = learned.iter().chain(&measured).map(|e| (size_of::<Example>() + size_of_val(&*e.ids)) as u64).sum();
         let held_out = match measured.is_empty() {
             true => Vec::new(),
             false => Labelled::new("the held-out texts", measured, context, size, seed)?.in_order(),
@@ -104,8 +105,9 @@ impl LabelledTexts {
         Ok(Data {
             tokens_per_epoch: batches.tokens(),
             per_epoch: batches.per_epoch(),
+            bytes,
             batches: Box::new(batches),
-            held_out,
+            held_out: Box::new(held_out),
         })
     }
 }

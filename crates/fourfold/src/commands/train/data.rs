@@ -1,15 +1,16 @@
-//! Files to documents in tokens.
+//! Files to documents in tokens, which go to disk one by one.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use fourfold_infer::{ChatTemplate, Message, Role, Tokenizer};
-use fourfold_train::batch::Batch;
-use fourfold_train::data::{Batches, Corpus, Document, Record, parse_record};
-use fourfold_train::network::BatchSource;
+use fourfold_train::batch::{Batch, TextSource};
+use fourfold_train::data::{Batches, Corpus, Document, Documents, Record, Spool, parse_record};
+use fourfold_train::network::HeldOut;
 
+use super::pieces::{PIECE, TextPieces};
 use super::settings::Settings;
 
 /// What a run learns from and is measured on.
@@ -18,13 +19,15 @@ pub struct Data {
     pub tokens_per_epoch: usize,
     /// Batches of a pass over the data.
     pub per_epoch: u64,
+    /// Bytes of it that stay in memory.
+    pub bytes: u64,
     /// What is learned.
-    pub batches: Box<dyn BatchSource<Batch>>,
+    pub batches: Box<dyn TextSource>,
     /// What is measured on.
-    pub held_out: Vec<Batch>,
+    pub held_out: Box<dyn HeldOut<Batch>>,
 }
 
-/// Documents in tokens, packed.
+/// Documents in tokens, packed. The tokens are in a file without a name in the output directory.
 pub fn batches(
     settings: &Settings,
     tokenizer: &Tokenizer,
@@ -33,14 +36,19 @@ pub fn batches(
 ) -> Result<Data> {
     let (documents, held_out) = read(settings, tokenizer, template)?;
     let corpus = Corpus::new(&settings.data_name(), documents, context, settings.seed)?;
-    let held_out = match held_out.is_empty() {
-        true => Vec::new(),
-        false => Corpus::new("the held-out text", held_out, context, settings.seed)?.in_order(settings.batch_size),
+    let mut bytes = corpus.byte_len() as u64;
+    let held_out: Box<dyn HeldOut<Batch>> = match held_out {
+        Some(documents) if !documents.is_empty() => {
+            let held_out = Corpus::new("the held-out text", documents, context, settings.seed)?;
+            bytes += held_out.byte_len() as u64;
+            Box::new(held_out.in_order(settings.batch_size))
+        }
+        _ => Box::new(Vec::new()),
     };
     let tokens_per_epoch = corpus.tokens();
     let mut batches = Batches::new(corpus, settings.batch_size);
     let per_epoch = (1.0 / batches.epochs_of(1)).round() as u64;
-    Ok(Data { tokens_per_epoch, per_epoch, batches: Box::new(batches), held_out })
+    Ok(Data { tokens_per_epoch, per_epoch, bytes, batches: Box::new(batches), held_out })
 }
 
 /// The documents to learn, and those to measure on.
@@ -48,48 +56,58 @@ fn read(
     settings: &Settings,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
-) -> Result<(Vec<Document>, Vec<Document>)> {
-    let encoder = Encoder { tokenizer, template };
-    let documents = encoder.documents(&settings.data)?;
+) -> Result<(Documents, Option<Documents>)> {
+    let documents = |paths: &[PathBuf]| {
+        let folder = &settings.output;
+        let name = format!("{} (a file of tokens)", folder.display());
+        let file = tempfile::tempfile_in(folder).with_context(|| name.clone())?;
+        let mut encoder = Encoder { tokenizer, template, spool: Spool::new(name, file) };
+        encoder.documents(paths)?;
+        Ok::<_, Error>(encoder.spool.finish()?)
+    };
+    let learned = documents(&settings.data)?;
     if !settings.eval_data.is_empty() {
-        return Ok((documents, encoder.documents(&settings.eval_data)?));
+        return Ok((learned, Some(documents(&settings.eval_data)?)));
     }
     if settings.held_out == 0.0 {
-        return Ok((documents, Vec::new()));
+        return Ok((learned, None));
     }
-    Ok(Corpus::split(documents, settings.held_out))
+    let (learned, held_out) = learned.split(settings.held_out);
+    Ok((learned, Some(held_out)))
 }
 
-/// Text to tokens.
+/// Text to tokens, a document at a time.
 struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     template: Option<&'a ChatTemplate>,
+    spool: Spool,
 }
 
 impl Encoder<'_> {
-    fn documents(&self, paths: &[PathBuf]) -> Result<Vec<Document>> {
-        let mut documents = Vec::new();
+    fn documents(&mut self, paths: &[PathBuf]) -> Result<()> {
         for path in paths {
             if path.is_dir() {
-                for file in files_below(path)? {
-                    documents.push(self.plain(&file)?);
-                }
+                files_below(path)?.iter().try_for_each(|file| self.plain(file))?;
             } else if path.extension().is_some_and(|e| e == "jsonl") {
-                self.jsonl(path, &mut documents)?;
+                self.jsonl(path)?;
             } else {
-                documents.push(self.plain(path)?);
+                self.plain(path)?;
             }
         }
-        Ok(documents)
+        Ok(())
     }
 
-    fn plain(&self, path: &Path) -> Result<Document> {
-        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let ids = self.tokenizer.encode_text(&text).with_context(|| path.display().to_string())?;
-        Ok(Document::whole(ids))
+    fn plain(&mut self, path: &Path) -> Result<()> {
+        let name = || path.display().to_string();
+        let mut pieces = TextPieces::new(BufReader::new(File::open(path).with_context(name)?), PIECE);
+        while let Some(ids) = pieces.next(self.tokenizer).with_context(name)? {
+            self.spool.extend(&ids)?;
+        }
+        self.spool.end();
+        Ok(())
     }
 
-    fn jsonl(&self, path: &Path, documents: &mut Vec<Document>) -> Result<()> {
+    fn jsonl(&mut self, path: &Path) -> Result<()> {
         let name = path.display().to_string();
         let reader = BufReader::new(File::open(path).with_context(|| name.clone())?);
         for (number, line) in reader.lines().enumerate() {
@@ -98,7 +116,7 @@ impl Encoder<'_> {
             if line.trim().is_empty() {
                 continue;
             }
-            documents.push(match parse_record(&name, number + 1, &line)? {
+            let document = match parse_record(&name, number + 1, &line)? {
                 Record::Text(text) => Document::whole(self.tokenizer.encode_text(&text)?),
                 Record::Completion { prompt, completion } => {
                     let mut ids = self.tokenizer.encode_text(&prompt)?;
@@ -107,7 +125,8 @@ impl Encoder<'_> {
                     Document { ids, learned_from, given: Vec::new() }
                 }
                 Record::Chat(messages) => self.conversation(&messages).with_context(place)?,
-            });
+            };
+            self.spool.push(&document)?;
         }
         Ok(())
     }

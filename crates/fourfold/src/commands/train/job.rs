@@ -11,7 +11,7 @@ use fourfold_kernels::backward::Backward;
 use fourfold_kernels::cpu::keep_freed_memory;
 use fourfold_kernels::{Activations, Cpu, CpuOptions};
 use fourfold_train::checkpoint::{CheckpointError, State};
-use fourfold_train::network::{BatchSource, Network, Score};
+use fourfold_train::network::{BatchSource, HeldOut, Network, Score};
 use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, resume, run as run_steps};
 use fourfold_train::store::ParameterStore;
 use fourfold_train::trainer::{StepReport, Trainer};
@@ -65,13 +65,21 @@ pub(super) struct Job<'a> {
     pub(super) predicted: Option<u64>,
 }
 
+/// Makes the output directory. One with a checkpoint is gone on with alone.
+pub(super) fn prepare_output(settings: &Settings) -> Result<()> {
+    if let (Some(place), false) = (latest_checkpoint(&settings.output), settings.resume) {
+        bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display());
+    }
+    fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())
+}
+
 impl Job<'_> {
     pub(super) fn run<N: Network>(
         self,
         network: N,
         mut store: ParameterStore,
         batches: &mut dyn BatchSource<N::Batch>,
-        held_out: &[N::Batch],
+        held_out: &dyn HeldOut<N::Batch>,
     ) -> Result<()> {
         let Self { settings, context, description, parameters, steps, is_text, predicted } = self;
         let hyper = settings.hyperparameters(steps);
@@ -88,10 +96,7 @@ impl Job<'_> {
                 state = found;
                 context.remark(&format!("resuming from {}", place.display()));
             }
-        } else if let Some(place) = latest_checkpoint(&settings.output) {
-            bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display());
         }
-        fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())?;
 
         let (weight_bytes, optimizer_bytes) = store.byte_len();
         context.remark(&format!(
@@ -142,7 +147,7 @@ impl Job<'_> {
             return Err(failure);
         }
         let score = match watcher.held_out {
-            None if !held_out.is_empty() && end.step == steps => {
+            None if held_out.count() > 0 && end.step == steps => {
                 evaluate(&trainer, held_out, &mut interrupt::requested)?
             }
             found => found,

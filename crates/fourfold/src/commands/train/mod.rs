@@ -3,24 +3,31 @@
 pub mod classification;
 mod data;
 mod finite;
+mod fit;
 mod job;
 mod metrics;
+mod pieces;
 mod settings;
 mod start;
 mod tensorboard;
 mod vision;
 
+use std::fs;
+
 use anyhow::Result;
+use fourfold_kernels::release_freed_memory;
+use fourfold_train::batch::Extent;
 use fourfold_train::language::LanguageModel;
-use fourfold_train::memory::train_memory;
+use fourfold_train::memory::{Work, train_memory};
 
 pub use settings::TrainArgs;
+pub use start::matrix_bytes;
 
 use self::classification::LabelledTexts;
 use self::data::Data;
-use self::job::Job;
+use self::job::{Job, prepare_output};
 use self::settings::{Settings, Task};
-use self::start::start;
+use self::start::Start;
 use crate::context::Context;
 use crate::human;
 
@@ -33,33 +40,49 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         Task::Text => None,
         Task::Classification => Some(LabelledTexts::read(&settings)?),
     };
-    let (spec, description, store) = start(&settings, texts.as_ref(), context)?;
-    let tokenizer = description.tokenizer(spec.vocab_size)?;
-    let context_length = settings.context.min(spec.max_positions);
-    let Data { tokens_per_epoch, per_epoch, mut batches, held_out } = match texts {
-        Some(texts) => texts.encode(&settings, &tokenizer, &description, &spec)?,
-        None => data::batches(&settings, &tokenizer, description.template.as_ref(), context_length)?,
+    let start = Start::open(&settings, texts.as_ref(), context)?;
+    let is_new = !settings.output.exists();
+    prepare_output(&settings)?;
+    let result = run_on(start, texts, &settings, context);
+    if result.is_err() && is_new {
+        // Nothing was written: a directory with something in it is not removed.
+        let _ = fs::remove_dir(&settings.output);
+    }
+    result
+}
+
+/// Data first: then the longest batch is known, and so is whether the run fits, before a weight is read.
+fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, context: &Context) -> Result<()> {
+    let spec = &start.spec;
+    let tokenizer = start.description.tokenizer(spec.vocab_size)?;
+    let length = settings.context.min(spec.max_positions);
+    let Data { tokens_per_epoch, per_epoch, bytes, mut batches, held_out } = match texts {
+        Some(texts) => texts.encode(settings, &tokenizer, &start.description, spec)?,
+        None => data::batches(settings, &tokenizer, start.description.template.as_ref(), length)?,
     };
     drop(tokenizer);
-    let steps = settings
-        .steps
-        .unwrap_or((settings.epochs * per_epoch as f64 / settings.gradient_accumulation as f64).ceil() as u64)
-        .max(1);
-    let predicted = train_memory(
-        &spec,
-        &settings.recipe,
-        settings.batch_size as u64,
-        context_length as u64,
-        settings.gradient_accumulation,
-    );
+    release_freed_memory();
+    let accumulation = settings.gradient_accumulation;
+    let steps =
+        settings.steps.unwrap_or((settings.epochs * per_epoch as f64 / accumulation as f64).ceil() as u64).max(1);
+    let largest = (0..steps * accumulation)
+        .map(|number| batches.extent(number, settings.recipe.block_tokens))
+        .fold(Extent::default(), Extent::max);
+    let work = Work { largest, accumulation, adapters: start.adapters() };
+    let mut predicted = train_memory(spec, &settings.recipe, &work);
+    predicted.data += bytes;
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} tokens a pass, steps of up to {} tokens",
         human::count(tokens_per_epoch as u64),
-        settings.batch_size * context_length * settings.gradient_accumulation as usize
+        largest.tokens as u64 * accumulation
     ));
+    if settings.memory_check {
+        fit::check(&predicted, bytes, &start, settings, length as u64)?;
+    }
+    let (spec, description, store) = start.load(settings)?;
     let job = Job {
-        settings: &settings,
+        settings,
         context,
         description: &description,
         parameters: spec.parameters(),
@@ -67,5 +90,5 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         is_text: settings.task == Task::Text,
         predicted: Some(predicted.total()),
     };
-    job.run(LanguageModel::new(spec).balanced(settings.router_bias_update_rate), store, &mut *batches, &held_out)
+    job.run(LanguageModel::new(spec).balanced(settings.router_bias_update_rate), store, &mut *batches, &*held_out)
 }

@@ -146,6 +146,9 @@ pub struct TrainArgs {
     /// Go on from the last checkpoint in the output directory.
     #[arg(long)]
     resume: bool,
+    /// Run even if the predicted peak is more than the memory that is available.
+    #[arg(long)]
+    no_memory_check: bool,
 }
 
 /// What is learned.
@@ -191,6 +194,8 @@ pub struct Settings {
     pub flip: bool,
     pub shift: usize,
     pub resume: bool,
+    /// Whether a run that will not fit is refused.
+    pub memory_check: bool,
 }
 
 impl Settings {
@@ -290,6 +295,7 @@ impl Settings {
             flip: flags.flip || file.flip,
             shift: pick!(shift).unwrap_or(0),
             resume: flags.resume || file.resume,
+            memory_check: !(flags.no_memory_check || file.no_memory_check),
         };
         ensure!(!settings.data.is_empty(), "--data FILE is missing");
         ensure!((0.0..0.9).contains(&settings.held_out), "--held-out {}: a share below 0.9", settings.held_out);

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_formats::quantization::quantization_config;
-use fourfold_formats::{ADAPTER_CONFIG, TokenizerSource};
+use fourfold_formats::{ADAPTER_CONFIG, Checkpoint, TokenizerSource};
 use fourfold_infer::ChatTemplate;
 use fourfold_models::layers::{LORA_A, LoraSpec};
 use fourfold_models::{ModelSpec, WeightSpec, spec_from_config};
 use fourfold_tensor::WeightSource;
+use fourfold_train::memory::Adapters;
 use fourfold_train::store::{Initialization, ParameterStore};
 use serde_json::Value;
 
@@ -21,79 +22,128 @@ use super::settings::Settings;
 use crate::context::Context;
 use crate::model::{self, OpenModel};
 
-/// The model to begin with: a new one from a configuration, or an existing one.
-pub(super) fn start(
-    settings: &Settings,
-    texts: Option<&LabelledTexts>,
-    context: &Context,
-) -> Result<(ModelSpec, Description, ParameterStore)> {
-    match (&settings.model, &settings.model_config) {
-        (Some(name), None) => {
-            let open = model::open(name, context)?;
-            let (config, spec) = match texts {
-                Some(texts) => texts.classifier(&open.checkpoint.config, name)?,
-                None => (open.checkpoint.config.clone(), open.spec.clone()),
-            };
-            if let Some(lora) = &settings.lora {
-                return adapters(lora, name, open, settings);
-            }
-            let mut description = Description {
-                config: dense_config(&config),
-                generation_config: open.checkpoint.generation_config.clone(),
-                tokenizer: TokenizerText::of(&open, name)?,
-                template: Some(open.chat_template()?.0),
-                adapter: None,
-            };
-            let initialization = Initialization { deviation: initializer_range(&config), seed: settings.seed };
-            let weights = FiniteWeights::of(open.checkpoint);
-            // A language model that becomes a classifier gets a new head.
-            let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || spec.classes.is_none();
-            let store = ParameterStore::load_or_initialize(&spec, &weights, &known, initialization, &settings.recipe)?;
-            description.config = with_pruned(description.config, &store);
-            Ok((spec, description, store))
-        }
-        (None, Some(file)) => {
-            let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
-            let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
-            let (config, spec) = match texts {
-                Some(texts) => texts.classifier(&config, &file.display().to_string())?,
-                None => {
-                    let spec = spec_from_config(&config).with_context(|| file.display().to_string())?;
-                    (config, spec)
+/// The model to begin with, before any of its weights is read.
+pub(super) struct Start {
+    pub(super) spec: ModelSpec,
+    pub(super) description: Description,
+    weights: Begin,
+}
+
+/// Where the weights come from.
+enum Begin {
+    /// Nowhere: they are new.
+    New(Initialization),
+    /// A checkpoint; what it does not hold is new.
+    Existing(Checkpoint, Initialization),
+    /// Adapters are new, over a model that stays as it is.
+    Adapters(Checkpoint, LoraSpec),
+}
+
+impl Start {
+    /// A new model from a configuration, or an existing one.
+    pub(super) fn open(settings: &Settings, texts: Option<&LabelledTexts>, context: &Context) -> Result<Self> {
+        match (&settings.model, &settings.model_config) {
+            (Some(name), None) => {
+                let open = model::open(name, context)?;
+                match &settings.lora {
+                    Some(lora) => Self::adapted(lora, name, open),
+                    None => Self::existing(name, open, texts, settings),
                 }
-            };
-            let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
-            let store = ParameterStore::initialize(&spec, initializer_range(&config), settings.seed, &settings.recipe);
-            let tokenizer = TokenizerText::File(tokenizer.clone());
-            let description = Description { config, generation_config: None, tokenizer, template: None, adapter: None };
-            Ok((spec, description, store))
+            }
+            (None, Some(file)) => Self::new(file, texts, settings),
+            _ => bail!("name either a --model to go on with or a --model-config to begin from"),
         }
-        _ => bail!("name either a --model to go on with or a --model-config to begin from"),
+    }
+
+    fn existing(name: &str, open: OpenModel, texts: Option<&LabelledTexts>, settings: &Settings) -> Result<Self> {
+        let (config, spec) = match texts {
+            Some(texts) => texts.classifier(&open.checkpoint.config, name)?,
+            None => (open.checkpoint.config.clone(), open.spec.clone()),
+        };
+        let description = Description {
+            config: dense_config(&config),
+            generation_config: open.checkpoint.generation_config.clone(),
+            tokenizer: TokenizerText::of(&open, name)?,
+            template: Some(open.chat_template()?.0),
+            adapter: None,
+        };
+        let initialization = Initialization { deviation: initializer_range(&config), seed: settings.seed };
+        Ok(Self { spec, description, weights: Begin::Existing(open.checkpoint, initialization) })
+    }
+
+    fn new(file: &Path, texts: Option<&LabelledTexts>, settings: &Settings) -> Result<Self> {
+        let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+        let (config, spec) = match texts {
+            Some(texts) => texts.classifier(&config, &file.display().to_string())?,
+            None => {
+                let spec = spec_from_config(&config).with_context(|| file.display().to_string())?;
+                (config, spec)
+            }
+        };
+        let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
+        let weights = Begin::New(Initialization { deviation: initializer_range(&config), seed: settings.seed });
+        let tokenizer = TokenizerText::File(tokenizer.clone());
+        let description = Description { config, generation_config: None, tokenizer, template: None, adapter: None };
+        Ok(Self { spec, description, weights })
+    }
+
+    fn adapted(lora: &LoraSpec, name: &str, open: OpenModel) -> Result<Self> {
+        let targets = lora.weights(&open.spec);
+        for target in &lora.targets {
+            let part = format!(".{target}.");
+            ensure!(
+                targets.iter().any(|w| w.name.contains(&part)),
+                "--lora-targets {target}: {name} has no such layer"
+            );
+        }
+        let description = Description {
+            config: open.checkpoint.config.clone(),
+            generation_config: None,
+            tokenizer: TokenizerText::of(&open, name)?,
+            template: Some(open.chat_template()?.0),
+            adapter: Some(adapter_config(lora, name, &targets)),
+        };
+        Ok(Self { spec: open.spec, description, weights: Begin::Adapters(open.checkpoint, lora.clone()) })
+    }
+
+    /// What is trained in place of the model's own weights.
+    pub(super) fn adapters(&self) -> Option<Adapters<'_>> {
+        match &self.weights {
+            Begin::New(_) | Begin::Existing(..) => None,
+            Begin::Adapters(checkpoint, lora) => {
+                Some(Adapters { lora, base: matrix_bytes(&self.spec, &*checkpoint.weights) })
+            }
+        }
+    }
+
+    /// Reads or makes the weights.
+    pub(super) fn load(self, settings: &Settings) -> Result<(ModelSpec, Description, ParameterStore)> {
+        let Self { spec, mut description, weights } = self;
+        let (seed, recipe) = (settings.seed, &settings.recipe);
+        let store = match weights {
+            Begin::New(with) => ParameterStore::initialize(&spec, with.deviation, seed, recipe),
+            Begin::Existing(checkpoint, initialization) => {
+                let weights = FiniteWeights::of(checkpoint);
+                // A language model that becomes a classifier gets a new head.
+                let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || spec.classes.is_none();
+                let store = ParameterStore::load_or_initialize(&spec, &weights, &known, initialization, recipe)?;
+                description.config = with_pruned(description.config, &store);
+                store
+            }
+            Begin::Adapters(checkpoint, lora) => {
+                let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(checkpoint));
+                ParameterStore::adapt(&spec, base, &lora, seed, recipe)
+            }
+        };
+        Ok((spec, description, store))
     }
 }
 
-/// Adapters over a model that stays as it is.
-fn adapters(
-    lora: &LoraSpec,
-    name: &str,
-    open: OpenModel,
-    settings: &Settings,
-) -> Result<(ModelSpec, Description, ParameterStore)> {
-    let targets = lora.weights(&open.spec);
-    for target in &lora.targets {
-        let part = format!(".{target}.");
-        ensure!(targets.iter().any(|w| w.name.contains(&part)), "--lora-targets {target}: {name} has no such layer");
-    }
-    let description = Description {
-        config: open.checkpoint.config.clone(),
-        generation_config: None,
-        tokenizer: TokenizerText::of(&open, name)?,
-        template: Some(open.chat_template()?.0),
-        adapter: Some(adapter_config(lora, name, &targets)),
-    };
-    let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(open.checkpoint));
-    let store = ParameterStore::adapt(&open.spec, base, lora, settings.seed, &settings.recipe);
-    Ok((open.spec, description, store))
+/// Bytes of a model's matrices as they are stored: what stays in memory of a model under adapters.
+pub fn matrix_bytes(spec: &ModelSpec, source: &dyn WeightSource) -> u64 {
+    let matrices = spec.weights().into_iter().filter(|w| w.shape.len() > 1);
+    matrices.filter_map(|w| Some(source.info(&w.name)?.bytes)).sum()
 }
 
 /// PEFT's `adapter_config.json`.

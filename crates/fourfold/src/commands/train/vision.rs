@@ -12,7 +12,7 @@ use fourfold_train::vision::{Classifier, initialize};
 use serde_json::Value;
 
 use super::finite::FiniteWeights;
-use super::job::Job;
+use super::job::{Job, prepare_output};
 use super::settings::Settings;
 use super::start::{Description, TokenizerText, dense_config, with_pruned};
 use crate::context::Context;
@@ -80,6 +80,7 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     let description =
         Description { config, generation_config: None, tokenizer: TokenizerText::None, template: None, adapter: None };
     let parameters = spec.parameters();
+    prepare_output(settings)?;
     let job = Job { settings, context, description: &description, parameters, steps, is_text: false, predicted: None };
     job.run(Classifier::new(spec), store, &mut batches, &held_out)
 }

@@ -1,0 +1,44 @@
+//! Whether a run fits into the memory there is, before it begins.
+
+use anyhow::{Result, bail};
+use fourfold_train::memory::{TrainMemory, Work, train_memory};
+use fourfold_train::recipe::Recipe;
+
+use super::settings::Settings;
+use super::start::Start;
+use crate::{human, memory};
+
+/// Refuses a run whose predicted peak is more than the memory available. `data` is what its data takes whatever the batch.
+pub(super) fn check(
+    predicted: &TrainMemory,
+    data: u64,
+    start: &Start,
+    settings: &Settings,
+    context: u64,
+) -> Result<()> {
+    // What the process has already is part of the peak.
+    let Some(available) = memory::available().map(|free| free + memory::resident_now().unwrap_or(0)) else {
+        return Ok(());
+    };
+    if predicted.total() <= available {
+        return Ok(());
+    }
+    let fits = |recipe: &Recipe, batch: u64| {
+        let work = Work::sequences(batch, context, settings.gradient_accumulation, recipe);
+        train_memory(&start.spec, recipe, &work.with_adapters(start.adapters())).total() + data <= available
+    };
+    let most = settings.batch_size as u64;
+    let smaller = |recipe: &Recipe| (1..=most).rev().find(|&batch| fits(recipe, batch));
+    let advice = match smaller(&settings.recipe) {
+        Some(batch) => format!("--batch-size {batch} fits"),
+        None => match [Recipe::QUARTER, Recipe::EIGHTH].iter().find_map(|r| Some((r.name, smaller(r)?))) {
+            Some((preset, batch)) => format!("--preset {preset} with --batch-size {batch} fits"),
+            None => "no preset fits with any batch".to_owned(),
+        },
+    };
+    bail!(
+        "the run would take {}, {} of memory are available; {advice}, `fourfold plan` has the parts, --no-memory-check runs all the same",
+        human::bytes(predicted.total()),
+        human::bytes(available)
+    )
+}
