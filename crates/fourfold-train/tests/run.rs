@@ -59,7 +59,7 @@ impl Events for Watcher {
     fn stop(&mut self) -> bool {
         self.stop_after == Some(self.step)
     }
-    fn describe(&self, place: &Path) -> io::Result<()> {
+    fn describe(&self, place: &Path, _: &ParameterStore) -> io::Result<()> {
         if self.full_disk { Err(io::ErrorKind::StorageFull.into()) } else { fs::write(place.join("config.json"), "{}") }
     }
 }

@@ -7,10 +7,11 @@ mod job;
 mod metrics;
 mod settings;
 mod start;
+mod teacher;
 mod tensorboard;
 mod vision;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use fourfold_train::language::LanguageModel;
 use fourfold_train::memory::train_memory;
 
@@ -27,6 +28,10 @@ use crate::human;
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let settings = Settings::resolve(args)?;
     if let Some(start) = vision::start(&settings, context)? {
+        ensure!(
+            settings.teacher.is_none() && settings.tune.is_none(),
+            "--teacher, --trainable: of language models alone"
+        );
         return vision::run(start, &settings, context);
     }
     let texts = match settings.task {
@@ -40,18 +45,31 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         Some(texts) => texts.encode(&settings, &tokenizer, &description, &spec)?,
         None => data::batches(&settings, &tokenizer, description.template.as_ref(), context_length)?,
     };
+    let (teacher, of_teacher) = match &settings.teacher {
+        Some(teacher) => teacher::open(teacher, &spec, &tokenizer, context).map(|(t, text)| (Some(t), Some(text)))?,
+        None => (None, None),
+    };
+    let objective = teacher::objective(&settings, &store, of_teacher)?;
     drop(tokenizer);
     let steps = settings
         .steps
         .unwrap_or((settings.epochs * per_epoch as f64 / settings.gradient_accumulation as f64).ceil() as u64)
         .max(1);
-    let predicted = train_memory(
+    let mut predicted = train_memory(
         &spec,
         &settings.recipe,
         settings.batch_size as u64,
         context_length as u64,
         settings.gradient_accumulation,
     );
+    if let (Some(_), Some(base)) = (settings.tune, store.base()) {
+        let stored = base.tensors().iter().map(|tensor| tensor.bytes).sum();
+        predicted = predicted.tuned(&spec, stored, store.trained_elements());
+    }
+    if let Some(teacher) = &teacher {
+        let tokens = (settings.batch_size * context_length) as u64;
+        predicted = predicted.taught(teacher.spec(), &settings.recipe, tokens, teacher.stored_bytes());
+    }
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} tokens a pass, steps of up to {} tokens",
@@ -62,10 +80,12 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         settings: &settings,
         context,
         description: &description,
-        parameters: spec.parameters(),
+        parameters: if settings.tune.is_some() { store.trained_elements() } else { spec.parameters() },
+        objective,
         steps,
         is_text: settings.task == Task::Text,
         predicted: Some(predicted.total()),
     };
-    job.run(LanguageModel::new(spec).balanced(settings.router_bias_update_rate), store, &mut *batches, &held_out)
+    let network = LanguageModel::new(spec).balanced(settings.router_bias_update_rate).taught(teacher);
+    job.run(network, store, &mut *batches, &held_out)
 }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_formats::quantization::quantization_config;
+use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
 use fourfold_formats::{ADAPTER_CONFIG, TokenizerSource};
 use fourfold_infer::ChatTemplate;
 use fourfold_models::layers::{LORA_A, LoraSpec};
 use fourfold_models::{ModelSpec, WeightSpec, spec_from_config};
-use fourfold_tensor::WeightSource;
-use fourfold_train::store::{Initialization, ParameterStore};
+use fourfold_tensor::{Form, SourceError, WeightSink, WeightSource};
+use fourfold_train::store::{Initialization, ParameterStore, Tune};
 use serde_json::Value;
 
 use super::classification::LabelledTexts;
@@ -37,12 +38,16 @@ pub(super) fn start(
             if let Some(lora) = &settings.lora {
                 return adapters(lora, name, open, settings);
             }
+            if let Some(tune) = settings.tune {
+                return tuned(tune, name, open, settings);
+            }
             let mut description = Description {
                 config: dense_config(&config),
                 generation_config: open.checkpoint.generation_config.clone(),
                 tokenizer: TokenizerText::of(&open, name)?,
                 template: Some(open.chat_template()?.0),
                 adapter: None,
+                packed: None,
             };
             let initialization = Initialization { deviation: initializer_range(&config), seed: settings.seed };
             let weights = FiniteWeights::of(open.checkpoint);
@@ -65,7 +70,8 @@ pub(super) fn start(
             let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
             let store = ParameterStore::initialize(&spec, initializer_range(&config), settings.seed, &settings.recipe);
             let tokenizer = TokenizerText::File(tokenizer.clone());
-            let description = Description { config, generation_config: None, tokenizer, template: None, adapter: None };
+            let description =
+                Description { config, generation_config: None, tokenizer, template: None, adapter: None, packed: None };
             Ok((spec, description, store))
         }
         _ => bail!("name either a --model to go on with or a --model-config to begin from"),
@@ -90,9 +96,34 @@ fn adapters(
         tokenizer: TokenizerText::of(&open, name)?,
         template: Some(open.chat_template()?.0),
         adapter: Some(adapter_config(lora, name, &targets)),
+        packed: None,
     };
     let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(open.checkpoint));
     let store = ParameterStore::adapt(&open.spec, base, lora, settings.seed, &settings.recipe);
+    Ok((open.spec, description, store))
+}
+
+/// A model that stays as it is but for its scales, norms and biases.
+fn tuned(
+    tune: Tune,
+    name: &str,
+    open: OpenModel,
+    settings: &Settings,
+) -> Result<(ModelSpec, Description, ParameterStore)> {
+    let description = Description {
+        config: open.checkpoint.config.clone(),
+        generation_config: None,
+        tokenizer: TokenizerText::of(&open, name)?,
+        template: Some(open.chat_template()?.0),
+        adapter: None,
+        packed: Some(ModelFiles::of(&open.checkpoint)),
+    };
+    let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(open.checkpoint));
+    let store = ParameterStore::tune(&open.spec, base, tune, &settings.recipe)?;
+    ensure!(
+        tune == Tune::Norms || store.entries().any(|(info, _)| info.shape.len() > 1),
+        "--trainable scales: {name} has no quantized weights (`fourfold compress` makes them)"
+    );
     Ok((open.spec, description, store))
 }
 
@@ -165,6 +196,8 @@ pub(super) struct Description {
     pub(super) template: Option<ChatTemplate>,
     /// An adapter's configuration, which then is all that is written: the rest is the model's.
     pub(super) adapter: Option<Value>,
+    /// A packed model's files, which is written whole and packed as it was.
+    pub(super) packed: Option<ModelFiles>,
 }
 
 impl Description {
@@ -179,7 +212,10 @@ impl Description {
         Ok(tokenizer.with_bos(bos))
     }
 
-    pub(super) fn write(&self, place: &Path) -> io::Result<()> {
+    pub(super) fn write(&self, place: &Path, store: &ParameterStore) -> io::Result<()> {
+        if let Some(files) = &self.packed {
+            return write_packed(place, files, store).map_err(io::Error::other);
+        }
         if let Some(adapter) = &self.adapter {
             return fs::write(place.join(ADAPTER_CONFIG), serde_json::to_string_pretty(adapter)?);
         }
@@ -202,4 +238,26 @@ impl Description {
         }
         Ok(())
     }
+}
+
+/// Writes the whole model into `place`: tuned tensors from `store`, all others as they came, in the order and the forms they had.
+fn write_packed(place: &Path, files: &ModelFiles, store: &ParameterStore) -> Result<(), SourceError> {
+    let at = |file: &Path| {
+        let file = file.to_path_buf();
+        move |error: io::Error| SourceError::File { file, reason: error.into() }
+    };
+    let whole = place.join("packed");
+    let mut sink = SafetensorsWriter::create(&whole, files.clone(), WriteOptions::default())
+        .map_err(|error| SourceError::File { file: whole.clone(), reason: error.into() })?;
+    let names: Vec<&str> = store.base().into_iter().flat_map(WeightSource::tensors).map(|t| t.name.as_str()).collect();
+    let forms: Result<Vec<_>, SourceError> =
+        names.iter().map(|&name| Ok((name.to_owned(), Form::of(&store.load(name)?)))).collect();
+    sink.begin(&forms?)?;
+    names.iter().try_for_each(|name| sink.write(name, &store.load(name)?))?;
+    Box::new(sink).finish()?;
+    for entry in fs::read_dir(&whole).map_err(at(&whole))? {
+        let entry = entry.map_err(at(&whole))?;
+        fs::rename(entry.path(), place.join(entry.file_name())).map_err(at(place))?;
+    }
+    fs::remove_dir(&whole).map_err(at(&whole))
 }
