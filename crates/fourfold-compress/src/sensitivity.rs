@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::backward::{Backward, IGNORE};
 use fourfold_kernels::{Backend, KvDtype, Tensor};
-use fourfold_models::layers::{Gradients, TrainPass, Trained};
+use fourfold_models::layers::{Goals, Gradients, TrainPass, Trained};
 use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, NoObserver, Role, WeightSpec};
 use fourfold_tensor::WeightSource;
 use serde::Serialize;
@@ -141,7 +141,7 @@ impl Sensitivity {
             let pass = TrainPass { backend: backward, documents: &documents, positions: &positions[..ids.len()] };
             let mut targets = ids[1..].to_vec();
             targets.push(IGNORE);
-            backs.push(head.loss_backward(&x, &targets, 1.0, CHUNK, &pass, &mut gradients).1);
+            backs.push(head.loss_backward(&x, &Goals::targets(&targets), 1.0, CHUNK, &pass, &mut gradients).1);
             collect(&mut gradients);
         }
         drop(head);

@@ -5,11 +5,14 @@
 
 use std::ops::Range;
 
-use fourfold_tensor::Mask;
+use fourfold_tensor::{Mask, Tuning};
 use half::bf16;
 
 use crate::spatial::Spatial;
 use crate::{Backend, Bf16Tensor, RopeSpec, Tensor};
+
+/// Elements of a weight's gradient computed at a time where only part of it is kept: 2 MB.
+const CHUNK: usize = 1 << 19;
 
 /// Target of a token whose prediction is not scored.
 pub const IGNORE: u32 = u32::MAX;
@@ -53,6 +56,15 @@ pub struct AttentionGradient {
     pub dv: Tensor,
 }
 
+/// How a student learns a teacher's distribution (Hinton et al. 2015, section 2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SoftTargets {
+    /// T: both distributions are softmax(logits / T), and their divergence counts T².
+    pub temperature: f32,
+    /// w: the loss is w · divergence + (1 − w) · cross-entropy against the target.
+    pub weight: f32,
+}
+
 /// A backend that can train.
 pub trait Backward: Backend + Spatial {
     /// `x` rounded to bf16 (nearest, ties to even).
@@ -66,6 +78,12 @@ pub trait Backward: Backend + Spatial {
         // bf16 is the upper half of an f32.
         let widened = values.iter().map(|v| f32::from_bits(u32::from(v.to_bits()) << 16)).collect();
         Tensor::new(range.len(), x.cols(), widened)
+    }
+
+    /// The named rows of `x`, widened.
+    fn gather_rows_of_bf16(&self, x: &Bf16Tensor, rows: &[usize]) -> Tensor {
+        let row = |&r: &usize| &x.host()[r * x.cols()..(r + 1) * x.cols()];
+        Tensor::new(rows.len(), x.cols(), rows.iter().flat_map(row).map(|v| v.to_f32()).collect())
     }
 
     /// Rows `range`.
@@ -105,8 +123,6 @@ pub trait Backward: Backend + Spatial {
     /// As [`Backward::linear_weight_gradient`] for a pruned weight's rows `rows`, of what is kept alone: dy `[tokens, rows.len()]`,
     /// dw `[1, kept]` in the mask's order. Some rows are computed at a time, so that the whole gradient is never in memory.
     fn kept_weight_gradient(&self, x: &Tensor, dy: &Tensor, mask: &Mask, rows: Range<usize>, dw: &mut Tensor) {
-        /// Elements computed at a time: 2 MB.
-        const CHUNK: usize = 1 << 19;
         assert_eq!((mask.cols(), mask.kept(), rows.len()), (x.cols(), dw.cols(), dy.cols()), "kept gradient: shapes");
         let step = (CHUNK / mask.cols().max(1)).max(1);
         for first in rows.clone().step_by(step) {
@@ -117,6 +133,36 @@ pub trait Backward: Backend + Spatial {
                 let kept = dw.host_mut()[mask.values(r)].iter_mut().zip(mask.columns(r));
                 kept.for_each(|(d, c)| *d += row[c]);
             }
+        }
+    }
+
+    /// As [`Backward::kept_weight_gradient`] for the numbers that are learned of a packed weight: dw `[1, tuning.len()]`.
+    fn tuned_weight_gradient(&self, x: &Tensor, dy: &Tensor, tuning: &Tuning, rows: Range<usize>, dw: &mut Tensor) {
+        let cols = x.cols();
+        assert_eq!((tuning.base().cols(), tuning.len(), rows.len()), (cols, dw.cols(), dy.cols()), "tuned gradient");
+        let step = (CHUNK / cols.max(1)).max(1);
+        for first in rows.clone().step_by(step) {
+            let part = first..(first + step).min(rows.end);
+            let dy = self.columns(dy, part.start - rows.start..part.end - rows.start);
+            self.tuned_rows_gradient(&self.new_linear_weight_gradient(x, &dy), tuning, first, dw);
+        }
+    }
+
+    /// Adds the gradients of the numbers learned of rows `first ..`, given the gradients `whole` `[rows, cols]` of these rows.
+    fn tuned_rows_gradient(&self, whole: &Tensor, tuning: &Tuning, first: usize, dw: &mut Tensor) {
+        let mut scratch = Vec::new();
+        let sums = dw.host_mut()[first * tuning.per_row()..].chunks_mut(tuning.per_row());
+        for (i, sums) in sums.take(whole.rows()).enumerate() {
+            tuning.add_row_gradient(first + i, whole.row(i), &mut scratch, sums);
+        }
+    }
+
+    /// As [`Backward::embedding_gradient`] for the numbers that are learned of a packed table: dw `[1, tuning.len()]`.
+    fn tuned_embedding_gradient(&self, ids: &[u32], dy: &Tensor, tuning: &Tuning, dw: &mut Tensor) {
+        let mut scratch = Vec::new();
+        for (i, &id) in ids.iter().enumerate() {
+            let sums = &mut dw.host_mut()[id as usize * tuning.per_row()..][..tuning.per_row()];
+            tuning.add_row_gradient(id as usize, dy.row(i), &mut scratch, sums);
         }
     }
 
@@ -160,4 +206,21 @@ pub trait Backward: Backend + Spatial {
     /// Cross-entropy of each row of `logits` `[tokens, vocabulary]` against its target, in nats; 0 for [`IGNORE`]. Replaces
     /// the logits by the gradient of `factor · Σ losses`: `factor · (softmax − onehot)`.
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[u32], factor: f32) -> Vec<f32>;
+
+    /// Loss of each row of `logits` `[tokens, vocabulary]` against a teacher's logits of the same shape, in nats; 0 where the
+    /// target is [`IGNORE`]:
+    ///
+    /// ```text
+    /// w · T² · KL(softmax(teacher / T) ‖ softmax(logits / T)) + (1 − w) · cross-entropy(softmax(logits), target)
+    /// ```
+    ///
+    /// Replaces the logits by the gradient of `factor · Σ losses`.
+    fn distillation(
+        &self,
+        logits: &mut Tensor,
+        teacher: Tensor,
+        targets: &[u32],
+        soft: SoftTargets,
+        factor: f32,
+    ) -> Vec<f32>;
 }

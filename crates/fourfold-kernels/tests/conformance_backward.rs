@@ -8,7 +8,7 @@ mod common;
 use std::ops::Range;
 
 use common::{Candidate, candidates, check, each, noise};
-use fourfold_kernels::backward::{Backward, IGNORE, SelfAttention};
+use fourfold_kernels::backward::{Backward, IGNORE, SelfAttention, SoftTargets};
 use fourfold_kernels::{Activations, Backend, LinearArg, Reference, RopeSpec, Tensor};
 use fourfold_tensor::{DType, Dense, FloatBuffer};
 
@@ -116,6 +116,19 @@ fn norm_rope_swiglu_and_loss() {
             let (losses, expected_losses) = (Tensor::new(1, rows, losses), Tensor::new(1, rows, expected_losses));
             check(&what("losses"), &losses, &expected_losses, |_| 1e-5);
             outputs.extend([found, losses]);
+
+            let teacher = Tensor::new(rows, cols, dy.host().iter().map(|v| v * 15.0 + 30.0).collect());
+            let student = Tensor::new(rows, cols, x.host().iter().map(|v| v * 20.0 - 50.0).collect());
+            for (temperature, weight) in [(1.0, 1.0), (2.5, 0.4)] {
+                let soft = SoftTargets { temperature, weight };
+                let (mut expected, mut found) = (student.clone(), student.clone());
+                let expected_losses = Reference.distillation(&mut expected, teacher.clone(), &targets, soft, 0.25);
+                let losses = candidate.backend.distillation(&mut found, teacher.clone(), &targets, soft, 0.25);
+                check(&what("distilled gradient"), &found, &expected, |_| 2e-6);
+                let (losses, expected_losses) = (Tensor::new(1, rows, losses), Tensor::new(1, rows, expected_losses));
+                check(&what("distillation"), &losses, &expected_losses, |i| 1e-5 + 2e-6 * expected_losses.host()[i]);
+                outputs.extend([found, losses]);
+            }
         }
         for interleaved in [false, true] {
             let spec = RopeSpec { head_dim: 20, heads: 3, start: 4, interleaved, first_position: 2 };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fourfold_kernels::backward::{Backward, IGNORE, SelfAttention};
+use fourfold_kernels::backward::{Backward, IGNORE, SelfAttention, SoftTargets};
 use fourfold_kernels::{Backend, Reference, RopeSpec, Tensor};
 
 /// Values in [−1, 1) that differ between seeds.
@@ -166,4 +166,75 @@ fn cross_entropy_gradient_and_ignored_targets() {
     let softmax: f64 = logits.row(0).iter().map(|&l| f64::from(l).exp()).sum();
     assert!((f64::from(found[0]) - (softmax.ln() - f64::from(logits.row(0)[3]))).abs() < 1e-6);
     check("logits", &logits, &gradient, |l| 0.7 * losses(l).iter().map(|&v| f64::from(v)).sum::<f64>());
+}
+
+#[test]
+fn distillation_gradient_and_its_ends() {
+    let (logits, teacher) = (noise(4, 6, 22), noise(4, 6, 23));
+    let scaled = Tensor::new(4, 6, teacher.host().iter().map(|v| 3.0 * v).collect());
+    let targets = [3, IGNORE, 0, 5];
+    for (temperature, weight) in [(1.0, 1.0), (2.0, 1.0), (1.0, 0.3), (0.7, 0.6), (1.0, 0.0)] {
+        let soft = SoftTargets { temperature, weight };
+        let losses = |l: &Tensor| Reference.distillation(&mut l.clone(), scaled.clone(), &targets, soft, 1.0);
+        let mut gradient = logits.clone();
+        let found = Reference.distillation(&mut gradient, scaled.clone(), &targets, soft, 0.7);
+        assert_eq!(found[1], 0.0);
+        assert_eq!(gradient.row(1), [0.0; 6]);
+        check("logits", &logits, &gradient, |l| 0.7 * losses(l).iter().map(|&v| f64::from(v)).sum::<f64>());
+    }
+    // The divergence from oneself is zero, and so is its gradient; with weight 0 it is cross-entropy.
+    let mut same = scaled.clone();
+    let soft = SoftTargets { temperature: 1.5, weight: 1.0 };
+    let losses = Reference.distillation(&mut same, scaled.clone(), &targets, soft, 1.0);
+    assert!(losses.iter().all(|l| l.abs() < 1e-6) && same.host().iter().all(|d| d.abs() < 1e-6));
+    let (mut hard, mut soft_hard) = (logits.clone(), logits.clone());
+    let hard_losses = Reference.cross_entropy(&mut hard, &targets, 0.7);
+    let soft = SoftTargets { temperature: 1.0, weight: 0.0 };
+    let losses = Reference.distillation(&mut soft_hard, scaled, &targets, soft, 0.7);
+    assert!(hard.host().iter().zip(soft_hard.host()).all(|(a, b)| (a - b).abs() < 1e-6));
+    assert!(hard_losses.iter().zip(&losses).all(|(a, b)| (a - b).abs() < 1e-6));
+}
+
+#[test]
+fn tuned_gradients_are_those_of_the_whole_weight_pulled_back() {
+    use fourfold_tensor::{DType, FloatBuffer, Offsets, Quantized, Scales, Tuning, pack_row, packed_words_per_row};
+    let (rows, cols) = (7, 12);
+    let mut packed = vec![0; rows * packed_words_per_row(cols, 3)];
+    for (r, words) in packed.chunks_mut(packed_words_per_row(cols, 3)).enumerate() {
+        pack_row(&(0..cols).map(|c| ((3 * r + 5 * c) % 8) as u8).collect::<Vec<_>>(), 3, words);
+    }
+    let floats = |seed| FloatBuffer::from_f32(noise(rows, 3, seed).into_host(), DType::F32);
+    let weight = Quantized {
+        rows,
+        cols,
+        bits: 3,
+        group_size: 5,
+        packed: packed.into(),
+        scales: Scales::Float(floats(24)),
+        offsets: Offsets::Min(floats(25)),
+        codebook: None,
+        g_idx: None,
+    };
+    let tuning = Tuning::of(weight.into()).unwrap();
+    let (x, dy) = (noise(9, cols, 26), noise(9, rows, 27));
+    let loss = |numbers: &Tensor| {
+        let weight = Reference.upload(tuning.with(numbers.host())).unwrap();
+        dot(&Reference.linear_rows(&x, &weight, 0..rows), &dy)
+    };
+    let numbers = Tensor::new(1, tuning.len(), tuning.initial());
+    let mut gradient = Tensor::zeros(1, tuning.len());
+    for part in [0..3, 3..7] {
+        let of_part = Reference.columns(&dy, part.clone());
+        Reference.tuned_weight_gradient(&x, &of_part, &tuning, part, &mut gradient);
+    }
+    check("tuned", &numbers, &gradient, loss);
+    let ids = [4, 0, 4, 6, 4, 1, 1, 0, 5];
+    let dy = noise(9, cols, 28);
+    let loss = |numbers: &Tensor| {
+        let weight = Reference.upload(tuning.with(numbers.host())).unwrap();
+        dot(&Reference.embedding(&weight, &ids), &dy)
+    };
+    let mut gradient = Tensor::zeros(1, tuning.len());
+    Reference.tuned_embedding_gradient(&ids, &dy, &tuning, &mut gradient);
+    check("tuned embedding", &numbers, &gradient, loss);
 }

@@ -14,6 +14,7 @@ mod quantized;
 mod source;
 mod sparse;
 mod sum;
+mod tuning;
 mod weight;
 
 pub use buffer::{Buffer, FloatBuffer, SharedBytes};
@@ -27,4 +28,5 @@ pub use quantized::{Offsets, Quantized, QuantizedError, Scales, pack_row, packed
 pub use source::{SourceError, TensorInfo, WeightSink, WeightSource};
 pub use sparse::{Sparse, SparseCodes, SparseError, SparseValues, kept_columns, mask_words_per_row};
 pub use sum::{Sum, SumError};
+pub use tuning::Tuning;
 pub use weight::Weight;

@@ -36,6 +36,8 @@ use crate::store::{Entry, ParameterStore};
 const MODEL: &str = "model.safetensors";
 /// The weights of an adapter, as PEFT reads them.
 const ADAPTER: &str = "adapter_model.safetensors";
+/// The numbers that are trained of packed tensors, in f32: see [`fourfold_tensor::Tuning`].
+const TUNING: &str = "tuning.safetensors";
 /// What PEFT puts before every name in it.
 const PEFT_PREFIX: &str = "base_model.model.";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -63,6 +65,10 @@ pub struct State {
     /// Loss of the run's first step, nats: what an exploding one is measured by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_loss: Option<f64>,
+    /// What is learned where it is not the text alone, and of what model: a teacher and the model whose scales are tuned. Only a run with the
+    /// same goes on from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<String>,
     /// Factor of the loss, and good steps since it last moved, where the loss is scaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<(f32, u32)>,
@@ -80,6 +86,7 @@ impl State {
             skipped: 0,
             evaluation_due: false,
             first_loss: None,
+            objective: None,
             loss_scale: None,
         }
     }
@@ -113,6 +120,16 @@ pub enum CheckpointError {
         recipe: String,
         /// Its seed.
         seed: u64,
+    },
+    /// Made by a run that learns something else.
+    #[error("{}: made by learning {checkpoint_has}; this run learns {run_has}", checkpoint.display())]
+    OtherObjective {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What it was made by.
+        checkpoint_has: String,
+        /// What this run learns.
+        run_has: String,
     },
     /// A tensor is not there, does not fit or is damaged.
     #[error("{}: tensor {tensor}: {reason}", file.display())]
@@ -197,6 +214,9 @@ const SHAPE: &str = "_shape";
 
 /// The weights of a tensor, by a suffix of its name.
 fn weight_parts<'a>(entry: &'a Entry, shape: &[usize]) -> Vec<(&'static str, Part<'a>)> {
+    if entry.tuning.is_some() {
+        return vec![("", weights(entry, &[entry.parameter.len()]))];
+    }
     let Some(mask) = &entry.mask else { return vec![("", weights(entry, shape))] };
     let words = [mask.rows(), mask_words_per_row(mask.cols())];
     let size: Vec<u8> = [mask.rows(), mask.cols()].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
@@ -275,22 +295,27 @@ fn parts_mut(entry: &mut Entry) -> PartsMut<'_> {
     (Some(weights), parts)
 }
 
-/// Name of the file that holds the weights: a model's, or an adapter's where the model itself is frozen.
+/// Name of the file that holds what is trained: a model's weights, an adapter's where the model itself is frozen, or the numbers of
+/// packed tensors that are tuned.
 pub fn weights_file(store: &ParameterStore) -> &'static str {
-    if store.has_frozen_base() { ADAPTER } else { MODEL }
+    match (store.is_tuned(), store.has_frozen_base()) {
+        (true, _) => TUNING,
+        (false, true) => ADAPTER,
+        (false, false) => MODEL,
+    }
 }
 
 /// A tensor's name in that file.
 fn published(store: &ParameterStore, name: &str) -> String {
-    if store.has_frozen_base() { format!("{PEFT_PREFIX}{name}") } else { name.to_owned() }
+    if weights_file(store) == ADAPTER { format!("{PEFT_PREFIX}{name}") } else { name.to_owned() }
 }
 
-/// Writes the weights alone, under their Hugging Face names.
+/// Writes the weights alone, under their Hugging Face names; nothing of a packed model that is tuned, which its description writes whole.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn save_weights(file: &Path, store: &ParameterStore) -> Result<(), CheckpointError> {
-    write(file, model_parts(store))
+    if store.is_tuned() { Ok(()) } else { write(file, model_parts(store)) }
 }
 
 /// What the weights' file holds, by name.
@@ -389,6 +414,11 @@ pub fn check_origin(checkpoint: &Path, begun: &State) -> Result<(), CheckpointEr
         Ok(state) if state.recipe != begun.recipe || state.seed != begun.seed => {
             let (checkpoint, recipe, seed) = (checkpoint.to_path_buf(), state.recipe, state.seed);
             Err(CheckpointError::Foreign { checkpoint, recipe, seed })
+        }
+        Ok(state) if state.objective != begun.objective => {
+            let named = |objective: Option<String>| objective.unwrap_or_else(|| "the text alone".to_owned());
+            let (checkpoint_has, run_has) = (named(state.objective), named(begun.objective.clone()));
+            Err(CheckpointError::OtherObjective { checkpoint: checkpoint.to_path_buf(), checkpoint_has, run_has })
         }
         Ok(_) | Err(_) => Ok(()),
     }

@@ -5,20 +5,22 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fourfold_kernels::backward::IGNORE;
-use fourfold_kernels::{Backend, Bf16Tensor};
+use fourfold_kernels::{Backend, Bf16Tensor, Tensor};
 use fourfold_models::layers::{BlockSaved, Gradients, TrainPass};
-use fourfold_models::{Block, Embedding, Head, ModelSpec, WeightSpec};
+use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, WeightSpec};
 
 use crate::balance::Balance;
 use crate::batch::Batch;
+use crate::distill::{Taught, Teacher};
 use crate::network::{Apply, BatchError, Examples, Network, Run, Score};
 use crate::store::ParameterStore;
 use crate::trainer::TrainError;
 
-/// A decoder with its vocabulary's cross-entropy.
+/// A decoder with its vocabulary's cross-entropy, or its divergence from a teacher.
 pub struct LanguageModel {
     spec: ModelSpec,
     balance: Balance,
+    teacher: Option<Teacher>,
 }
 
 /// What the forward kept of a block.
@@ -32,13 +34,23 @@ enum Kept {
 impl LanguageModel {
     /// The model that `spec` describes, the biases of its routers left as they are.
     pub fn new(spec: ModelSpec) -> Self {
-        Self { spec, balance: Balance::default() }
+        Self { spec, balance: Balance::default(), teacher: None }
     }
 
     /// With experts balanced by their routers' biases, where they have them.
     #[must_use]
     pub fn balanced(self, rate: f32) -> Self {
         Self { balance: Balance::new(rate), ..self }
+    }
+
+    /// With the distribution of a teacher to learn.
+    #[must_use]
+    pub fn taught(self, teacher: Option<Teacher>) -> Self {
+        Self { teacher, ..self }
+    }
+
+    fn teach(&self, batch: &Batch, run: &Run) -> Result<Option<Taught>, ModelError> {
+        self.teacher.as_ref().map(|teacher| teacher.run(batch, run)).transpose()
     }
 
     /// What it is made of.
@@ -73,25 +85,23 @@ impl Network for LanguageModel {
         if let Some(&class) = batch.targets.iter().find(|&&t| t != IGNORE && t as usize >= outputs) {
             return Err(BatchError::Class { class, outputs });
         }
+        if let Some(teacher) = &self.teacher {
+            teacher.check(&self.spec)?;
+        }
         if batch.scored() == 0 { Err(BatchError::Empty) } else { Ok(()) }
     }
 
     fn evaluate(&self, store: &ParameterStore, batch: &Batch, run: &Run) -> Result<Score, BatchError> {
         let backend: Arc<dyn Backend> = run.backend.clone();
         let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
+        let taught = self.teach(batch, run)?;
         let embedding = Embedding::load(&self.spec, store.weights(), &backend)?;
-        let mut x = embedding.forward(&batch.ids);
-        let parts = parts(&batch.documents, run.recipe.block_tokens);
-        for i in 0..self.spec.blocks.len() {
-            let block = Block::load(&self.spec, i, store.weights(), &backend)?;
-            for part in &parts {
-                let y = block.train_forward(run.backend.rows(&x, part.rows.clone()), &part.pass(batch, run)).0;
-                run.backend.set_rows(&mut x, part.rows.start, &y);
-            }
-        }
+        let x = forward(&self.spec, store, &embedding, batch, run)?;
         let head = Head::load_sharing(&self.spec, store.weights(), &backend, &embedding)?;
-        let (losses, correct) = head.loss(&x, &batch.targets, run.recipe.loss_chunk, &pass);
-        Ok(Score { loss: sum(&losses), scored: batch.scored(), correct: Some(correct) })
+        let goals = Taught::goals(taught.as_ref(), &batch.targets);
+        let sums = head.loss(&x, &goals, run.recipe.loss_chunk, &pass);
+        let cross_entropy = taught.is_some().then_some(sums.cross_entropy);
+        Ok(Score { loss: sums.loss, scored: batch.scored(), cross_entropy, correct: Some(sums.correct) })
     }
 
     fn backward(
@@ -106,6 +116,7 @@ impl Network for LanguageModel {
         let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
         let parts = parts(&batch.documents, run.recipe.block_tokens);
         let trained = &*run.backend;
+        let taught = self.teach(batch, run)?;
         let embedding = Embedding::load(&self.spec, store.weights(), &backend)?;
         let mut x = embedding.forward(&batch.ids);
         let mut kept = Vec::with_capacity(self.spec.blocks.len());
@@ -125,10 +136,11 @@ impl Network for LanguageModel {
         }
 
         let head = Head::load_sharing(&self.spec, store.weights(), &backend, &embedding)?;
-        let mut gradients = Gradients::new(store.trained()).masked(store.masks());
+        let mut gradients = Gradients::new(store.trained()).masked(store.masks()).tuned(store.tunings());
         let chunk = run.recipe.loss_chunk;
-        let (losses, mut dx) = head.loss_backward(&x, &batch.targets, factor, chunk, &pass, &mut gradients);
-        drop((x, head));
+        let goals = Taught::goals(taught.as_ref(), &batch.targets);
+        let (losses, mut dx) = head.loss_backward(&x, &goals, factor, chunk, &pass, &mut gradients);
+        drop((x, head, taught));
         let loss = sum(&losses);
         if !loss.is_finite() {
             return Ok(loss);
@@ -176,6 +188,27 @@ impl Network for LanguageModel {
     fn expert_imbalance(&self) -> Option<f64> {
         self.balance.imbalance()
     }
+}
+
+/// The hidden rows `[tokens, hidden]` before the final norm; nothing of the blocks is kept.
+pub(crate) fn forward(
+    spec: &ModelSpec,
+    store: &ParameterStore,
+    embedding: &Embedding,
+    batch: &Batch,
+    run: &Run,
+) -> Result<Tensor, ModelError> {
+    let backend: Arc<dyn Backend> = run.backend.clone();
+    let parts = parts(&batch.documents, run.recipe.block_tokens);
+    let mut x = embedding.forward(&batch.ids);
+    for i in 0..spec.blocks.len() {
+        let block = Block::load(spec, i, store.weights(), &backend)?;
+        for part in &parts {
+            let y = block.train_forward(run.backend.rows(&x, part.rows.clone()), &part.pass(batch, run)).0;
+            run.backend.set_rows(&mut x, part.rows.start, &y);
+        }
+    }
+    Ok(x)
 }
 
 /// Documents that are run through a block together.

@@ -9,6 +9,7 @@ pub mod balance;
 pub mod batch;
 pub mod checkpoint;
 pub mod data;
+pub mod distill;
 pub mod images;
 pub mod labelled;
 pub mod language;

@@ -47,6 +47,40 @@ impl TrainMemory {
     }
 }
 
+impl TrainMemory {
+    /// The same run where only `trained` numbers of a model of `stored` bytes are trained ([`crate::store::ParameterStore::tune`]): the
+    /// model as stored, its kernels' layout for one block, and of a matrix's gradient some rows at a time.
+    #[must_use]
+    pub fn tuned(self, spec: &ModelSpec, stored: u64, trained: u64) -> Self {
+        /// Rows of a gradient computed at a time.
+        const ROWS: u64 = 1 << 21;
+        let share = |elements: u64| (stored as f64 * elements as f64 / spec.parameters().max(1) as f64) as u64;
+        let block = |block: &BlockSpec| block.weights().iter().map(WeightSpec::elements).sum::<u64>();
+        let largest = spec.blocks.iter().map(block).max().unwrap_or(0);
+        let embedding = spec.vocab_size as u64 * spec.hidden_size as u64;
+        Self {
+            weights: stored + trained * F32,
+            optimizer: 2 * trained * F32,
+            gradients: trained * F32 + ROWS,
+            copies: share(largest + embedding),
+            ..self
+        }
+    }
+
+    /// The same run with a teacher of `stored` bytes: its weights, its hidden rows of a batch of `tokens` in bf16, and its logits of a chunk.
+    #[must_use]
+    pub fn taught(self, teacher: &ModelSpec, recipe: &Recipe, tokens: u64, stored: u64) -> Self {
+        let hidden = teacher.hidden_size as u64;
+        let chunk = (recipe.loss_chunk as u64).min(tokens);
+        Self {
+            weights: self.weights + stored,
+            activations: self.activations + tokens * hidden * BF16 + chunk * hidden * F32,
+            logits: self.logits + chunk * teacher.vocab_size as u64 * F32,
+            ..self
+        }
+    }
+}
+
 const F32: u64 = size_of::<f32>() as u64;
 const BF16: u64 = 2;
 /// Bytes of a token in a batch: itself, its target and its position.

@@ -65,6 +65,8 @@ pub struct Score {
     pub loss: f64,
     /// Places scored.
     pub scored: usize,
+    /// Sum of the cross-entropies against the targets, where the loss is another one.
+    pub cross_entropy: Option<f64>,
     /// Places where the most likely answer was right; `None` where a network does not say.
     pub correct: Option<usize>,
 }
@@ -80,16 +82,27 @@ impl Score {
         self.correct.map(|correct| correct as f64 / self.scored.max(1) as f64)
     }
 
+    /// Mean cross-entropy against the targets, nats: the loss itself where it is no other.
+    pub fn mean_cross_entropy(&self) -> f64 {
+        self.cross_entropy.unwrap_or(self.loss) / self.scored.max(1) as f64
+    }
+
     /// Both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        let correct = match (self.correct, other.correct) {
+        let correct = self.joined(&other, self.correct, other.correct);
+        let cross_entropy = self.joined(&other, self.cross_entropy, other.cross_entropy);
+        Self { loss: self.loss + other.loss, scored: self.scored + other.scored, cross_entropy, correct }
+    }
+
+    /// What both say together; one that scored nothing has no say.
+    fn joined<T: std::ops::Add<Output = T>>(&self, other: &Self, a: Option<T>, b: Option<T>) -> Option<T> {
+        match (a, b) {
             (Some(a), Some(b)) => Some(a + b),
             (one, None) if other.scored == 0 => one,
             (None, one) if self.scored == 0 => one,
             _ => None,
-        };
-        Self { loss: self.loss + other.loss, scored: self.scored + other.scored, correct }
+        }
     }
 }
 
@@ -132,6 +145,14 @@ pub enum BatchError {
         class: u32,
         /// Outputs of the model's head.
         outputs: usize,
+    },
+    /// A teacher of another vocabulary.
+    #[error("the teacher's head has {teacher} outputs, the model's {model}")]
+    Teacher {
+        /// Outputs of the teacher's head.
+        teacher: usize,
+        /// Outputs of the model's head.
+        model: usize,
     },
     /// Nothing to learn from.
     #[error("nothing in the batch is scored")]

@@ -23,6 +23,7 @@ use crate::checkpoint::{self, CheckpointError, State};
 use crate::data::DataError;
 use crate::network::{BatchSource, HeldOut, Network, Score};
 use crate::optim::OptimError;
+use crate::store::ParameterStore;
 use crate::trainer::{StepReport, TrainError, Trainer};
 
 /// Why a run stopped.
@@ -116,11 +117,11 @@ pub trait Events {
     fn saved(&mut self, place: &Path);
     /// Whether to stop after this step, or before the next held-out batch; a checkpoint is written.
     fn stop(&mut self) -> bool;
-    /// Adds configuration and tokenizer to a model's directory.
+    /// Adds configuration and tokenizer to a model's directory, and the weights of a packed model that is tuned.
     ///
     /// # Errors
     /// The files cannot be written.
-    fn describe(&self, place: &Path) -> io::Result<()>;
+    fn describe(&self, place: &Path, store: &ParameterStore) -> io::Result<()>;
 }
 
 /// Bad steps in a row after which a run gives up.
@@ -169,7 +170,7 @@ fn measure<N: Network>(
     events.evaluated(state.step, &score, best);
     if best {
         state.best_loss = Some(loss);
-        save_model(&options.output.join("best"), trainer.store(), &|place| events.describe(place))?;
+        save_model(&options.output.join("best"), trainer.store(), &|place| events.describe(place, trainer.store()))?;
     }
     state.evaluation_due = false;
     Ok(())
@@ -248,7 +249,7 @@ pub fn run<N: Network>(
         if (save_due || stop) && sound {
             let place = options.output.join(format!("checkpoint-{}", state.step));
             if !place.exists() {
-                checkpoint::save(&place, trainer.store(), &state, &|place| events.describe(place))?;
+                checkpoint::save(&place, trainer.store(), &state, &|place| events.describe(place, trainer.store()))?;
                 events.saved(&place);
             }
             prune(&options.output, options.keep)?;
@@ -263,7 +264,7 @@ pub fn run<N: Network>(
         return Ok(state);
     }
     let place = options.output.join("final");
-    save_model(&place, trainer.store(), &|place| events.describe(place)).map_err(|source| {
+    save_model(&place, trainer.store(), &|place| events.describe(place, trainer.store())).map_err(|source| {
         match latest_checkpoint(&options.output) {
             Some(checkpoint) => RunError::Unsaved { checkpoint, source },
             None => RunError::Checkpoint(source),

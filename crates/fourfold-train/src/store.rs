@@ -6,11 +6,11 @@ use std::f32::consts::TAU;
 use std::sync::Arc;
 
 use fourfold_kernels::Tensor;
-use fourfold_models::layers::{LORA_A, LORA_SCALING, LoraSpec, Masks, Trained};
+use fourfold_models::layers::{LORA_A, LORA_SCALING, LoraSpec, Masks, Trained, Tunings};
 use fourfold_models::{Frozen, ModelSpec, Role, WeightSpec, Weights};
 use fourfold_tensor::{
     DType, Dense, FloatBuffer, Form, Mask, SourceError, Sparse, SparseError, SparseForm, SparseValues,
-    SparseValuesForm, TensorInfo, Weight, WeightSource,
+    SparseValuesForm, TensorInfo, Tuning, Weight, WeightSource,
 };
 
 use crate::optim::adamw::Step;
@@ -26,6 +26,8 @@ pub struct Entry {
     pub parameter: Parameter,
     /// Which are kept of a pruned tensor. It stays as it is.
     pub mask: Option<Arc<Mask>>,
+    /// What of a packed tensor is trained, where that is not all of it: its elements are those numbers then.
+    pub tuning: Option<Arc<Tuning>>,
     /// Its optimizer state.
     pub state: OptimizerState,
     /// Whether weight decay applies: to matrices, not to norms and biases.
@@ -39,6 +41,23 @@ pub struct ParameterStore {
     index: HashMap<String, usize>,
     compute: DType,
     frozen: Option<FrozenBase>,
+}
+
+/// Which part of a tensor is held where that is not all of it.
+enum Held {
+    /// What a mask keeps.
+    Kept(Arc<Mask>),
+    /// The numbers of a tuning.
+    Tuned(Arc<Tuning>),
+}
+
+/// What [`ParameterStore::tune`] trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tune {
+    /// Scales and offsets of packed matrices, norms and biases.
+    Scales,
+    /// Norms and biases.
+    Norms,
 }
 
 /// A model that stays as it is under what is trained.
@@ -190,6 +209,54 @@ impl ParameterStore {
         store
     }
 
+    /// What is little of a model that stays as it is, packed where it is packed: norms and biases, and with [`Tune::Scales`] the
+    /// scales and offsets of packed matrices ([`Tuning`]). Held in f32 with f32 moments; the layers read what would be stored.
+    ///
+    /// # Errors
+    /// A tensor is missing or cannot be read.
+    pub fn tune(
+        spec: &ModelSpec,
+        base: Arc<dyn WeightSource>,
+        tune: Tune,
+        recipe: &Recipe,
+    ) -> Result<Self, SourceError> {
+        let mut store = Self::empty(recipe);
+        for weight in spec.weights() {
+            let tunable = match weight.role {
+                Role::Norm | Role::Bias => true,
+                Role::Router | Role::RunningMean | Role::RunningVariance => false,
+                Role::Embedding
+                | Role::LmHead
+                | Role::Attention
+                | Role::Mlp
+                | Role::SharedExpert
+                | Role::RoutedExpert
+                | Role::Convolution => tune == Tune::Scales,
+            };
+            let is_vector = weight.shape.len() == 1;
+            let loaded = if tunable { Some(base.load(&weight.name)?) } else { None };
+            let loaded = loaded.filter(|loaded| is_vector == matches!(loaded, Weight::Dense(_)));
+            if let Some(tuning) = loaded.and_then(Tuning::of) {
+                let numbers = Parameter::F32(tuning.initial().into());
+                let precise = Recipe { moments: MomentPrecision::F32, ..*recipe };
+                store.push_entry(&weight, &precise, numbers, Some(Held::Tuned(Arc::new(tuning))));
+            }
+        }
+        let trained = store.index.keys().cloned().collect();
+        store.frozen = Some(FrozenBase { source: base, kept: Frozen::new(trained), scaling: 1.0 });
+        Ok(store)
+    }
+
+    /// Whether numbers of packed tensors are trained ([`ParameterStore::tune`]).
+    pub fn is_tuned(&self) -> bool {
+        self.entries.iter().any(|entry| entry.tuning.is_some())
+    }
+
+    /// The model that stays as it is, where there is one.
+    pub fn base(&self) -> Option<&dyn WeightSource> {
+        self.frozen.as_ref().map(|base| &*base.source)
+    }
+
     /// A whole model to run and not to train: nothing of it is held here.
     pub fn frozen(base: Arc<dyn WeightSource>, recipe: &Recipe) -> Self {
         let mut store = Self::empty(recipe);
@@ -242,10 +309,15 @@ impl ParameterStore {
         }
         let fill = |first: usize, out: &mut [f32]| out.copy_from_slice(&values[first..first + out.len()]);
         let parameter = Parameter::new(recipe.storage_of(weight), values.len(), 1, fill);
-        self.push_entry(weight, recipe, parameter, Some(Arc::clone(mask)));
+        self.push_entry(weight, recipe, parameter, Some(Held::Kept(Arc::clone(mask))));
     }
 
-    fn push_entry(&mut self, weight: &WeightSpec, recipe: &Recipe, parameter: Parameter, mask: Option<Arc<Mask>>) {
+    fn push_entry(&mut self, weight: &WeightSpec, recipe: &Recipe, parameter: Parameter, held: Option<Held>) {
+        let (mask, tuning) = match held {
+            None => (None, None),
+            Some(Held::Kept(mask)) => (Some(mask), None),
+            Some(Held::Tuned(tuning)) => (None, Some(tuning)),
+        };
         let is_counted = matches!(weight.role, Role::RunningMean | Role::RunningVariance);
         let (precision, len) = (recipe.moments_of(weight), parameter.len());
         self.index.insert(weight.name.clone(), self.entries.len());
@@ -256,7 +328,9 @@ impl ParameterStore {
             bytes: parameter.byte_len() as u64,
         });
         let state = OptimizerState::zeros(recipe.optimizer, if is_counted { 0 } else { len }, precision);
-        self.entries.push(Entry { parameter, mask, state, decays: weight.shape.len() > 1 });
+        // Numbers relative to what was stored are not to shrink.
+        let decays = weight.shape.len() > 1 && tuning.is_none();
+        self.entries.push(Entry { parameter, mask, tuning, state, decays });
     }
 
     /// Tensors with their names and shapes.
@@ -273,6 +347,17 @@ impl ParameterStore {
     pub fn masks(&self) -> Masks {
         let named = self.entries().filter_map(|(info, entry)| Some((info.name.clone(), entry.mask.clone()?)));
         Arc::new(named.collect())
+    }
+
+    /// What is trained of packed tensors.
+    pub fn tunings(&self) -> Tunings {
+        let named = self.entries().filter_map(|(info, entry)| Some((info.name.clone(), entry.tuning.clone()?)));
+        Arc::new(named.collect())
+    }
+
+    /// Elements that are trained.
+    pub fn trained_elements(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.parameter.len() as u64).sum()
     }
 
     /// The forms in which pruned tensors are written.
@@ -374,6 +459,9 @@ impl WeightSource for ParameterStore {
                 return Err(SourceError::Missing { file, tensor });
             }
         };
+        if let (Some(tuning), Parameter::F32(numbers)) = (&self.entries[i].tuning, &self.entries[i].parameter) {
+            return Ok(tuning.with(numbers));
+        }
         let data = match &self.entries[i].parameter {
             Parameter::F32(w) if self.compute != DType::F32 && self.entries[i].decays => {
                 FloatBuffer::from_f32(w.to_vec(), self.compute)

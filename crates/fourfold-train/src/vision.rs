@@ -113,7 +113,7 @@ pub fn score(backend: &dyn Backward, logits: &mut Tensor, labels: &[u32], factor
     let correct = (0..logits.rows()).filter(|&i| best(logits.row(i)) == Some(labels[i])).count();
     let losses = backend.cross_entropy(logits, labels, factor);
     let loss = losses.iter().map(|&l| f64::from(l)).sum();
-    Score { loss, scored: labels.len(), correct: Some(correct) }
+    Score { loss, scored: labels.len(), cross_entropy: None, correct: Some(correct) }
 }
 
 impl Network for Classifier {

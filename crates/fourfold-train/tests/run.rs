@@ -59,13 +59,13 @@ impl Events for Watcher {
     fn stop(&mut self) -> bool {
         self.stop_after == Some(self.step)
     }
-    fn describe(&self, place: &Path) -> io::Result<()> {
+    fn describe(&self, place: &Path, _: &ParameterStore) -> io::Result<()> {
         if self.full_disk { Err(io::ErrorKind::StorageFull.into()) } else { fs::write(place.join("config.json"), "{}") }
     }
 }
 
 fn corpus() -> Corpus {
-    let documents = (0..30).map(|d| Document::whole((0..9).map(|i| (d * 3 + i * i) % 20).collect())).collect();
+    let documents: Vec<_> = (0..30).map(|d| Document::whole((0..9).map(|i| (d * 3 + i * i) % 20).collect())).collect();
     Corpus::new("numbers", documents, 16, 4).unwrap()
 }
 

@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -61,6 +61,82 @@ fn killed_and_resumed_adapters_of_a_packed_model() {
         train_on(place, &packed, output, &["--lora-rank", "4"])
     };
     killed_ends_as_uninterrupted(&of, "adapter_model.safetensors");
+}
+
+#[test]
+fn killed_and_resumed_scales_of_a_packed_model_under_a_teacher() {
+    let of = |place: &Path, output: &str| {
+        let (base, packed) = packed_model(place);
+        let teacher = base.display().to_string();
+        train_on(place, &packed, output, &["--trainable", "scales", "--teacher", &teacher])
+    };
+    killed_ends_as_uninterrupted(&of, "model.safetensors");
+}
+
+/// A model, and the same in three bits.
+fn packed_model(place: &Path) -> (PathBuf, PathBuf) {
+    let (base, packed) = (place.join("base"), place.join("packed"));
+    if !packed.exists() {
+        model(&base);
+        fourfold(args!["compress", &base, &packed, "--bits", "3", "--method", "rtn", "--json"]).json();
+    }
+    (base, packed)
+}
+
+/// What is written has the form and the bytes of what was read, and is nearer to the teacher; other vocabularies, tokenizers and
+/// objectives are refused.
+#[test]
+fn recovered_scales_are_nearer_to_the_teacher_in_the_same_bytes() {
+    let place = folder();
+    let (base, packed) = packed_model(place.path());
+    let text = common::text(place.path(), 600);
+    let teacher = base.display().to_string();
+    let mut arguments =
+        train_on(place.path(), &packed, "out", &["--trainable", "scales", "--teacher", &teacher, "--steps", "150"]);
+    // Of the same kind as the text it is measured on.
+    arguments.extend(["--learning-rate", "3e-3", "--data"].map(Into::into));
+    arguments.push(common::text(place.path(), 4000).display().to_string());
+    let report = fourfold(arguments.clone()).json();
+    assert!(report["loss"].as_str().unwrap().starts_with("KL"), "{report}");
+    assert!(report["held_out_cross_entropy"].as_f64() > report["held_out_loss"].as_f64());
+    let done = place.path().join("out/final");
+    let divergence = |model: &Path| {
+        let report =
+            fourfold(args!["eval", model, "--text", &text, "--context", "64", "--against", &base, "--json"]).json();
+        report["divergence"]["mean_kld"].as_f64().unwrap()
+    };
+    let (before, after) = (divergence(&packed), divergence(&done));
+    assert!(after < 0.9 * before, "{before} to {after}");
+    let bytes = |dir: &Path| fourfold(args!["inspect", dir, "--json"]).json()["weight_bytes"].as_u64().unwrap();
+    assert_eq!(bytes(&packed), bytes(&done));
+    let config = |dir: &Path| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(dir.join("config.json")).unwrap()).unwrap()
+    };
+    assert_eq!(config(&packed), config(&done));
+    assert!(!done.join("packed").exists() && !done.join("tuning.safetensors").exists());
+    let metrics = fs::read_to_string(place.path().join("out/metrics.jsonl")).unwrap();
+    assert!(metrics.contains("eval/cross_entropy") && metrics.contains("KL(teacher || model)"), "{metrics}");
+
+    // Another objective does not go on from here.
+    let other = train_on(place.path(), &packed, "out", &["--trainable", "scales", "--resume"]);
+    let refused = fourfold(other);
+    let error = refused.error();
+    assert!(error.contains("teacher") && error.contains("scales and norms of model"), "{error}");
+    // A teacher whose tokenizer numbers tokens otherwise.
+    let foreign = place.path().join("foreign");
+    model(&foreign);
+    let tokenizer = fs::read_to_string(foreign.join("tokenizer.json")).unwrap();
+    fs::write(foreign.join("tokenizer.json"), tokenizer.replace("\"the\"", "\"tha\"").replace("th e", "th a")).unwrap();
+    let with = |teacher: &Path| {
+        let teacher = teacher.display().to_string();
+        let more = ["--trainable", "scales", "--teacher", &teacher];
+        fourfold(train_on(place.path(), &packed, "other", &more)).error().to_owned()
+    };
+    let error = with(&foreign);
+    assert!(error.contains("tokenizer") && error.contains("\"tha\""), "{error}");
+    let refused = fourfold(train_on(place.path(), &base, "other", &["--trainable", "scales"]));
+    let error = refused.error();
+    assert!(error.contains("no quantized weights"), "{error}");
 }
 
 /// Interrupted runs end with 130, in the middle of evaluations and saves too, and go on to what an uninterrupted run gives.

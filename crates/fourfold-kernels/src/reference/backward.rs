@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Reference;
-use crate::backward::{AttentionGradient, AttentionOutput, Backward, IGNORE, SelfAttention};
+use crate::backward::{AttentionGradient, AttentionOutput, Backward, IGNORE, SelfAttention, SoftTargets};
 use crate::{RopeSpec, Tensor};
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
@@ -154,6 +154,45 @@ impl Backward for Reference {
         })
         .collect()
     }
+
+    // With q = softmax(logits / T), p = softmax(teacher / T): the loss's gradient is w T (q − p) + (1 − w) (softmax − onehot).
+    fn distillation(
+        &self,
+        logits: &mut Tensor,
+        teacher: Tensor,
+        targets: &[u32],
+        soft: SoftTargets,
+        factor: f32,
+    ) -> Vec<f32> {
+        assert_eq!((logits.rows(), logits.cols()), (teacher.rows(), teacher.cols()), "distillation: shapes");
+        let (t, w) = (f64::from(soft.temperature), f64::from(soft.weight));
+        let mut hard = logits.clone();
+        let of_targets = self.cross_entropy(&mut hard, targets, 1.0);
+        let vocabulary = logits.cols();
+        let rows = logits.host_mut().chunks_exact_mut(vocabulary).zip(targets).zip(of_targets).enumerate();
+        rows.map(|(r, ((row, &target), of_target))| {
+            if target == IGNORE {
+                row.fill(0.0);
+                return 0.0;
+            }
+            let (q, p) = (log_softmax(row, t), log_softmax(teacher.row(r), t));
+            let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+            for (i, l) in row.iter_mut().enumerate() {
+                let gradient = w * t * (q[i].exp() - p[i].exp()) + (1.0 - w) * f64::from(hard.row(r)[i]);
+                *l = (f64::from(factor) * gradient) as f32;
+            }
+            (w * t * t * divergence + (1.0 - w) * f64::from(of_target)) as f32
+        })
+        .collect()
+    }
+}
+
+/// Logarithms of `softmax(row / temperature)`.
+fn log_softmax(row: &[f32], temperature: f64) -> Vec<f64> {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let scaled: Vec<f64> = row.iter().map(|&l| (f64::from(l) - f64::from(largest)) / temperature).collect();
+    let total = scaled.iter().map(|l| l.exp()).sum::<f64>().ln();
+    scaled.iter().map(|l| l - total).collect()
 }
 
 /// Calls `visit(token, head, keys seen)` for every query.

@@ -62,8 +62,6 @@ impl Embedding {
 
     /// Adds the gradient of the rows that `ids` took; dy `[ids.len(), hidden]`.
     pub fn backward(&self, ids: &[u32], dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) {
-        if let Some(dw) = gradients.of(EMBEDDING, self.weight.rows(), self.weight.cols()) {
-            pass.backend.embedding_gradient(ids, dy, dw);
-        }
+        gradients.add_rows(EMBEDDING, [self.weight.rows(), self.weight.cols()], ids, dy, pass.backend);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use fourfold_kernels::backward::IGNORE;
-use fourfold_kernels::{Backend, Tensor};
+use fourfold_kernels::backward::{IGNORE, SoftTargets};
+use fourfold_kernels::{Backend, Bf16Tensor, Tensor};
 
 use super::embedding::EMBEDDING;
 use super::{Embedding, Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, TrainPass};
@@ -93,68 +93,112 @@ impl Head {
         self.lm_head.forward(x, &mut Pass { backend: &*self.backend, observer })
     }
 
-    /// Cross-entropy of x `[tokens, hidden]` (before the final norm) against `targets`
-    /// ([`fourfold_kernels::backward::IGNORE`] for tokens not scored): each token's loss in nats, and the gradient of
-    /// `factor · Σ losses` with respect to x. Holds the logits of `chunk` tokens at a time.
+    /// Loss of x `[tokens, hidden]` (before the final norm) against `goals`: each token's loss in nats, and the gradient of
+    /// `factor · Σ losses` with respect to x. Holds the logits of `chunk` tokens at a time, and the teacher's.
     pub fn loss_backward(
         &self,
         x: &Tensor,
-        targets: &[u32],
+        goals: &Goals,
         factor: f32,
         chunk: usize,
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) -> (Vec<f32>, Tensor) {
+        let normed = self.norm(x);
         let mut d_normed = Tensor::zeros(x.rows(), x.cols());
-        let losses = self.chunked_loss(x, targets, factor, chunk, pass, &mut |rows, part, d_logits| {
-            let d_part = self.lm_head.backward(part, d_logits, pass, gradients);
+        let mut losses = Vec::with_capacity(x.rows());
+        let all: Vec<usize> = (0..x.rows()).collect();
+        for rows in all.chunks(chunk.max(1)) {
+            let part = pass.backend.gather_rows(&normed, rows);
+            let [mut logits] = Linear::train_forward_shared([&self.lm_head], &part, pass);
+            losses.extend(goals.losses(rows, &mut logits, factor, pass));
+            let d_part = self.lm_head.backward(&part, &logits, pass, gradients);
             pass.backend.scatter_add_rows(&mut d_normed, &d_part, rows, &vec![1.0; rows.len()]);
-        });
+        }
         let dx = self.norm.backward(x, &d_normed, pass, gradients);
         (losses, dx)
     }
 
-    /// The losses of [`Head::loss_backward`] alone, and how many of the scored tokens have their target as the first of the
-    /// highest outputs.
-    pub fn loss(&self, x: &Tensor, targets: &[u32], chunk: usize, pass: &TrainPass) -> (Vec<f32>, usize) {
-        let mut correct = 0;
-        let scored: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).collect();
-        let targets: Vec<u32> = scored.iter().map(|&i| targets[i]).collect();
-        let x = pass.backend.gather_rows(x, &scored);
-        let losses = self.chunked_loss(&x, &targets, 1.0, chunk, pass, &mut |rows, _, d_logits| {
+    /// The losses of [`Head::loss_backward`] alone, over the scored tokens.
+    pub fn loss(&self, x: &Tensor, goals: &Goals, chunk: usize, pass: &TrainPass) -> HeadLoss {
+        let scored: Vec<usize> = (0..goals.targets.len()).filter(|&i| goals.targets[i] != IGNORE).collect();
+        let normed = self.norm(&pass.backend.gather_rows(x, &scored));
+        let mut sum = HeadLoss::default();
+        let places: Vec<usize> = (0..scored.len()).collect();
+        for (places, rows) in places.chunks(chunk.max(1)).zip(scored.chunks(chunk.max(1))) {
+            let part = pass.backend.gather_rows(&normed, places);
+            let [mut logits] = Linear::train_forward_shared([&self.lm_head], &part, pass);
+            if goals.teacher.is_some() {
+                let losses = goals.losses(rows, &mut logits.clone(), 1.0, pass);
+                sum.loss += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            }
+            let targets: Vec<u32> = rows.iter().map(|&r| goals.targets[r]).collect();
+            let losses = pass.backend.cross_entropy(&mut logits, &targets, 1.0);
+            sum.cross_entropy += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
             // Of `softmax − onehot` the target's element alone is negative; it is the highest output where the softmax has
             // nothing higher.
-            correct += rows.iter().enumerate().filter(|&(i, &row)| is_highest(d_logits.row(i), targets[row])).count();
-        });
-        (losses, correct)
-    }
-
-    /// Each token's loss; `visit` is given the rows, normed inputs and logits' gradient of each chunk.
-    fn chunked_loss(
-        &self,
-        x: &Tensor,
-        targets: &[u32],
-        factor: f32,
-        chunk: usize,
-        pass: &TrainPass,
-        visit: &mut dyn FnMut(&[usize], &Tensor, &Tensor),
-    ) -> Vec<f32> {
-        let normed = self.norm(x);
-        let chunk = chunk.clamp(1, x.rows().max(1));
-        let mut losses = Vec::with_capacity(targets.len());
-        for first in (0..x.rows()).step_by(chunk) {
-            let rows: Vec<usize> = (first..x.rows().min(first + chunk)).collect();
-            let part = pass.backend.gather_rows(&normed, &rows);
-            let [mut logits] = Linear::train_forward_shared([&self.lm_head], &part, pass);
-            losses.extend(pass.backend.cross_entropy(&mut logits, &targets[first..first + rows.len()], factor));
-            visit(&rows, &part, &logits);
+            sum.correct += targets.iter().enumerate().filter(|&(i, &target)| is_highest(logits.row(i), target)).count();
         }
-        losses
+        if goals.teacher.is_none() {
+            sum.loss = sum.cross_entropy;
+        }
+        sum
     }
 
     /// Bytes in memory; a tied projection is the embedding's and not counted.
     pub fn byte_len(&self) -> usize {
         self.norm.byte_len() + if self.tied { 0 } else { self.lm_head.byte_len() }
+    }
+}
+
+/// What the outputs of a batch are compared with.
+#[derive(Clone, Copy)]
+pub struct Goals<'a> {
+    /// The right output of each row; [`IGNORE`] for rows that are not scored.
+    pub targets: &'a [u32],
+    /// Whose distribution is to be learned.
+    pub teacher: Option<TeacherOutput<'a>>,
+}
+
+/// A teacher's outputs, of which `[tokens, vocabulary]` logits are never held.
+#[derive(Clone, Copy)]
+pub struct TeacherOutput<'a> {
+    /// Its head.
+    pub head: &'a Head,
+    /// Its hidden rows after the final norm.
+    pub normed: &'a Bf16Tensor,
+    /// How they are learned.
+    pub soft: SoftTargets,
+}
+
+/// Sums over the scored tokens of a batch, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HeadLoss {
+    /// The loss that is learned from.
+    pub loss: f64,
+    /// Cross-entropy against the targets.
+    pub cross_entropy: f64,
+    /// How many have their target as the first of the highest outputs.
+    pub correct: usize,
+}
+
+impl<'a> Goals<'a> {
+    /// Targets alone.
+    pub fn targets(targets: &'a [u32]) -> Self {
+        Self { targets, teacher: None }
+    }
+
+    /// Losses of `rows`, whose `logits` become their gradient.
+    fn losses(&self, rows: &[usize], logits: &mut Tensor, factor: f32, pass: &TrainPass) -> Vec<f32> {
+        let targets: Vec<u32> = rows.iter().map(|&r| self.targets[r]).collect();
+        match &self.teacher {
+            None => pass.backend.cross_entropy(logits, &targets, factor),
+            Some(teacher) => {
+                let normed = pass.backend.gather_rows_of_bf16(teacher.normed, rows);
+                let of_teacher = teacher.head.logits(&normed);
+                pass.backend.distillation(logits, of_teacher, &targets, teacher.soft, factor)
+            }
+        }
     }
 }
 

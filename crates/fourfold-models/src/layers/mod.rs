@@ -29,7 +29,7 @@ pub use block::{Block, BlockSaved};
 pub use conv2d::{Conv2d, Conv2dSpec};
 pub use embedding::Embedding;
 pub use gqa::{Gqa, GqaSaved, GqaSpec};
-pub use head::Head;
+pub use head::{Goals, Head, HeadLoss, TeacherOutput};
 pub use linear::{Linear, LinearSpec};
 pub use lora::{LORA_A, LORA_B, LORA_SCALING, LoraSpec};
 pub use mla::{Mla, MlaSaved, MlaSpec};
@@ -40,7 +40,7 @@ pub(crate) use rope::yarn_mscale;
 pub use rope::{Rotary, RotaryScaling, RotarySpec};
 pub use router::{CORRECTION_BIAS, ExpertLoad, Router, RouterScores, RouterSpec, Selection};
 pub use stack::{LayerSpec, Running, Stack, StackPass, StackSaved, segments};
-pub use train::{Gradients, Masks, TrainPass, Trained};
+pub use train::{Gradients, Masks, TrainPass, Trained, Tunings};
 
 /// What a forward pass carries through the layers.
 pub struct Pass<'a> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
-use fourfold_tensor::Mask;
+use fourfold_tensor::{Mask, Tuning};
 
 use super::Pass;
 use crate::NoObserver;
@@ -46,12 +46,16 @@ pub enum Trained {
 /// Masks of pruned tensors, by name.
 pub type Masks = Arc<HashMap<String, Arc<Mask>>>;
 
+/// Packed tensors of which some numbers are learned, by name.
+pub type Tunings = Arc<HashMap<String, Arc<Tuning>>>;
+
 /// Gradients by tensor name, each as the tensor's matrix view, summed over all uses of the tensor. Of a pruned tensor what its mask keeps
-/// alone has a gradient, `[1, kept]`.
+/// alone has a gradient, `[1, kept]`; of a packed one the numbers that are learned, `[1, numbers]`.
 #[derive(Debug, Default)]
 pub struct Gradients {
     trained: Trained,
     masks: Masks,
+    tunings: Tunings,
     tensors: BTreeMap<String, Tensor>,
     loads: BTreeMap<String, Vec<u64>>,
 }
@@ -66,6 +70,12 @@ impl Gradients {
     #[must_use]
     pub fn masked(self, masks: Masks) -> Self {
         Self { masks, ..self }
+    }
+
+    /// The same, of packed tensors.
+    #[must_use]
+    pub fn tuned(self, tunings: Tunings) -> Self {
+        Self { tunings, ..self }
     }
 
     /// Whether the tensor is trained.
@@ -124,6 +134,10 @@ impl Gradients {
             if let Some(dw) = self.of(name, 1, mask.kept()) {
                 backend.kept_weight_gradient(x, dy, &mask, part, dw);
             }
+        } else if let Some(tuning) = self.tunings.get(name).map(Arc::clone) {
+            if let Some(dw) = self.of(name, 1, tuning.len()) {
+                backend.tuned_weight_gradient(x, dy, &tuning, part, dw);
+            }
         } else if part.len() == rows {
             self.add(
                 name,
@@ -134,6 +148,17 @@ impl Gradients {
             let mut of_part = backend.rows(dw, part.clone());
             backend.linear_weight_gradient(x, dy, &mut of_part);
             backend.set_rows(dw, part.start, &of_part);
+        }
+    }
+
+    /// Adds the gradient of a table's rows `ids`: dy `[ids.len(), cols]`.
+    pub fn add_rows(&mut self, name: &str, [rows, cols]: [usize; 2], ids: &[u32], dy: &Tensor, backend: &dyn Backward) {
+        if let Some(tuning) = self.tunings.get(name).map(Arc::clone) {
+            if let Some(dw) = self.of(name, 1, tuning.len()) {
+                backend.tuned_embedding_gradient(ids, dy, &tuning, dw);
+            }
+        } else if let Some(dw) = self.of(name, rows, cols) {
+            backend.embedding_gradient(ids, dy, dw);
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::backward::IGNORE;
 use fourfold_kernels::{Activations, Backend, Cpu, CpuOptions, Reference, Tensor};
-use fourfold_models::layers::{Gradients, TrainPass, Trained};
+use fourfold_models::layers::{Goals, Gradients, TrainPass, Trained};
 use fourfold_models::{Block, Embedding, Head, Model, ModelSpec, spec_from_config};
 use fourfold_tensor::{DType, Dense, SourceError, TensorInfo, Weight, WeightSource};
 use half::bf16;
@@ -215,7 +215,7 @@ pub fn train_step(
     }
     let logits = head.logits(&head.norm(&x));
     let scored = targets.iter().filter(|&&t| t != IGNORE).count() as f32;
-    let (losses, mut dx) = head.loss_backward(&x, targets, 1.0 / scored, 5, &pass, &mut gradients);
+    let (losses, mut dx) = head.loss_backward(&x, &Goals::targets(targets), 1.0 / scored, 5, &pass, &mut gradients);
     for (block, saved) in blocks.iter().zip(saved).rev() {
         dx = block.backward(saved, dx, &pass, &mut gradients);
     }

@@ -1,9 +1,12 @@
 //! The way back, on the CPU.
 
+mod distill;
 mod rowwise;
 
 use super::{Cpu, attention, dense, elementwise};
-use crate::backward::{AttentionGradient, AttentionOutput, Backward, SelfAttention};
+use fourfold_tensor::Tuning;
+
+use crate::backward::{AttentionGradient, AttentionOutput, Backward, SelfAttention, SoftTargets};
 use crate::{Bf16Tensor, RopeSpec, Tensor};
 
 impl Backward for Cpu {
@@ -65,5 +68,28 @@ impl Backward for Cpu {
 
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[u32], factor: f32) -> Vec<f32> {
         rowwise::cross_entropy(&self.pool, self.isa, logits, targets, factor)
+    }
+
+    fn distillation(
+        &self,
+        logits: &mut Tensor,
+        teacher: Tensor,
+        targets: &[u32],
+        soft: SoftTargets,
+        factor: f32,
+    ) -> Vec<f32> {
+        distill::distillation(&self.pool, self.isa, logits, teacher, targets, soft, factor)
+    }
+
+    fn tuned_rows_gradient(&self, whole: &Tensor, tuning: &Tuning, first: usize, dw: &mut Tensor) {
+        let width = tuning.per_row();
+        let sums = &mut dw.host_mut()[first * width..(first + whole.rows()) * width];
+        // A few thousand elements an item.
+        self.pool.for_chunks_mut(sums, width, (1 << 13) / whole.cols().max(1), |row, sums| {
+            let mut scratch = Vec::new();
+            for (i, sums) in sums.chunks_mut(width).enumerate() {
+                tuning.add_row_gradient(first + row + i, whole.row(row + i), &mut scratch, sums);
+            }
+        });
     }
 }

@@ -10,7 +10,7 @@ use crate::cpu::simd::{MAX_LANES, Simd, dot, exp, for_isa};
 use crate::cpu::unwritten::Unwritten;
 
 /// Elements below which threads do not pay.
-const GRAIN: usize = 1 << 13;
+pub(super) const GRAIN: usize = 1 << 13;
 
 /// `db += Σ_tokens dy`.
 pub fn bias_gradient(dy: &Tensor, db: &mut Tensor) {
@@ -165,7 +165,13 @@ for_isa! {
 }
 
 #[inline(always)]
-fn cross_entropy_rows_with<S: Simd>(s: S, rows: &mut [f32], targets: &[u32], factor: f32, losses: &mut [f32]) {
+pub(super) fn cross_entropy_rows_with<S: Simd>(
+    s: S,
+    rows: &mut [f32],
+    targets: &[u32],
+    factor: f32,
+    losses: &mut [f32],
+) {
     let vocabulary = rows.len() / targets.len();
     for ((row, &target), loss) in rows.chunks_exact_mut(vocabulary).zip(targets).zip(losses) {
         if target == IGNORE {
@@ -204,7 +210,7 @@ fn cross_entropy_rows_with<S: Simd>(s: S, rows: &mut [f32], targets: &[u32], fac
 }
 
 #[inline(always)]
-fn largest<S: Simd>(s: S, row: &[f32]) -> f32 {
+pub(super) fn largest<S: Simd>(s: S, row: &[f32]) -> f32 {
     let mut most = s.splat(f32::NEG_INFINITY);
     let whole = row.len() / S::LANES * S::LANES;
     let mut lanes = [f32::NEG_INFINITY; MAX_LANES];

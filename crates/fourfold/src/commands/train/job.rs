@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use fourfold_kernels::backward::Backward;
+use fourfold_kernels::backward::{Backward, SoftTargets};
 use fourfold_kernels::cpu::keep_freed_memory;
 use fourfold_kernels::{Activations, Cpu, CpuOptions};
 use fourfold_train::checkpoint::{CheckpointError, State};
@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::metrics::Metrics;
-use super::settings::Settings;
+use super::settings::{Settings, TeacherSettings};
 use super::start::Description;
 use crate::context::Context;
 use crate::output::{Report, note};
@@ -35,6 +35,9 @@ struct TrainReport {
     tokens: u64,
     training_loss: Option<f64>,
     held_out_loss: Option<f64>,
+    /// What the losses are.
+    loss: String,
+    held_out_cross_entropy: Option<f64>,
     held_out_perplexity: Option<f64>,
     /// Share of tokens, or of texts, whose target was the most likely.
     held_out_accuracy: Option<f64>,
@@ -58,6 +61,8 @@ pub(super) struct Job<'a> {
     pub(super) description: &'a Description,
     /// Elements that are trained.
     pub(super) parameters: u64,
+    /// What is learned besides the text: see [`State::objective`].
+    pub(super) objective: Option<String>,
     pub(super) steps: u64,
     /// Whether the loss is one of tokens, whose exponential is a perplexity.
     pub(super) is_text: bool,
@@ -81,10 +86,10 @@ impl Job<'_> {
         batches: &mut dyn BatchSource<N::Batch>,
         held_out: &dyn HeldOut<N::Batch>,
     ) -> Result<()> {
-        let Self { settings, context, description, parameters, steps, is_text, predicted } = self;
+        let Self { settings, context, description, parameters, objective, steps, is_text, predicted } = self;
         let hyper = settings.hyperparameters(steps);
 
-        let mut state = State::begin(&settings.recipe, settings.seed);
+        let mut state = State { objective, ..State::begin(&settings.recipe, settings.seed) };
         if settings.resume {
             let mut damaged = |place: &Path, error: &CheckpointError| {
                 note(&format!(
@@ -100,7 +105,7 @@ impl Job<'_> {
 
         let (weight_bytes, optimizer_bytes) = store.byte_len();
         context.remark(&format!(
-            "{} parameters, {}: weights {}, optimizer {}; {steps} steps",
+            "{} trained parameters, {}: weights {}, optimizer {}; {steps} steps",
             human::count(parameters),
             settings.recipe.label(),
             human::bytes(weight_bytes as u64),
@@ -123,6 +128,7 @@ impl Job<'_> {
             bar,
             metrics: Metrics::open(&settings.output, state.step)?,
             description,
+            loss: loss_name(settings),
             smooth: None,
             held_out: None,
             last_step: state.step,
@@ -161,7 +167,9 @@ impl Job<'_> {
             tokens: end.tokens,
             training_loss: watcher.smooth,
             held_out_loss: score.map(|s| s.mean_loss()),
-            held_out_perplexity: score.filter(|_| is_text).map(|s| s.mean_loss().exp()),
+            loss: loss_name(settings),
+            held_out_cross_entropy: score.filter(|_| is_text).map(|s| s.mean_cross_entropy()),
+            held_out_perplexity: score.filter(|_| is_text).map(|s| s.mean_cross_entropy().exp()),
             held_out_accuracy: score.and_then(|s| s.accuracy()),
             held_out_scored: score.map(|s| s.scored),
             best_held_out_loss: end.best_loss,
@@ -178,6 +186,23 @@ impl Job<'_> {
             bail!("interrupted at step {}; --resume goes on from the last checkpoint", end.step);
         }
         Ok(())
+    }
+}
+
+/// What the losses of a run are.
+fn loss_name(settings: &Settings) -> String {
+    match &settings.teacher {
+        None => "cross-entropy".to_owned(),
+        Some(TeacherSettings { soft: SoftTargets { temperature, weight }, .. }) => {
+            let divergence = match *temperature {
+                1.0 => "KL(teacher || model)".to_owned(),
+                t => format!("{t}^2 KL(teacher || model) at temperature {t}"),
+            };
+            match *weight {
+                1.0 => divergence,
+                w => format!("{w} {divergence} + {} cross-entropy", 1.0 - w),
+            }
+        }
     }
 }
 
@@ -203,6 +228,8 @@ struct Watcher<'a> {
     bar: ProgressBar,
     metrics: Metrics,
     description: &'a Description,
+    /// What the losses are.
+    loss: String,
     /// The training loss, smoothed over about twenty steps.
     smooth: Option<f64>,
     held_out: Option<Score>,
@@ -241,6 +268,7 @@ impl Events for Watcher<'_> {
         ));
         let mut values = serde_json::json!({
             "train/loss": report.loss,
+            "loss": self.loss,
             "train/learning_rate": report.lr,
             "train/grad_norm": report.gradient_norm,
             "train/skipped": u8::from(report.skipped),
@@ -268,12 +296,14 @@ impl Events for Watcher<'_> {
     fn evaluated(&mut self, step: u64, score: &Score, best: bool) {
         let loss = score.mean_loss();
         self.held_out = Some(*score);
-        let (perplexity, accuracy) = (loss.exp(), score.accuracy());
+        let (cross_entropy, accuracy) = (score.mean_cross_entropy(), score.accuracy());
+        let perplexity = cross_entropy.exp();
         let best = u8::from(best);
         self.record(
             step,
             serde_json::json!({
-                "eval/loss": loss, "eval/perplexity": perplexity, "eval/accuracy": accuracy, "eval/best": best
+                "eval/loss": loss, "loss": self.loss, "eval/cross_entropy": cross_entropy, "eval/perplexity": perplexity,
+                "eval/accuracy": accuracy, "eval/best": best
             }),
         );
     }
@@ -284,8 +314,8 @@ impl Events for Watcher<'_> {
         interrupt::requested() || self.failure.is_some()
     }
 
-    fn describe(&self, place: &Path) -> io::Result<()> {
-        self.description.write(place)
+    fn describe(&self, place: &Path, store: &ParameterStore) -> io::Result<()> {
+        self.description.write(place, store)
     }
 }
 
@@ -306,7 +336,12 @@ impl Report for TrainReport {
             text += &format!(", held-out loss {loss:.4}");
         }
         if let Some(perplexity) = self.held_out_perplexity {
-            text += &format!(" (perplexity {perplexity:.2})");
+            text += &match self.held_out_cross_entropy {
+                Some(ce) if self.held_out_loss != Some(ce) => {
+                    format!(" ({}), cross-entropy {ce:.4} (perplexity {perplexity:.2})", self.loss)
+                }
+                _ => format!(" (perplexity {perplexity:.2})"),
+            };
         }
         if let (Some(accuracy), Some(scored)) = (self.held_out_accuracy, self.held_out_scored) {
             text += &format!(", accuracy {} of {}", human::percent(accuracy), human::count(scored as u64));

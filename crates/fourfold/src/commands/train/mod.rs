@@ -9,12 +9,13 @@ mod metrics;
 mod pieces;
 mod settings;
 mod start;
+mod teacher;
 mod tensorboard;
 mod vision;
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use fourfold_kernels::release_freed_memory;
 use fourfold_train::batch::Extent;
 use fourfold_train::language::LanguageModel;
@@ -34,6 +35,10 @@ use crate::human;
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let settings = Settings::resolve(args)?;
     if let Some(start) = vision::start(&settings, context)? {
+        ensure!(
+            settings.teacher.is_none() && settings.tune.is_none(),
+            "--teacher, --trainable: of language models alone"
+        );
         return vision::run(start, &settings, context);
     }
     let texts = match settings.task {
@@ -60,6 +65,10 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         Some(texts) => texts.encode(settings, &tokenizer, &start.description, spec)?,
         None => data::batches(settings, &tokenizer, start.description.template.as_ref(), length)?,
     };
+    let (teacher, of_teacher) = match &settings.teacher {
+        Some(teacher) => teacher::open(teacher, spec, &tokenizer, context).map(|(t, text)| (Some(t), Some(text)))?,
+        None => (None, None),
+    };
     drop(tokenizer);
     release_freed_memory();
     let accumulation = settings.gradient_accumulation;
@@ -71,6 +80,14 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
     let work = Work { largest, accumulation, adapters: start.adapters() };
     let mut predicted = train_memory(spec, &settings.recipe, &work);
     predicted.data += bytes;
+    if let Some(store) = start.tuned() {
+        let stored = store.base().map_or(0, |base| base.tensors().iter().map(|tensor| tensor.bytes).sum());
+        predicted = predicted.tuned(spec, stored, store.trained_elements());
+    }
+    if let Some(teacher) = &teacher {
+        let tokens = largest.tokens as u64;
+        predicted = predicted.taught(teacher.spec(), &settings.recipe, tokens, teacher.stored_bytes());
+    }
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} tokens a pass, steps of up to {} tokens",
@@ -81,14 +98,17 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         fit::check(&predicted, bytes, &start, settings, length as u64)?;
     }
     let (spec, description, store) = start.load(settings)?;
+    let objective = teacher::objective(settings, &store, of_teacher)?;
     let job = Job {
         settings,
         context,
         description: &description,
-        parameters: spec.parameters(),
+        parameters: if settings.tune.is_some() { store.trained_elements() } else { spec.parameters() },
+        objective,
         steps,
         is_text: settings.task == Task::Text,
         predicted: Some(predicted.total()),
     };
-    job.run(LanguageModel::new(spec).balanced(settings.router_bias_update_rate), store, &mut *batches, &*held_out)
+    let network = LanguageModel::new(spec).balanced(settings.router_bias_update_rate).taught(teacher);
+    job.run(network, store, &mut *batches, &*held_out)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use fourfold_kernels::backward::SoftTargets;
 use fourfold_models::layers::LoraSpec;
 use fourfold_tensor::DType;
 use fourfold_train::balance::DEFAULT_RATE;
@@ -13,6 +14,7 @@ use fourfold_train::optim::sgd::Sgd;
 use fourfold_train::optim::{Optimizer, OptimizerKind};
 use fourfold_train::recipe::{MomentPrecision, Recipe, Storage};
 use fourfold_train::schedule::{Decay, Schedule};
+use fourfold_train::store::Tune;
 use fourfold_train::trainer::Hyperparameters;
 use serde::Deserialize;
 
@@ -66,6 +68,20 @@ pub struct TrainArgs {
     /// Layers that get an adapter: names such as q_proj,v_proj, or all-linear [default: all-linear].
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "lora_rank")]
     lora_targets: Vec<String>,
+    /// Learn this model's distribution over the vocabulary instead of the text's next tokens: after compression, the original. It is read as
+    /// it is stored.
+    #[arg(long, value_name = "MODEL", requires = "model")]
+    teacher: Option<String>,
+    /// Compare softmax(logits / T) of teacher and model [default: 1].
+    #[arg(long, value_name = "T", requires = "teacher")]
+    distill_temperature: Option<f32>,
+    /// Share of the teacher in the loss; the rest is the text's next tokens [default: 1].
+    #[arg(long, value_name = "SHARE", requires = "teacher")]
+    distill_weight: Option<f32>,
+    /// What is trained of a --model: `all` (packed weights become plain ones), `scales` (scales and offsets of quantized weights, norms and
+    /// biases: codes stay, and what is written has the form and the bytes of what was read), `norms` (norms and biases) [default: all].
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["lora_rank", "model_config"])]
+    trainable: Option<String>,
     /// Where checkpoints and the model go.
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -108,7 +124,8 @@ pub struct TrainArgs {
     /// Passes over the data [default: 1].
     #[arg(long, value_name = "N", conflicts_with = "steps")]
     epochs: Option<f64>,
-    /// Peak learning rate [default: 1e-3 for a new model, 2e-5 for an existing one, 2e-4 for adapters].
+    /// Peak learning rate [default: 1e-3 for a new model, 2e-5 for an existing one, 2e-4 for adapters,
+    /// 1e-3 for scales and norms].
     #[arg(long, visible_alias = "lr", value_name = "RATE")]
     learning_rate: Option<f64>,
     /// Course of the learning rate: `constant`, `linear`, `cosine`, `wsd` [default: cosine].
@@ -160,6 +177,13 @@ pub enum Task {
     Classification,
 }
 
+/// A model to learn from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TeacherSettings {
+    pub model: String,
+    pub soft: SoftTargets,
+}
+
 /// The settings of a run, complete.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -171,6 +195,9 @@ pub struct Settings {
     pub eval_data: Vec<PathBuf>,
     pub held_out: f64,
     pub lora: Option<LoraSpec>,
+    pub teacher: Option<TeacherSettings>,
+    /// What little is trained of a model that otherwise stays; `None` for all of it.
+    pub tune: Option<Tune>,
     pub output: PathBuf,
     pub recipe: Recipe,
     pub momentum: f32,
@@ -254,6 +281,17 @@ impl Settings {
             alpha: pick!(lora_alpha).unwrap_or(2.0 * rank as f32),
             targets,
         });
+        let tune = match pick!(trainable).as_deref() {
+            None | Some("all") => None,
+            Some("scales") => Some(Tune::Scales),
+            Some("norms") => Some(Tune::Norms),
+            Some(other) => bail!("--trainable {other}: there are all, scales, norms"),
+        };
+        let soft = SoftTargets {
+            temperature: pick!(distill_temperature).unwrap_or(1.0),
+            weight: pick!(distill_weight).unwrap_or(1.0),
+        };
+        let teacher = pick!(teacher).map(|model| TeacherSettings { model, soft });
         let with_adapters = lora.is_some();
         let settings = Self {
             model: pick!(model),
@@ -268,6 +306,8 @@ impl Settings {
             eval_data: either(flags.eval_data, file.eval_data),
             held_out: pick!(held_out).unwrap_or(0.05),
             lora,
+            teacher,
+            tune,
             output,
             recipe,
             momentum: pick!(momentum).unwrap_or(0.9),
@@ -276,10 +316,12 @@ impl Settings {
             batch_size: pick!(batch_size).unwrap_or(8),
             steps,
             epochs: pick!(epochs).unwrap_or(1.0),
-            learning_rate: pick!(learning_rate).unwrap_or(match (new, with_adapters) {
-                (true, _) => 1e-3,
-                (false, true) => 2e-4,
-                (false, false) => 2e-5,
+            learning_rate: pick!(learning_rate).unwrap_or(match (new, with_adapters, tune.is_some()) {
+                (true, _, _) => 1e-3,
+                (false, true, _) => 2e-4,
+                // Numbers about 1: see `fourfold_tensor::Tuning`.
+                (false, false, true) => 1e-3,
+                (false, false, false) => 2e-5,
             }),
             decay: pick!(schedule).unwrap_or_else(|| "cosine".to_owned()),
             warmup_steps: pick!(warmup_steps),
@@ -320,6 +362,24 @@ impl Settings {
                 "--lora-rank: a classifier's new head is trained with all weights only"
             );
         }
+        let (task, tune) = (settings.task, settings.tune);
+        if let Some(TeacherSettings { soft, .. }) = &settings.teacher {
+            let SoftTargets { temperature, weight } = *soft;
+            ensure!(
+                temperature.is_finite() && temperature > 0.0,
+                "--distill-temperature {temperature}: a positive number"
+            );
+            ensure!((0.0..=1.0).contains(&weight), "--distill-weight {weight}: a share from 0 to 1");
+            ensure!(task == Task::Text, "--teacher: a classifier is not distilled; its task has labels of its own");
+        }
+        ensure!(
+            tune.is_none() || settings.lora.is_none(),
+            "--trainable: with --lora-rank the adapters alone are trained"
+        );
+        ensure!(
+            tune.is_none() || task == Task::Text,
+            "--trainable: a classifier's new head is trained with all weights only"
+        );
         settings.decay(1)?;
         Ok(settings)
     }

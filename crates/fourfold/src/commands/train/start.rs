@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_formats::quantization::quantization_config;
+use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
 use fourfold_formats::{ADAPTER_CONFIG, Checkpoint, TokenizerSource};
 use fourfold_infer::ChatTemplate;
 use fourfold_models::layers::{LORA_A, LoraSpec};
 use fourfold_models::{ModelSpec, WeightSpec, spec_from_config};
-use fourfold_tensor::WeightSource;
+use fourfold_tensor::{Form, SourceError, WeightSink, WeightSource};
 use fourfold_train::memory::Adapters;
-use fourfold_train::store::{Initialization, ParameterStore};
+use fourfold_train::store::{Initialization, ParameterStore, Tune};
 use serde_json::Value;
 
 use super::classification::LabelledTexts;
@@ -37,6 +38,8 @@ enum Begin {
     Existing(Checkpoint, Initialization),
     /// Adapters are new, over a model that stays as it is.
     Adapters(Checkpoint, LoraSpec),
+    /// Scales, norms and biases of a model that stays as it is but for them; they are few, and read.
+    Tuned(Box<ParameterStore>),
 }
 
 impl Start {
@@ -45,9 +48,10 @@ impl Start {
         match (&settings.model, &settings.model_config) {
             (Some(name), None) => {
                 let open = model::open(name, context)?;
-                match &settings.lora {
-                    Some(lora) => Self::adapted(lora, name, open),
-                    None => Self::existing(name, open, texts, settings),
+                match (&settings.lora, settings.tune) {
+                    (Some(lora), _) => Self::adapted(lora, name, open),
+                    (None, Some(tune)) => Self::tuning(tune, name, open, settings),
+                    (None, None) => Self::existing(name, open, texts, settings),
                 }
             }
             (None, Some(file)) => Self::new(file, texts, settings),
@@ -66,6 +70,7 @@ impl Start {
             tokenizer: TokenizerText::of(&open, name)?,
             template: Some(open.chat_template()?.0),
             adapter: None,
+            packed: None,
         };
         let initialization = Initialization { deviation: initializer_range(&config), seed: settings.seed };
         Ok(Self { spec, description, weights: Begin::Existing(open.checkpoint, initialization) })
@@ -84,7 +89,8 @@ impl Start {
         let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
         let weights = Begin::New(Initialization { deviation: initializer_range(&config), seed: settings.seed });
         let tokenizer = TokenizerText::File(tokenizer.clone());
-        let description = Description { config, generation_config: None, tokenizer, template: None, adapter: None };
+        let description =
+            Description { config, generation_config: None, tokenizer, template: None, adapter: None, packed: None };
         Ok(Self { spec, description, weights })
     }
 
@@ -103,14 +109,42 @@ impl Start {
             tokenizer: TokenizerText::of(&open, name)?,
             template: Some(open.chat_template()?.0),
             adapter: Some(adapter_config(lora, name, &targets)),
+            packed: None,
         };
         Ok(Self { spec: open.spec, description, weights: Begin::Adapters(open.checkpoint, lora.clone()) })
+    }
+
+    /// A model of which scales, norms and biases alone are trained.
+    fn tuning(tune: Tune, name: &str, open: OpenModel, settings: &Settings) -> Result<Self> {
+        let description = Description {
+            config: open.checkpoint.config.clone(),
+            generation_config: None,
+            tokenizer: TokenizerText::of(&open, name)?,
+            template: Some(open.chat_template()?.0),
+            adapter: None,
+            packed: Some(ModelFiles::of(&open.checkpoint)),
+        };
+        let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(open.checkpoint));
+        let store = ParameterStore::tune(&open.spec, base, tune, &settings.recipe)?;
+        ensure!(
+            tune == Tune::Norms || store.entries().any(|(info, _)| info.shape.len() > 1),
+            "--trainable scales: {name} has no quantized weights (`fourfold compress` makes them)"
+        );
+        Ok(Self { spec: open.spec, description, weights: Begin::Tuned(Box::new(store)) })
+    }
+
+    /// What is trained of a model that stays as it is otherwise.
+    pub(super) fn tuned(&self) -> Option<&ParameterStore> {
+        match &self.weights {
+            Begin::Tuned(store) => Some(store),
+            Begin::New(_) | Begin::Existing(..) | Begin::Adapters(..) => None,
+        }
     }
 
     /// What is trained in place of the model's own weights.
     pub(super) fn adapters(&self) -> Option<Adapters<'_>> {
         match &self.weights {
-            Begin::New(_) | Begin::Existing(..) => None,
+            Begin::New(_) | Begin::Existing(..) | Begin::Tuned(_) => None,
             Begin::Adapters(checkpoint, lora) => {
                 Some(Adapters { lora, base: matrix_bytes(&self.spec, &*checkpoint.weights) })
             }
@@ -135,6 +169,7 @@ impl Start {
                 let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(checkpoint));
                 ParameterStore::adapt(&spec, base, &lora, seed, recipe)
             }
+            Begin::Tuned(store) => *store,
         };
         Ok((spec, description, store))
     }
@@ -215,6 +250,8 @@ pub(super) struct Description {
     pub(super) template: Option<ChatTemplate>,
     /// An adapter's configuration, which then is all that is written: the rest is the model's.
     pub(super) adapter: Option<Value>,
+    /// A packed model's files, which is written whole and packed as it was.
+    pub(super) packed: Option<ModelFiles>,
 }
 
 impl Description {
@@ -229,7 +266,10 @@ impl Description {
         Ok(tokenizer.with_bos(bos))
     }
 
-    pub(super) fn write(&self, place: &Path) -> io::Result<()> {
+    pub(super) fn write(&self, place: &Path, store: &ParameterStore) -> io::Result<()> {
+        if let Some(files) = &self.packed {
+            return write_packed(place, files, store).map_err(io::Error::other);
+        }
         if let Some(adapter) = &self.adapter {
             return fs::write(place.join(ADAPTER_CONFIG), serde_json::to_string_pretty(adapter)?);
         }
@@ -252,4 +292,26 @@ impl Description {
         }
         Ok(())
     }
+}
+
+/// Writes the whole model into `place`: tuned tensors from `store`, all others as they came, in the order and the forms they had.
+fn write_packed(place: &Path, files: &ModelFiles, store: &ParameterStore) -> Result<(), SourceError> {
+    let at = |file: &Path| {
+        let file = file.to_path_buf();
+        move |error: io::Error| SourceError::File { file, reason: error.into() }
+    };
+    let whole = place.join("packed");
+    let mut sink = SafetensorsWriter::create(&whole, files.clone(), WriteOptions::default())
+        .map_err(|error| SourceError::File { file: whole.clone(), reason: error.into() })?;
+    let names: Vec<&str> = store.base().into_iter().flat_map(WeightSource::tensors).map(|t| t.name.as_str()).collect();
+    let forms: Result<Vec<_>, SourceError> =
+        names.iter().map(|&name| Ok((name.to_owned(), Form::of(&store.load(name)?)))).collect();
+    sink.begin(&forms?)?;
+    names.iter().try_for_each(|name| sink.write(name, &store.load(name)?))?;
+    Box::new(sink).finish()?;
+    for entry in fs::read_dir(&whole).map_err(at(&whole))? {
+        let entry = entry.map_err(at(&whole))?;
+        fs::rename(entry.path(), place.join(entry.file_name())).map_err(at(place))?;
+    }
+    fs::remove_dir(&whole).map_err(at(&whole))
 }

@@ -77,10 +77,25 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     let per_epoch = batches.per_epoch() as f64 / settings.gradient_accumulation as f64;
     let steps = settings.steps.unwrap_or((settings.epochs * per_epoch).ceil() as u64).max(1);
     ensure!(settings.shift < spec.image[1].min(spec.image[2]), "--shift {}: more than an image", settings.shift);
-    let description =
-        Description { config, generation_config: None, tokenizer: TokenizerText::None, template: None, adapter: None };
+    let description = Description {
+        config,
+        generation_config: None,
+        tokenizer: TokenizerText::None,
+        template: None,
+        adapter: None,
+        packed: None,
+    };
     let parameters = spec.parameters();
     prepare_output(settings)?;
-    let job = Job { settings, context, description: &description, parameters, steps, is_text: false, predicted: None };
+    let job = Job {
+        settings,
+        context,
+        description: &description,
+        parameters,
+        objective: None,
+        steps,
+        is_text: false,
+        predicted: None,
+    };
     job.run(Classifier::new(spec), store, &mut batches, &held_out)
 }
