@@ -186,7 +186,9 @@ fn a_wrong_tokenizer() {
 fn texts_and_options_that_do_not_fit() {
     let (dir, source) = spoiled(|_| {});
     let short = text(dir.path(), 10);
-    assert!(fourfold(args!["eval", &source, "--text", &short]).error().contains("positions"));
+    assert!(fourfold(args!["eval", &source, "--text", &short, "--context", "512"]).error().contains("positions"));
+    // By default a window has the model's positions.
+    assert!(fourfold(args!["eval", &source, "--text", &short]).error().contains("tokens"));
     assert!(fourfold(args!["eval", &source, "--text", &short, "--context", "200"]).error().contains("tokens"));
     assert!(fourfold(args!["eval", &source, "--text", "/nonexistent.txt"]).error().contains("/nonexistent.txt"));
     let long = "the ".repeat(400);
