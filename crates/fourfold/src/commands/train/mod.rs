@@ -80,7 +80,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         settings: &settings,
         context,
         description: &description,
-        parameters: if settings.tune.is_some() { store.trained_elements() } else { spec.parameters() },
+        parameters: store.trained_elements(),
         objective,
         steps,
         is_text: settings.task == Task::Text,
