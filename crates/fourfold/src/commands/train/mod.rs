@@ -103,7 +103,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         settings,
         context,
         description: &description,
-        parameters: if settings.tune.is_some() { store.trained_elements() } else { spec.parameters() },
+        parameters: store.trained_elements(),
         objective,
         steps,
         is_text: settings.task == Task::Text,
