@@ -256,6 +256,8 @@ fn optimizer_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::store::ParameterStore;
     use fourfold_models::spec_from_config;
@@ -280,6 +282,24 @@ mod tests {
                 let (weights, optimizer) = ParameterStore::initialize(&spec, 0.02, 0, &recipe).byte_len();
                 let predicted = train_memory(&spec, &recipe, &Work::sequences(2, 64, 1, &recipe));
                 assert_eq!((predicted.weights, predicted.optimizer), (weights as u64, optimizer as u64), "{recipe:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn adapters_are_predicted_exactly_and_the_base_stays_as_it_is() {
+        let spec = spec();
+        let base = Arc::new(ParameterStore::initialize(&spec, 0.02, 0, &Recipe::QUARTER));
+        for targets in [vec![], vec!["q_proj".to_owned(), "v_proj".to_owned()]] {
+            let lora = LoraSpec { rank: 4, alpha: 8.0, targets };
+            for recipe in Recipe::ALL {
+                let (weights, optimizer) = ParameterStore::adapt(&spec, base.clone(), &lora, 0, &recipe).byte_len();
+                let work = Work::sequences(2, 64, 1, &recipe);
+                let adapters = Adapters { lora: &lora, base: 1_000_000 };
+                let predicted = train_memory(&spec, &recipe, &work.with_adapters(Some(adapters)));
+                let expected = (1_000_000 + weights as u64, optimizer as u64);
+                assert_eq!((predicted.weights, predicted.optimizer), expected, "{recipe:?}");
+                assert!(predicted.gradients < train_memory(&spec, &recipe, &work).gradients);
             }
         }
     }
