@@ -65,7 +65,7 @@ impl Events for Watcher {
 }
 
 fn corpus() -> Corpus {
-    let documents = (0..30).map(|d| Document::whole((0..9).map(|i| (d * 3 + i * i) % 20).collect())).collect();
+    let documents: Vec<_> = (0..30).map(|d| Document::whole((0..9).map(|i| (d * 3 + i * i) % 20).collect())).collect();
     Corpus::new("numbers", documents, 16, 4).unwrap()
 }
 

@@ -28,17 +28,20 @@ fn arguments(place: &Path, file: &Path, output: &str, more: &[&str]) -> Vec<Stri
     arguments
 }
 
-/// 5.1 M parameters: large beside what the program itself takes.
+/// 7.2 M parameters, large beside what the program itself takes, and a tokenizer of usual size.
 #[test]
 fn the_predicted_peak_is_the_measured_one_within_a_tenth() {
     let place = folder();
     let size = json!({
-        "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "max_position_embeddings": 128,
+        "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "max_position_embeddings": 128,
     });
     let file = changed(place.path(), size);
     for preset in ["baseline", "quarter"] {
         let few = ["--preset", preset, "--steps", "2", "--batch-size", "8", "--save-every", "0"];
-        let report = fourfold(arguments(place.path(), &file, preset, &few)).json();
+        let mut arguments = arguments(place.path(), &file, preset, &few);
+        let at = arguments.iter().position(|a| a == "--tokenizer").unwrap();
+        arguments[at + 1] = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tokenizer.json").to_owned();
+        let report = fourfold(arguments).json();
         let [predicted, measured] =
             ["predicted_memory", "peak_memory"].map(|name| report[name].as_u64().unwrap() as f64);
         assert!((predicted / measured - 1.0).abs() < 0.1, "{preset}: predicted {predicted}, measured {measured}");
