@@ -158,6 +158,9 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let Work { largest, accumulation, adapters } = *work;
     let tokens = largest.tokens as u64;
     let part = if recipe.recompute { largest.part as u64 } else { tokens };
+    // The gradient's product with a packed weight reads it in f32.
+    let is_packed = adapters.is_some_and(|a| a.base < spec.parameters() * BF16 * 3 / 4);
+    let read = if is_packed { F32 } else { read_bytes(recipe) };
     let trained = Trained::of(spec, recipe, adapters);
     let fixed = TrainMemory {
         weights: trained.sum(|w| weight_bytes(w, &trained.recipe)) + adapters.map_or(0, |a| a.base),
@@ -187,7 +190,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let mut peak = TrainMemory {
         gradients: fixed.gradients + head * F32,
         activations: kept(blocks) + (3 * tokens + 2 * chunk) * hidden * F32,
-        logits: chunk * spec.outputs() as u64 * (F32 + read_bytes(recipe)),
+        logits: chunk * spec.outputs() as u64 * (F32 + read),
         copies: copies(spec, &trained, blocks),
         ..fixed
     };
@@ -204,7 +207,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         let recomputed = if recipe.recompute { block.saved_elements(part) * F32 } else { 0 };
         consider(TrainMemory {
             gradients: fixed.gradients + (gathered + live) * F32,
-            activations: kept(i + 1) + recomputed + tokens * hidden * F32 + backward_bytes(block, part, recipe),
+            activations: kept(i + 1) + recomputed + tokens * hidden * F32 + backward_bytes(block, part, read),
             copies: copies(spec, &trained, i + 1),
             ..fixed
         });
@@ -222,8 +225,8 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
 /// Bytes alive in a block's backward over `tokens` besides what is saved, at the feed-forward's two heights: the normed input and
 /// the gradient of the output, and then either the inner features' gradient or the gradients of both projections' inputs, each
 /// with the product's input as the product reads it.
-fn backward_bytes(block: &BlockSpec, tokens: u64, recipe: &Recipe) -> u64 {
-    let (hidden, read) = (block.hidden as u64, read_bytes(recipe));
+fn backward_bytes(block: &BlockSpec, tokens: u64, read: u64) -> u64 {
+    let hidden = block.hidden as u64;
     let mlp = |width: usize, tokens: u64| {
         let (inner, inputs) = (width as u64 * F32 + hidden * read, 2 * hidden * F32 + width as u64 * read);
         tokens * inner.max(inputs)
@@ -290,6 +293,8 @@ fn optimizer_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::store::ParameterStore;
     use fourfold_models::spec_from_config;
@@ -319,16 +324,36 @@ mod tests {
     }
 
     #[test]
+    fn adapters_are_predicted_exactly_and_the_base_stays_as_it_is() {
+        let spec = spec();
+        let base = Arc::new(ParameterStore::initialize(&spec, 0.02, 0, &Recipe::QUARTER));
+        for targets in [vec![], vec!["q_proj".to_owned(), "v_proj".to_owned()]] {
+            let lora = LoraSpec { rank: 4, alpha: 8.0, targets };
+            for recipe in Recipe::ALL {
+                let (weights, optimizer) = ParameterStore::adapt(&spec, base.clone(), &lora, 0, &recipe).byte_len();
+                let work = Work::sequences(2, 64, 1, &recipe);
+                let adapters = Adapters { lora: &lora, base: 1_000_000 };
+                let predicted = train_memory(&spec, &recipe, &work.with_adapters(Some(adapters)));
+                let expected = (1_000_000 + weights as u64, optimizer as u64);
+                assert_eq!((predicted.weights, predicted.optimizer), expected, "{recipe:?}");
+                assert!(predicted.gradients < train_memory(&spec, &recipe, &work).gradients);
+            }
+        }
+    }
+
+    #[test]
     fn smaller_recipes_take_less_and_larger_batches_more() {
         let spec = spec();
-        let of = |recipe: &Recipe, batch, times| {
-            train_memory(&spec, recipe, &Work::sequences(batch, 64, times, recipe)).total() - PROGRAM
+        let above = |recipe: &Recipe, batch| {
+            train_memory(&spec, recipe, &Work::sequences(batch, 64, 1, recipe)).total() - PROGRAM
         };
-        let above = |recipe: &Recipe, batch| of(recipe, batch, 1);
         assert!(above(&Recipe::QUARTER, 64) * 2 < above(&Recipe::BASELINE, 64));
         assert!(above(&Recipe::EIGHTH, 8) < above(&Recipe::QUARTER, 8));
         assert!(above(&Recipe::QUARTER, 16) > above(&Recipe::QUARTER, 8));
-        let accumulated = of(&Recipe::QUARTER, 8, 4);
-        assert_eq!(accumulated - above(&Recipe::QUARTER, 8), 2 * spec.parameters());
+        let sums = |times| {
+            let work = Work::sequences(8, 64, times, &Recipe::QUARTER);
+            train_memory(&spec, &Recipe::QUARTER, &work).gradients
+        };
+        assert_eq!(sums(4) - sums(1), 2 * spec.parameters());
     }
 }

@@ -64,3 +64,16 @@ fn kilobytes(text: &str, name: &str) -> Option<u64> {
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_available_is_part_of_what_there_is() {
+        let total = kilobytes(&fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal:").unwrap();
+        assert!(available().is_some_and(|free| free > 0 && free <= total));
+        assert!(resident_now() <= peak_resident());
+    }
+}

@@ -130,6 +130,15 @@ fn a_full_disk_leaves_what_was_there_and_says_how_to_go_on() {
     assert!(fs::read(output.join(weights)).unwrap() == fs::read(whole.join(weights)).unwrap());
 }
 
+#[test]
+#[cfg(unix)]
+fn a_disk_too_full_for_the_tokens_is_named_and_nothing_stays() {
+    let place = folder();
+    let run = with_little_room(1, &train(place.path(), "output", &[]));
+    assert!(run.error().contains("output (a file of tokens): File too large"), "{}", run.stderr);
+    assert!(!place.path().join("output").exists());
+}
+
 /// Writes `value` in place of the first number of a bf16 tensor.
 fn overwrite(file: &Path, tensor: &str, value: [u8; 2]) {
     let mut data = fs::read(file).unwrap();

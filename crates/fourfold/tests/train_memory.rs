@@ -1,0 +1,82 @@
+//! The memory of `fourfold train`: what is predicted is what is taken, and a run that will not fit does not begin.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::train::{sources, train};
+use common::{config, folder, fourfold};
+use serde_json::{Value, json};
+
+/// Writes a configuration with these changes beside the others.
+fn changed(place: &Path, changes: Value) -> PathBuf {
+    let mut config = config();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let file = place.join("changed.json");
+    fs::write(&file, config.to_string()).unwrap();
+    file
+}
+
+/// Arguments of a run of the configuration in `file`.
+fn arguments(place: &Path, file: &Path, output: &str, more: &[&str]) -> Vec<String> {
+    let mut arguments = train(place, output, more);
+    let at = arguments.iter().position(|a| a == "--model-config").unwrap();
+    arguments[at + 1] = file.display().to_string();
+    arguments
+}
+
+/// 7.2 M parameters, large beside what the program itself takes, and a tokenizer of usual size.
+#[test]
+fn the_predicted_peak_is_the_measured_one_within_a_tenth() {
+    let place = folder();
+    let size = json!({
+        "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "max_position_embeddings": 128,
+    });
+    let file = changed(place.path(), size);
+    for preset in ["baseline", "quarter"] {
+        let few = ["--preset", preset, "--steps", "2", "--batch-size", "8", "--save-every", "0"];
+        let mut arguments = arguments(place.path(), &file, preset, &few);
+        let at = arguments.iter().position(|a| a == "--tokenizer").unwrap();
+        arguments[at + 1] = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tokenizer.json").to_owned();
+        let report = fourfold(arguments).json();
+        let [predicted, measured] =
+            ["predicted_memory", "peak_memory"].map(|name| report[name].as_u64().unwrap() as f64);
+        assert!((predicted / measured - 1.0).abs() < 0.1, "{preset}: predicted {predicted}, measured {measured}");
+    }
+}
+
+#[test]
+fn a_run_that_will_not_fit_is_refused_before_anything_is_allocated() {
+    let place = folder();
+    let size = json!({ "hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 64 });
+    let file = changed(place.path(), size);
+    let run = fourfold(arguments(place.path(), &file, "output", &["--preset", "baseline"]));
+    for part in ["the run would take", "TB", "of memory are available", "no preset fits", "--no-memory-check"] {
+        assert!(run.error().contains(part), "{part}: {}", run.stderr);
+    }
+    assert!(!place.path().join("output").exists());
+}
+
+#[test]
+fn plan_knows_adapters() {
+    let place = folder();
+    let [config, ..] = sources(place.path());
+    let plan = |more: &[&str]| {
+        let mut arguments = vec!["plan".to_owned(), config.display().to_string(), "--json".to_owned()];
+        arguments.extend(more.iter().map(|&a| a.to_owned()));
+        fourfold(arguments)
+    };
+    let quarter = |report: &Value| -> Value {
+        report["rows"].as_array().unwrap().iter().find(|r| r["preset"] == "quarter").unwrap().clone()
+    };
+    let (all, some) =
+        (plan(&["--lora-rank", "4"]).json(), plan(&["--lora-rank", "4", "--lora-targets", "q_proj"]).json());
+    // 2 blocks of q_proj [64, 64]: A and B of 256 elements each, two f32 moments an element.
+    assert_eq!(quarter(&some)["optimizer"], 2 * 512 * 8);
+    assert!(quarter(&all)["optimizer"].as_u64() > quarter(&some)["optimizer"].as_u64());
+    assert!(quarter(&all)["optimizer"].as_u64() < quarter(&plan(&[]).json())["optimizer"].as_u64());
+    assert!(plan(&["--lora-rank", "4", "--lora-targets", "nothing"]).error().contains("no such layer"));
+}
