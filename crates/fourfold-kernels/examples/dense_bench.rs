@@ -1,5 +1,5 @@
 //! Speed of the float linear layers and of attention, on the shapes of SmolLM2-135M:
-//! `cargo run --release -p fourfold-kernels --example dense_bench [threads]`.
+//! `cargo run --release -p fourfold-kernels --example dense_bench [threads [training]]`.
 //!
 //! With one thread, times are the time it spent on a core (Linux), which other programs disturb little.
 
@@ -28,16 +28,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cpu = Cpu::new(CpuOptions { threads, ..CpuOptions::default() })?;
     let bandwidth = cpu.read_bandwidth();
     println!("{}, {} threads, {:.1} GB/s read from memory", cpu.name(), cpu.threads(), bandwidth / 1e9);
-    for (dtype, activations) in [
+    let only_training = std::env::args().nth(2).is_some_and(|part| part == "training");
+    let inference = [
         (DType::Bf16, Activations::Fast),
         (DType::Bf16, Activations::F32),
         (DType::F16, Activations::F32),
         (DType::F32, Activations::F32),
-    ] {
+    ];
+    for (dtype, activations) in inference.into_iter().filter(|_| !only_training) {
         let cpu = Cpu::new(CpuOptions { threads, activations, ..CpuOptions::default() })?;
         linear(&cpu, dtype, &format!("{dtype} weights, {activations:?} activations"), bandwidth)?;
     }
-    for (tokens, cached) in [(512, 0), (1, 128), (1, 512), (1, 2048)] {
+    for (tokens, cached) in [(512, 0), (1, 128), (1, 512), (1, 2048)].into_iter().filter(|_| !only_training) {
         attention(&cpu, tokens, cached);
     }
     for activations in [Activations::Fast, Activations::F32] {
@@ -138,23 +140,41 @@ fn attention(cpu: &Cpu, tokens: usize, cached: usize) {
     println!("attention of {tokens} tokens after {cached}, {BLOCKS} blocks: {:.3} ms", seconds * 1e3);
 }
 
-/// The gradients of one wide layer and of attention, for 2048 tokens in documents of 256.
+/// A training step's products: (tokens, inputs, outputs) of a wide layer, of the two sides of a small model's feed-forward, of its
+/// vocabulary and of an expert.
+const TRAINED: &[(usize, usize, usize)] = &[
+    (2048, HIDDEN, INTERMEDIATE),
+    (512, 384, 1024),
+    (512, 1024, 384),
+    (512, 384, 384),
+    (256, 384, 20_000),
+    (128, 384, 256),
+];
+
+/// The gradients of some layers, and of attention for 2048 tokens in documents of 256.
 fn training(cpu: &Cpu, activations: Activations) -> Result<(), Box<dyn std::error::Error>> {
     const TOKENS: usize = 2048;
-    let (x, dy) = (tensor(TOKENS, HIDDEN), tensor(TOKENS, INTERMEDIATE));
-    let data = FloatBuffer::from_f32(tensor(INTERMEDIATE, HIDDEN).into_host(), DType::Bf16);
-    let weight = cpu.upload(Dense::new(vec![INTERMEDIATE, HIDDEN], data).into())?;
-    let mut dw = Tensor::zeros(INTERMEDIATE, HIDDEN);
-    let flops = 2.0 * (TOKENS * HIDDEN * INTERMEDIATE) as f64;
-    let input = best(cpu.threads(), || {
-        std::hint::black_box(cpu.linear_transposed(&dy, &weight, 0..INTERMEDIATE));
-    });
-    let weights = best(cpu.threads(), || cpu.linear_weight_gradient(&x, &dy, &mut dw));
-    println!(
-        "{activations:?} activations, {TOKENS} tokens: input gradient {:.1} GFLOP/s, weight gradient {:.1} GFLOP/s",
-        flops / input / 1e9,
-        flops / weights / 1e9,
-    );
+    println!("{activations:?} activations");
+    for &(tokens, inputs, outputs) in TRAINED {
+        let (x, dy) = (tensor(tokens, inputs), tensor(tokens, outputs));
+        let data = FloatBuffer::from_f32(tensor(outputs, inputs).into_host(), DType::Bf16);
+        let weight = cpu.upload(Dense::new(vec![outputs, inputs], data).into())?;
+        let mut dw = Tensor::zeros(outputs, inputs);
+        let flops = 2.0 * (tokens * inputs * outputs) as f64;
+        let forward = best(cpu.threads(), || {
+            std::hint::black_box(cpu.linear(&x, &[LinearArg { weight: &weight, bias: None }]));
+        });
+        let input = best(cpu.threads(), || {
+            std::hint::black_box(cpu.linear_transposed(&dy, &weight, 0..outputs));
+        });
+        let weights = best(cpu.threads(), || cpu.linear_weight_gradient(&x, &dy, &mut dw));
+        println!(
+            "{tokens:5} tokens, {inputs:4} to {outputs:5}: forward {:5.1} GFLOP/s, input gradient {:5.1}, weight gradient {:5.1}",
+            flops / forward / 1e9,
+            flops / input / 1e9,
+            flops / weights / 1e9,
+        );
+    }
     let (heads, kv_heads, dim) = (9, 3, 64);
     let documents: Vec<_> = (0..TOKENS).step_by(256).map(|start| start..start + 256).collect();
     let spec = SelfAttention {

@@ -13,7 +13,8 @@ use fourfold_kernels::{Activations, Backend, LinearArg, Reference, RopeSpec, Ten
 use fourfold_tensor::{DType, Dense, FloatBuffer};
 
 /// (tokens, in, out).
-const SHAPES: &[(usize, usize, usize)] = &[(1, 5, 3), (7, 33, 20), (64, 64, 31), (300, 70, 130), (2051, 33, 9)];
+const SHAPES: &[(usize, usize, usize)] =
+    &[(1, 5, 3), (7, 33, 20), (64, 64, 31), (300, 70, 130), (2051, 33, 9), (1030, 300, 20), (40, 33, 500)];
 
 #[test]
 fn weight_bias_and_embedding_gradients() {

@@ -1,9 +1,11 @@
 //! `dw += dyᵀ · x`: a sum over tokens.
 
+use std::ops::Range;
+
 use super::product::{Fma, Pairs, Product};
 use super::steps::pack_steps;
 use super::tile::{Operands, product};
-use super::{PANEL, PANEL_ROWS, shares, uses_pairs};
+use super::{PANEL, PANEL_ROWS, uses_pairs};
 use crate::Tensor;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
@@ -13,11 +15,15 @@ use crate::cpu::unwritten::Unwritten;
 /// Columns of a strip of `x`.
 const STRIP: usize = PANEL_ROWS;
 
-/// Tokens that are brought into lanes at a time.
+/// Tokens that are summed over at a time.
 const TOKENS: usize = 1024;
 
-/// Rows of `dw` of a work item: enough to pay for the strip.
-const ROWS: usize = 14 * 20;
+/// Rows of `dw` of a work item, at most. Their lanes of `dy` lie an odd number of cache lines apart from step to step, so that steps
+/// do not meet in one set of the first cache.
+const ROWS: usize = 7 * MAX_LANES;
+
+/// Lanes of strips of `x` that are brought in at a time: with a work item's lanes of `dy` they stay in the second cache.
+const STRIPS_LEN: usize = 1 << 17;
 
 /// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`. With fast activations both are rounded to bf16, as
 /// mixed-precision training does (Micikevicius et al. 2018); sums are f32.
@@ -46,60 +52,64 @@ fn write(context: Context, x: &Tensor, dy: &Tensor, to: SendPtr<f32>, accumulate
         return;
     }
     let pairs = uses_pairs(context);
-    // As f32, `dy` is lanes as it lies.
-    let width = if pairs { outputs.next_multiple_of(MAX_LANES) } else { outputs };
-    let (strips, chunks) = (inputs.div_ceil(STRIP), outputs.div_ceil(ROWS));
+    // Enough items to share out: an item's cost is its rows', for strips are brought in once for all.
+    let rows = outputs.div_ceil(4 * context.pool.threads()).next_multiple_of(14).min(ROWS);
     for first in (0..x.rows()).step_by(TOKENS) {
         let tokens = TOKENS.min(x.rows() - first);
         let steps = tokens.div_ceil(per_lane(pairs));
-        let rounded;
-        let dy = &dy.host()[first * outputs..(first + tokens) * outputs];
-        let lanes = if pairs {
-            let mut memory = Unwritten::<f32>::new(steps * width);
-            let to = memory.target();
-            context.pool.for_ranges(steps, 16, |range| {
-                // SAFETY: these steps are inside the memory and one item's alone; `fill` does not read.
-                let lanes =
-                    unsafe { std::slice::from_raw_parts_mut(to.get().add(range.start * width), range.len() * width) };
-                let data = &dy[range.start * 2 * outputs..(range.end * 2).min(tokens) * outputs];
-                fill(context, pairs, &Rows { data, stride: outputs, cols: outputs }, lanes, width);
-            });
-            // SAFETY: every step has been written, whole vectors to the padded width.
-            rounded = unsafe { memory.written() };
-            &rounded
-        } else {
-            dy
-        };
-        context.pool.for_ranges(strips * chunks, 1, |items| {
-            PANEL.with_borrow_mut(|panel| {
-                panel.resize(panel.len().max(steps * STRIP), 0.0);
-                let mut packed = usize::MAX;
-                for item in items {
-                    let strip = item / chunks;
-                    let col = strip * STRIP;
-                    let cols = STRIP.min(inputs - col);
-                    if packed != strip {
-                        let data = &x.host()[first * inputs + col..(first + tokens) * inputs];
-                        fill(context, pairs, &Rows { data, stride: inputs, cols }, panel, STRIP);
-                        packed = strip;
+        let group = (STRIPS_LEN / (steps * STRIP)).max(1) * STRIP;
+        for start in (0..inputs).step_by(group) {
+            let columns = start..inputs.min(start + group);
+            let strips = strips(context, pairs, x, first..first + tokens, columns.clone());
+            context.pool.for_ranges(outputs.div_ceil(rows), 1, |items| {
+                PANEL.with_borrow_mut(|panel| {
+                    panel.resize(panel.len().max(steps * ROWS), 0.0);
+                    for row in items.map(|item| item * rows) {
+                        let rows = rows.min(outputs - row);
+                        let data = &dy.host()[first * outputs + row..(first + tokens) * outputs];
+                        fill(context, pairs, &Rows { data, stride: outputs, cols: rows }, panel, ROWS);
+                        for (strip, lanes) in strips.chunks_exact(steps * STRIP).enumerate() {
+                            let col = columns.start + strip * STRIP;
+                            let part = Part {
+                                lanes: panel,
+                                strip: lanes,
+                                steps,
+                                to: to.get().wrapping_add(row * inputs + col),
+                                to_row: inputs,
+                                accumulate: accumulate || first > 0,
+                                rows,
+                                cols: STRIP.min(columns.end - col),
+                            };
+                            run(context, pairs, &part);
+                        }
                     }
-                    let rows = shares(outputs, chunks, item % chunks);
-                    let part = Part {
-                        lanes: &lanes[rows.start..],
-                        width,
-                        panel,
-                        steps,
-                        to: to.get().wrapping_add(rows.start * inputs + col),
-                        to_row: inputs,
-                        accumulate: accumulate || first > 0,
-                        rows: rows.len(),
-                        cols,
-                    };
-                    run(context, pairs, &part);
-                }
+                });
             });
-        });
+        }
     }
+}
+
+/// Columns of `x` as lanes, `[strips][steps][STRIP]`, zeros beyond the last.
+fn strips(context: Context, pairs: bool, x: &Tensor, tokens: Range<usize>, columns: Range<usize>) -> Vec<f32> {
+    let (inputs, len) = (x.cols(), tokens.len().div_ceil(per_lane(pairs)) * STRIP);
+    let count = columns.len().div_ceil(STRIP);
+    let mut lanes = Unwritten::<f32>::new(count * len);
+    let to = lanes.target();
+    context.pool.for_ranges(count, 1, |items| {
+        for strip in items {
+            let col = columns.start + strip * STRIP;
+            let cols = STRIP.min(columns.end - col);
+            // SAFETY: the strip is inside the memory and this item's alone; it is written and not read.
+            let lanes = unsafe { std::slice::from_raw_parts_mut(to.get().add(strip * len), len) };
+            if cols < STRIP {
+                lanes.fill(0.0);
+            }
+            let data = &x.host()[tokens.start * inputs + col..tokens.end * inputs];
+            fill(context, pairs, &Rows { data, stride: inputs, cols }, lanes, STRIP);
+        }
+    });
+    // SAFETY: every strip has been written: its columns, and zeros where these leave room.
+    unsafe { lanes.written() }
 }
 
 fn per_lane(pairs: bool) -> usize {
@@ -148,11 +158,10 @@ fn fill_with<S: Simd, P: Product<S>>(s: S, rows: &Rows<f32>, to: &mut [f32], to_
 
 /// Some rows and columns of `dw`.
 struct Part<'a> {
-    /// `dy`'s lanes, from the first row on.
+    /// `dy`'s lanes, `[steps][ROWS]`.
     lanes: &'a [f32],
-    width: usize,
     /// `x`'s lanes, `[steps][STRIP]`.
-    panel: &'a [f32],
+    strip: &'a [f32],
     steps: usize,
     to: *mut f32,
     to_row: usize,
@@ -190,8 +199,8 @@ fn run_with<S: Simd, P: Product<S>>(s: S, part: &Part) {
     let operands = Operands {
         a: part.lanes.as_ptr(),
         a_row: 1,
-        a_step: part.width,
-        b: part.panel.as_ptr().cast(),
+        a_step: ROWS,
+        b: part.strip.as_ptr().cast(),
         b_step: STRIP * P::PER_LANE,
         c: part.to,
         c_row: part.to_row,

@@ -203,15 +203,27 @@ impl Lanes {
     }
 
     pub fn floats(context: Context, x: &Tensor) -> Self {
-        let row = Self::stride(x.cols());
-        Self::fill(context, x.rows(), row, x.cols(), |t, lanes| lanes[..x.cols()].copy_from_slice(x.row(t)))
+        Self::floats_of(context, x, 0..x.cols())
     }
 
     pub fn pairs(context: Context, x: &Tensor) -> Self {
-        let row = Self::stride(x.cols().div_ceil(2));
-        Self::fill(context, x.rows(), row, x.cols() / 2, |t, lanes| {
+        Self::pairs_of(context, x, 0..x.cols())
+    }
+
+    /// Some columns.
+    pub fn floats_of(context: Context, x: &Tensor, cols: Range<usize>) -> Self {
+        let row = Self::stride(cols.len());
+        Self::fill(context, x.rows(), row, cols.len(), |t, lanes| {
+            lanes[..cols.len()].copy_from_slice(&x.row(t)[cols.clone()]);
+        })
+    }
+
+    /// Some columns.
+    pub fn pairs_of(context: Context, x: &Tensor, cols: Range<usize>) -> Self {
+        let row = Self::stride(cols.len().div_ceil(2));
+        Self::fill(context, x.rows(), row, cols.len() / 2, |t, lanes| {
             let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);
-            round_to_bf16(context.isa, x.row(t), &mut halves[..x.cols()]);
+            round_to_bf16(context.isa, &x.row(t)[cols.clone()], &mut halves[..cols.len()]);
         })
     }
 

@@ -27,8 +27,11 @@ pub trait Product<S: Simd>: Copy {
     /// `n` elements are readable; `n ≤ LANES · PER_LANE`.
     unsafe fn load_first(s: S, from: *const Self::W, n: usize) -> S::V;
 
-    /// The lanes of one step from the values of its `PER_LANE` rows, of which a second one may be unused.
-    fn join(s: S, first: S::V, second: S::V) -> S::V;
+    /// The lanes of one step from its `PER_LANE` rows, of which a second one may be unused.
+    ///
+    /// # Safety
+    /// `LANES` elements are readable at each.
+    unsafe fn load_step<E: Element>(s: S, first: *const E, second: *const E) -> S::V;
 
     /// Brings `n` floats into lanes of neighbours, in whole vectors: zeros follow the last.
     ///
@@ -62,8 +65,9 @@ impl<S: Simd, E: Element> Product<S> for Fma<E> {
     }
 
     #[inline(always)]
-    fn join(_s: S, first: S::V, _second: S::V) -> S::V {
-        first
+    unsafe fn load_step<T: Element>(s: S, first: *const T, _second: *const T) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { T::load(s, first) }
     }
 
     #[inline(always)]
@@ -106,8 +110,9 @@ impl<S: PairDot> Product<S> for Pairs {
     }
 
     #[inline(always)]
-    fn join(s: S, first: S::V, second: S::V) -> S::V {
-        s.round_pairs(first, second)
+    unsafe fn load_step<E: Element>(s: S, first: *const E, second: *const E) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { E::load_pairs(s, first, second) }
     }
 
     #[inline(always)]

@@ -1,7 +1,11 @@
 //! The register tile: the inner loop of every matrix product here.
 
 use super::product::Product;
-use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::simd::{Kernel, MAX_LANES, Simd};
+
+/// From so many steps on a tile asks for its results' memory before it sums: fewer steps are over before it has come, and belong to
+/// attention, whose results are near.
+const PREFETCH_STEPS: usize = 64;
 
 /// `c[m, n] = Σ_k a[m, k] · b[k, n]` by pointers. `b`'s rows are contiguous; `a` has any strides.
 #[derive(Clone, Copy)]
@@ -142,11 +146,24 @@ unsafe fn of_height<S: Simd, P: Product<S>, const VECTORS: usize>(s: S, o: Opera
 /// # Safety
 /// As [`product`], for `ROWS` and `cols ≤ VECTORS · LANES`, more than `(VECTORS − 1) · LANES`.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)]
 pub unsafe fn tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usize>(
     s: S,
     o: Operands<P::W>,
     cols: usize,
 ) {
+    let whole = cols == VECTORS * S::LANES;
+    if o.accumulate && o.steps >= PREFETCH_STEPS {
+        // Where `c` is far away, as a large gradient is, it comes while the sums are made. (Memory that is only written is better
+        // left alone: it may not even have pages yet.)
+        for r in 0..ROWS {
+            let row = o.c.wrapping_add(r * o.c_row);
+            for v in 0..VECTORS {
+                s.prefetch(row.wrapping_add(v * S::LANES));
+            }
+            s.prefetch(row.wrapping_add(VECTORS * S::LANES - 1));
+        }
+    }
     let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
     let (mut a, mut b) = (o.a, o.b);
     for _ in 0..o.steps {
@@ -165,18 +182,40 @@ pub unsafe fn tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usi
         a = a.wrapping_add(o.a_step);
         b = b.wrapping_add(o.b_step);
     }
-    for (r, acc) in acc.iter().enumerate() {
-        for (v, &acc) in acc.iter().enumerate() {
-            let n = (cols - v * S::LANES).min(S::LANES);
-            // SAFETY: n columns of row r are `c`'s, from this vector on.
-            unsafe {
-                let to = o.c.add(r * o.c_row + v * S::LANES);
-                if n == S::LANES {
-                    s.store(to, if o.accumulate { s.add(s.load(to), acc) } else { acc });
-                } else {
-                    let sum = if o.accumulate { s.add(s.load_first(to.cast_const(), n), acc) } else { acc };
-                    s.store_first(to, sum, n);
+    // Each way out names the sums by constants alone, so that they never leave their registers.
+    let to = |r: usize, v: usize| o.c.wrapping_add(r * o.c_row + v * S::LANES);
+    if !whole {
+        let mut sums = [[[0.0f32; MAX_LANES]; VECTORS]; ROWS];
+        for (sums, acc) in sums.iter_mut().zip(&acc) {
+            for (sums, &acc) in sums.iter_mut().zip(acc) {
+                // SAFETY: the array has LANES elements or more.
+                unsafe { s.store(sums.as_mut_ptr(), acc) };
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (v, sums) in sums.iter().enumerate() {
+                for (i, &sum) in sums.iter().enumerate().take(S::LANES.min(cols - v * S::LANES)) {
+                    // SAFETY: `cols` columns of row r are `c`'s.
+                    unsafe {
+                        let to = to(r, v).add(i);
+                        *to = if o.accumulate { *to + sum } else { sum };
+                    }
                 }
+            }
+        }
+    } else if o.accumulate {
+        for (r, acc) in acc.iter().enumerate() {
+            for (v, &acc) in acc.iter().enumerate() {
+                // SAFETY: row r has all vectors.
+                unsafe { s.store(to(r, v), s.add(s.load(to(r, v).cast_const()), acc)) };
+            }
+        }
+    } else {
+        // By number: of iterators over registers that are only stored, the compiler makes a copy in memory first.
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                // SAFETY: row r has all vectors.
+                unsafe { s.store(to(r, v), acc[r][v]) };
             }
         }
     }

@@ -22,8 +22,13 @@ const COLUMNS: usize = 8 * MAX_LANES;
 /// Columns of a panel.
 const STRIP: usize = PANEL_ROWS;
 
-/// Rows of the weight that are brought into a panel at a time.
-const ROWS: usize = 2048;
+/// Rows of the weight that are summed over at a time: the fewer, the nearer the tokens' lanes stay from strip to strip, and the
+/// more often the result is read and written.
+fn rows_at_a_time(tokens: usize) -> usize {
+    /// Elements of these lanes.
+    const LEN: usize = 1 << 19;
+    (LEN / tokens).clamp(1024, 2048).next_multiple_of(2)
+}
 
 /// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, weight.cols()]`.
 pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Range<usize>) -> Tensor {
@@ -37,41 +42,50 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
     let to = y.target();
     let many = x.rows() >= PANEL_TOKENS;
     let pairs = many && uses_pairs(context) && matches!(weight.data(), FloatBuffer::Bf16(_));
-    let lanes = if pairs { Lanes::pairs(context, x) } else { Lanes::floats(context, x) };
     let unit = if many { STRIP } else { COLUMNS };
     let chunks = if many { token_chunks(context, x.rows(), cols.div_ceil(unit)) } else { 1 };
-    context.pool.for_ranges(cols.div_ceil(unit) * chunks, 1, |items| {
-        PANEL.with_borrow_mut(|panel| {
-            let steps = if many { rows.len().min(ROWS) } else { rows.len() };
-            panel.resize(panel.len().max(steps * STRIP), 0.0);
-            for item in items {
-                let start = item / chunks * unit;
-                let columns = start..(start + unit).min(cols);
-                let tokens = shares(x.rows(), chunks, item % chunks);
-                let part = Part { lanes: &lanes, many, rows: rows.clone(), cols, columns, tokens, y: &to };
-                match weight.data() {
-                    FloatBuffer::F32(w) => run_floats(context.isa, &part, w, panel),
-                    FloatBuffer::F16(w) => run_floats(context.isa, &part, w, panel),
-                    #[cfg(target_arch = "x86_64")]
-                    FloatBuffer::Bf16(w) if pairs => {
-                        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-                        fn run_pairs(part: &Part, w: &[half::bf16], panel: &mut [f32]) {
-                            // SAFETY: this function is only called where its instructions are there.
-                            by_panels::<_, Pairs, _>(unsafe { crate::cpu::simd::Avx512::assume() }, part, w, panel);
+    let step = if many { rows_at_a_time(x.rows()) } else { rows.len() };
+    for first in (0..rows.len()).step_by(step) {
+        let block = first..rows.len().min(first + step);
+        let lanes = if pairs {
+            Lanes::pairs_of(context, x, block.clone())
+        } else {
+            Lanes::floats_of(context, x, block.clone())
+        };
+        let rows = rows.start + block.start..rows.start + block.end;
+        context.pool.for_ranges(cols.div_ceil(unit) * chunks, 1, |items| {
+            PANEL.with_borrow_mut(|panel| {
+                panel.resize(panel.len().max(rows.len() * STRIP), 0.0);
+                for item in items {
+                    let start = item / chunks * unit;
+                    let columns = start..(start + unit).min(cols);
+                    let tokens = shares(x.rows(), chunks, item % chunks);
+                    let (lanes, rows, accumulate) = (&lanes, rows.clone(), first > 0);
+                    let part = Part { lanes, many, rows, cols, columns, tokens, y: &to, accumulate };
+                    match weight.data() {
+                        FloatBuffer::F32(w) => run_floats(context.isa, &part, w, panel),
+                        FloatBuffer::F16(w) => run_floats(context.isa, &part, w, panel),
+                        #[cfg(target_arch = "x86_64")]
+                        FloatBuffer::Bf16(w) if pairs => {
+                            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+                            fn run_pairs(part: &Part, w: &[half::bf16], panel: &mut [f32]) {
+                                // SAFETY: this function is only called where its instructions are there.
+                                by_panels::<_, Pairs, _>(unsafe { crate::cpu::simd::Avx512::assume() }, part, w, panel);
+                            }
+                            // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
+                            unsafe { run_pairs(&part, w, panel) }
                         }
-                        // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
-                        unsafe { run_pairs(&part, w, panel) }
+                        FloatBuffer::Bf16(w) => run_floats(context.isa, &part, w, panel),
                     }
-                    FloatBuffer::Bf16(w) => run_floats(context.isa, &part, w, panel),
                 }
-            }
+            });
         });
-    });
+    }
     // SAFETY: the items are all columns, for all tokens.
     Tensor::new(x.rows(), cols, unsafe { y.written() })
 }
 
-/// Some columns for some tokens.
+/// Some rows' share of some columns for some tokens.
 struct Part<'a> {
     lanes: &'a Lanes,
     many: bool,
@@ -80,6 +94,8 @@ struct Part<'a> {
     columns: Range<usize>,
     tokens: Range<usize>,
     y: &'a SendPtr<f32>,
+    /// Whether to add to what is in `y`.
+    accumulate: bool,
 }
 
 impl Part<'_> {
@@ -111,29 +127,26 @@ fn run_floats_with<S: Simd, E: Element>(s: S, part: &Part, w: &[E], panel: &mut 
 /// Many tokens: a strip of the weight's columns is brought into a panel.
 #[inline(always)]
 fn by_panels<S: Simd, P: Product<S>, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) {
-    let columns = part.columns.len();
-    for first in (0..part.rows.len()).step_by(ROWS) {
-        let rows = ROWS.min(part.rows.len() - first);
-        let start = (part.rows.start + first) * part.cols;
-        let weights = &w[start + part.columns.start..start + (rows - 1) * part.cols + part.columns.end];
-        assert!(columns <= STRIP && panel.len() >= rows.div_ceil(P::PER_LANE) * STRIP);
-        // SAFETY: the weights end with the last row's last column; the panel was measured; x has its shape's lanes; items
-        // write disjoint parts of y. ROWS is even, so that blocks begin at a lane.
-        unsafe {
-            pack_steps::<S, P, E>(s, weights.as_ptr(), part.cols, rows, columns, panel.as_mut_ptr(), STRIP);
-            let operands = Operands {
-                a: part.x()[first / P::PER_LANE..].as_ptr(),
-                a_row: part.lanes.row,
-                a_step: 1,
-                b: panel.as_ptr().cast(),
-                b_step: STRIP * P::PER_LANE,
-                c: part.y(part.columns.start),
-                c_row: part.cols,
-                steps: rows.div_ceil(P::PER_LANE),
-                accumulate: first > 0,
-            };
-            product::<S, P>(s, operands, part.tokens.len(), columns);
-        }
+    let (rows, columns) = (part.rows.len(), part.columns.len());
+    let start = part.rows.start * part.cols;
+    let weights = &w[start + part.columns.start..start + (rows - 1) * part.cols + part.columns.end];
+    assert!(columns <= STRIP && panel.len() >= rows.div_ceil(P::PER_LANE) * STRIP);
+    // SAFETY: the weights end with the last row's last column; the panel was measured; x has its shape's lanes; items write
+    // disjoint parts of y.
+    unsafe {
+        pack_steps::<S, P, E>(s, weights.as_ptr(), part.cols, rows, columns, panel.as_mut_ptr(), STRIP);
+        let operands = Operands {
+            a: part.x().as_ptr(),
+            a_row: part.lanes.row,
+            a_step: 1,
+            b: panel.as_ptr().cast(),
+            b_step: STRIP * P::PER_LANE,
+            c: part.y(part.columns.start),
+            c_row: part.cols,
+            steps: rows.div_ceil(P::PER_LANE),
+            accumulate: part.accumulate,
+        };
+        product::<S, P>(s, operands, part.tokens.len(), columns);
     }
 }
 

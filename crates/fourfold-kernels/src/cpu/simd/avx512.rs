@@ -179,4 +179,13 @@ impl PairDot for Avx512 {
             _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
         }
     }
+
+    #[inline(always)]
+    unsafe fn pairs_of_bf16(self, first: *const bf16, second: *const bf16) -> Self::V {
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        }
+    }
 }

@@ -139,6 +139,11 @@ pub trait PairDot: Simd {
     fn round_pairs(self, first: Self::V, second: Self::V) -> Self::V;
     /// Rounds to bf16: lanes become the pairs of neighbours of `first`, then those of `second`.
     fn round_neighbours(self, first: Self::V, second: Self::V) -> Self::V;
+    /// Lane i becomes the pair (`first[i]`, `second[i]`), as they lie in memory.
+    ///
+    /// # Safety
+    /// `LANES` elements are readable at each.
+    unsafe fn pairs_of_bf16(self, first: *const bf16, second: *const bf16) -> Self::V;
 }
 
 /// A float type that vectors are loaded from.
@@ -148,6 +153,16 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// # Safety
     /// They are readable.
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
+
+    /// `LANES` elements of two rows as bf16 pairs, rounded where they are wider.
+    ///
+    /// # Safety
+    /// They are readable.
+    #[inline(always)]
+    unsafe fn load_pairs<S: PairDot>(s: S, first: *const Self, second: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.round_pairs(Self::load(s, first), Self::load(s, second)) }
+    }
 }
 
 impl Element for f32 {
@@ -171,6 +186,12 @@ impl Element for bf16 {
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load_bf16(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs<S: PairDot>(s: S, first: *const Self, second: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.pairs_of_bf16(first, second) }
     }
 }
 
