@@ -85,6 +85,8 @@ const F32: u64 = size_of::<f32>() as u64;
 const BF16: u64 = 2;
 /// Bytes of a token in a batch: itself, its target and its position.
 const BATCH_BYTES: u64 = (2 * size_of::<u32>() + size_of::<usize>()) as u64;
+/// Bytes from which on a buffer is a map of its own (`keep_freed_memory` in the kernels).
+const MAPPED: u64 = 16 << 20;
 /// Resident pages of the program, its tokenizer's remains, its threads' stacks and packing buffers: measured.
 const PROGRAM: u64 = 19_000_000;
 
@@ -212,9 +214,11 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
             ..fixed
         });
     }
-    // The embedding, and the update of what was gathered.
+    // The embedding, and the update of what was gathered. Rows of a large gradient that no token took are never written, and take no
+    // memory: it is a map of its own.
+    let rows = if embedding * F32 < MAPPED { embedding } else { embedding.min(tokens * hidden) };
     consider(TrainMemory {
-        gradients: fixed.gradients + (gathered + if spec.tied { 0 } else { embedding }) * F32,
+        gradients: fixed.gradients + (gathered + if spec.tied { 0 } else { rows }) * F32,
         activations: tokens * hidden * F32,
         copies: copies(spec, &trained, 0),
         ..fixed
