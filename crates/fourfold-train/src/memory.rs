@@ -81,13 +81,13 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, batch: u64, context: u64,
     let embedding = spec.vocab_size as u64 * hidden;
     let outside = elements(None);
 
-    // The head: its input, the normed rows and their gradient; a chunk's rows and their gradient, its logits, and these once more
-    // as the products read them.
+    // The head: its input, the normed rows and their gradient; a chunk's rows and their gradient, its logits, and some of these
+    // once more as the products read them.
     let chunk = (recipe.loss_chunk as u64).min(tokens);
     let mut peak = TrainMemory {
         gradients: fixed.gradients + embedding * F32,
         activations: kept(blocks) + (3 * tokens + 2 * chunk) * hidden * F32,
-        logits: chunk * spec.vocab_size as u64 * (F32 + read_bytes(recipe)),
+        logits: chunk * (spec.vocab_size as u64 * F32 + read_features(spec.vocab_size) * read_bytes(recipe)),
         copies: copies(spec, &all, recipe, blocks),
         ..fixed
     };
@@ -116,7 +116,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, batch: u64, context: u64,
 fn backward_bytes(block: &BlockSpec, tokens: u64, recipe: &Recipe) -> u64 {
     let (hidden, read) = (block.hidden as u64, read_bytes(recipe));
     let mlp = |width: usize, tokens: u64| {
-        let (inner, inputs) = (width as u64 * F32 + hidden * read, 2 * hidden * F32 + width as u64 * read);
+        let (inner, inputs) = (width as u64 * F32 + hidden * read, 2 * hidden * F32 + read_features(width) * read);
         tokens * inner.max(inputs)
     };
     let feed_forward = match &block.feed_forward {
@@ -135,6 +135,11 @@ fn backward_bytes(block: &BlockSpec, tokens: u64, recipe: &Recipe) -> u64 {
 /// multiplies in bf16, otherwise one in f32.
 fn read_bytes(recipe: &Recipe) -> u64 {
     if recipe.compute == DType::Bf16 { BF16 } else { F32 }
+}
+
+/// Of so many output features' gradient, those that a product with the weight holds as it reads them.
+fn read_features(features: usize) -> u64 {
+    features.min(2048) as u64
 }
 
 /// Bytes of weights in the type that products read, where it is not the type they are stored in: blocks that wait for their
