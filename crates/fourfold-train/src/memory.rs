@@ -186,13 +186,13 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let embedding = trained.role(Role::Embedding);
     let head = if spec.tied { embedding } else { trained.role(Role::LmHead) };
 
-    // The head: its input, the normed rows and their gradient; a chunk's rows and their gradient, its logits, and these once more
-    // as the products read them.
+    // The head: its input, the normed rows and their gradient; a chunk's rows and their gradient, its logits, and some of these
+    // once more as the products read them.
     let chunk = (recipe.loss_chunk as u64).min(tokens);
     let mut peak = TrainMemory {
         gradients: fixed.gradients + head * F32,
         activations: kept(blocks) + (3 * tokens + 2 * chunk) * hidden * F32,
-        logits: chunk * spec.outputs() as u64 * (F32 + read),
+        logits: chunk * (spec.outputs() as u64 * F32 + read_features(spec.outputs()) * read),
         copies: copies(spec, &trained, blocks),
         ..fixed
     };
@@ -232,7 +232,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
 fn backward_bytes(block: &BlockSpec, tokens: u64, read: u64) -> u64 {
     let hidden = block.hidden as u64;
     let mlp = |width: usize, tokens: u64| {
-        let (inner, inputs) = (width as u64 * F32 + hidden * read, 2 * hidden * F32 + width as u64 * read);
+        let (inner, inputs) = (width as u64 * F32 + hidden * read, 2 * hidden * F32 + read_features(width) * read);
         tokens * inner.max(inputs)
     };
     let feed_forward = match &block.feed_forward {
@@ -251,6 +251,11 @@ fn backward_bytes(block: &BlockSpec, tokens: u64, read: u64) -> u64 {
 /// multiplies in bf16, otherwise one in f32.
 fn read_bytes(recipe: &Recipe) -> u64 {
     if recipe.compute == DType::Bf16 { BF16 } else { F32 }
+}
+
+/// Of so many output features' gradient, those that a product with the weight holds as it reads them.
+fn read_features(features: usize) -> u64 {
+    features.min(2048) as u64
 }
 
 /// Bytes of weights in the type that products read, where it is not the type they are stored in: blocks that wait for their

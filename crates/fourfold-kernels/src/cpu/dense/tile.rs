@@ -153,9 +153,8 @@ pub unsafe fn tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usi
     cols: usize,
 ) {
     let whole = cols == VECTORS * S::LANES;
-    if o.accumulate && o.steps >= PREFETCH_STEPS {
-        // Where `c` is far away, as a large gradient is, it comes while the sums are made. (Memory that is only written is better
-        // left alone: it may not even have pages yet.)
+    if o.steps >= PREFETCH_STEPS {
+        // Where `c` is far away, as a large gradient is, it comes while the sums are made.
         for r in 0..ROWS {
             let row = o.c.wrapping_add(r * o.c_row);
             for v in 0..VECTORS {

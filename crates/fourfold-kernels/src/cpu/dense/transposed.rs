@@ -22,13 +22,9 @@ const COLUMNS: usize = 8 * MAX_LANES;
 /// Columns of a panel.
 const STRIP: usize = PANEL_ROWS;
 
-/// Rows of the weight that are summed over at a time: the fewer, the nearer the tokens' lanes stay from strip to strip, and the
-/// more often the result is read and written.
-fn rows_at_a_time(tokens: usize) -> usize {
-    /// Elements of these lanes.
-    const LEN: usize = 1 << 19;
-    (LEN / tokens).clamp(1024, 2048).next_multiple_of(2)
-}
+/// Rows of the weight that are summed over at a time, for all columns before the next: so many of the tokens' lanes are in memory, and
+/// stay near from strip to strip.
+const ROWS: usize = 2048;
 
 /// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, weight.cols()]`.
 pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Range<usize>) -> Tensor {
@@ -44,7 +40,7 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
     let pairs = many && uses_pairs(context) && matches!(weight.data(), FloatBuffer::Bf16(_));
     let unit = if many { STRIP } else { COLUMNS };
     let chunks = if many { token_chunks(context, x.rows(), cols.div_ceil(unit)) } else { 1 };
-    let step = if many { rows_at_a_time(x.rows()) } else { rows.len() };
+    let step = if many { ROWS } else { rows.len() };
     for first in (0..rows.len()).step_by(step) {
         let block = first..rows.len().min(first + step);
         let lanes = if pairs {
