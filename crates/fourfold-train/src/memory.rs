@@ -45,15 +45,13 @@ impl TrainMemory {
             + self.data
             + self.program
     }
-}
 
-impl TrainMemory {
     /// The same run where only `trained` numbers of a model of `stored` bytes are trained ([`crate::store::ParameterStore::tune`]): the
     /// model as stored, its kernels' layout for one block, and of a matrix's gradient some rows at a time.
     #[must_use]
     pub fn tuned(self, spec: &ModelSpec, stored: u64, trained: u64) -> Self {
-        /// Rows of a gradient computed at a time.
-        const ROWS: u64 = 1 << 21;
+        /// Bytes of a gradient computed at a time (`Backward::tuned_weight_gradient`).
+        const PART: u64 = 1 << 21;
         let share = |elements: u64| (stored as f64 * elements as f64 / spec.parameters().max(1) as f64) as u64;
         let block = |block: &BlockSpec| block.weights().iter().map(WeightSpec::elements).sum::<u64>();
         let largest = spec.blocks.iter().map(block).max().unwrap_or(0);
@@ -61,7 +59,7 @@ impl TrainMemory {
         Self {
             weights: stored + trained * F32,
             optimizer: 2 * trained * F32,
-            gradients: trained * F32 + ROWS,
+            gradients: trained * F32 + PART,
             copies: share(largest + embedding),
             ..self
         }

@@ -136,6 +136,7 @@ impl Recipe {
     }
 }
 
-fn is_small(weight: &WeightSpec) -> bool {
+/// Norms, biases, routers and running statistics.
+pub(crate) fn is_small(weight: &WeightSpec) -> bool {
     matches!(weight.role, Role::Norm | Role::Bias | Role::Router | Role::RunningMean | Role::RunningVariance)
 }

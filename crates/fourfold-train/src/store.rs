@@ -17,7 +17,7 @@ use crate::optim::adamw::Step;
 use crate::optim::parameter::Parameter;
 use crate::optim::{OptimError, Optimizer, OptimizerState};
 use crate::random::Stream;
-use crate::recipe::{MomentPrecision, Recipe, Storage};
+use crate::recipe::{MomentPrecision, Recipe, Storage, is_small};
 
 /// A trained tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -222,17 +222,8 @@ impl ParameterStore {
     ) -> Result<Self, SourceError> {
         let mut store = Self::empty(recipe);
         for weight in spec.weights() {
-            let tunable = match weight.role {
-                Role::Norm | Role::Bias => true,
-                Role::Router | Role::RunningMean | Role::RunningVariance => false,
-                Role::Embedding
-                | Role::LmHead
-                | Role::Attention
-                | Role::Mlp
-                | Role::SharedExpert
-                | Role::RoutedExpert
-                | Role::Convolution => tune == Tune::Scales,
-            };
+            let is_matrix = !is_small(&weight);
+            let tunable = matches!(weight.role, Role::Norm | Role::Bias) || (is_matrix && tune == Tune::Scales);
             let is_vector = weight.shape.len() == 1;
             let loaded = if tunable { Some(base.load(&weight.name)?) } else { None };
             let loaded = loaded.filter(|loaded| is_vector == matches!(loaded, Weight::Dense(_)));

@@ -1,6 +1,6 @@
 //! What the experiments of the whole claim share: what the commands of a run took together, and the table of all runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -8,6 +8,23 @@ use serde_json::Value;
 
 use super::measure;
 use super::table::{Table, interval, megabytes};
+
+/// Options of every such experiment.
+#[derive(clap::Args)]
+pub struct Common {
+    /// This program, already built [default: it is built].
+    #[arg(long)]
+    pub binary: Option<PathBuf>,
+    /// Seeds: a run of each kind for each.
+    #[arg(long, default_value_t = 3)]
+    pub seeds: u64,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
+    /// Where the runs write; emptied before each.
+    #[arg(long)]
+    pub work: PathBuf,
+}
 
 /// What one kind of run took, a reading a seed.
 #[derive(Default)]

@@ -10,15 +10,14 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::experiment::{Bill, Readings, print};
+use super::experiment::{Bill, Common, Readings, print};
 use super::measure;
 
 /// Options of `cargo xtask bench fashion`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// This program, already built [default: it is built].
-    #[arg(long)]
-    pub binary: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
     /// A Python with torch and numpy; without it there is no peer.
     #[arg(long)]
     python: Option<PathBuf>,
@@ -55,15 +54,6 @@ pub struct Args {
     /// Images of a step.
     #[arg(long, default_value_t = 128)]
     batch: usize,
-    /// Seeds: a run of each kind for each.
-    #[arg(long, default_value_t = 3)]
-    seeds: u64,
-    /// Threads.
-    #[arg(long, default_value_t = 2)]
-    threads: usize,
-    /// Where the runs write; emptied before each.
-    #[arg(long)]
-    work: PathBuf,
 }
 
 /// The commands of one run, added up.
@@ -74,7 +64,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(ours: &'a Path, args: &'a Args) -> Self {
-        Self { args, bill: Bill::new(ours, args.threads) }
+        Self { args, bill: Bill::new(ours, args.common.threads) }
     }
 
     fn train(&mut self, begin: &[&str], out: &Path, epochs: f64, lr: f64, seed: u64) -> Result<()> {
@@ -101,10 +91,10 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
     let mut all =
         ["fourfold f32", "fourfold compressed", "control: not trained after", "PyTorch f32"].map(Readings::named);
     let network = args.network.display().to_string();
-    for seed in 0..args.seeds {
-        let folder = |kind: &str| args.work.join(format!("{kind}-{seed}"));
-        if args.work.exists() {
-            std::fs::remove_dir_all(&args.work)?;
+    for seed in 0..args.common.seeds {
+        let folder = |kind: &str| args.common.work.join(format!("{kind}-{seed}"));
+        if args.common.work.exists() {
+            std::fs::remove_dir_all(&args.common.work)?;
         }
         let [base, factors, pruned, tuned, small, control] =
             ["f32", "factors", "pruned", "tuned", "small", "control"].map(folder);
@@ -139,13 +129,13 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
             let mut command = Command::new(python);
             command.arg(script).args([&args.network, &args.images]).args(["--epochs", &args.epochs.to_string()]);
             command.args(["--seed", &seed.to_string(), "--batch", &args.batch.to_string()]);
-            command.args(["--lr", &args.lr.to_string(), "--threads", &args.threads.to_string()]);
+            command.args(["--lr", &args.lr.to_string(), "--threads", &args.common.threads.to_string()]);
             let peer = measure::run(&mut command)?;
             let value: Value = serde_json::from_str(peer.stdout.lines().last().unwrap_or_default())?;
             all[3].accuracy.push(value["accuracy"].as_f64().context("`accuracy`")?);
             all[3].add(&peer);
         }
-        println!("\nafter {} of {} seeds\n", seed + 1, args.seeds);
+        println!("\nafter {} of {} seeds\n", seed + 1, args.common.seeds);
         print(&all);
     }
     Ok(())

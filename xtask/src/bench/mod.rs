@@ -37,8 +37,8 @@ impl Bench {
     /// Builds this program and runs the comparison.
     pub fn run(self) -> Result<()> {
         let binary = match &self {
-            Self::Fashion(args) => args.binary.clone(),
-            Self::Text(args) => args.binary.clone(),
+            Self::Fashion(args) => args.common.binary.clone(),
+            Self::Text(args) => args.common.binary.clone(),
             _ => None,
         };
         let ours = binary.map_or_else(build, Ok)?;

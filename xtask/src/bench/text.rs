@@ -9,15 +9,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::experiment::{Bill, Readings, print};
+use super::experiment::{Bill, Common, Readings, print};
 use super::table::interval;
 
 /// Options of `cargo xtask bench text`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// This program, already built [default: it is built].
-    #[arg(long)]
-    pub binary: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
     /// The architecture, a Hugging Face config.json.
     #[arg(long)]
     config: PathBuf,
@@ -48,15 +47,6 @@ pub struct Args {
     /// Bits a parameter of the result, everything counted; 8 is a quarter of f32.
     #[arg(long, default_value_t = 8.0)]
     bits: f64,
-    /// Seeds: a run of each kind for each.
-    #[arg(long, default_value_t = 3)]
-    seeds: u64,
-    /// Threads.
-    #[arg(long, default_value_t = 2)]
-    threads: usize,
-    /// Where the runs write; emptied before each.
-    #[arg(long)]
-    work: PathBuf,
 }
 
 impl Args {
@@ -90,12 +80,12 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
     let controls = ["control: f32, textbook 4 bits", "control: trained in int8 to nearest"];
     let mut all: Vec<Readings> = ours.into_iter().chain(controls).map(Readings::named).collect();
     let mut losses: [Vec<f64>; 5] = Default::default();
-    for seed in 0..args.seeds {
-        if args.work.exists() {
-            std::fs::remove_dir_all(&args.work)?;
+    for seed in 0..args.common.seeds {
+        if args.common.work.exists() {
+            std::fs::remove_dir_all(&args.common.work)?;
         }
-        let [base, quarter, small, control, nearest] =
-            ["f32", "quarter", "small", "control", "nearest"].map(|kind| args.work.join(format!("{kind}-{seed}")));
+        let [base, quarter, small, control, nearest] = ["f32", "quarter", "small", "control", "nearest"]
+            .map(|kind| args.common.work.join(format!("{kind}-{seed}")));
         let text = |path: &Path| path.display().to_string();
         let mut close = |bill: Bill, row: usize, model: &Path| {
             let (accuracy, loss) = args.test(&bill, model)?;
@@ -104,12 +94,12 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
         };
 
         eprintln!("seed {seed}: f32");
-        let mut bill = Bill::new(binary, args.threads);
+        let mut bill = Bill::new(binary, args.common.threads);
         args.train(&mut bill, &["--preset", "baseline"], &base, seed)?;
         close(bill, 0, &base.join("final"))?;
 
         eprintln!("seed {seed}: compressed");
-        let mut bill = Bill::new(binary, args.threads);
+        let mut bill = Bill::new(binary, args.common.threads);
         args.train(&mut bill, &["--preset", "quarter"], &quarter, seed)?;
         close(bill.clone(), 2, &quarter.join("final"))?;
         let (bits, calibration) = (format!("{:.3}", args.bits), text(&args.calibration));
@@ -118,15 +108,15 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
         close(bill, 1, &small)?;
 
         eprintln!("seed {seed}: controls");
-        let bill = Bill::new(binary, args.threads);
+        let bill = Bill::new(binary, args.common.threads);
         let textbook = ["--bits", "4", "--group-size", "tensor", "--scale-rule", "absmax"];
         bill.uncounted(&[&["compress", &text(&base.join("final")), &text(&control)][..], &textbook].concat())?;
         close(bill, 3, &control)?;
-        let mut bill = Bill::new(binary, args.threads);
+        let mut bill = Bill::new(binary, args.common.threads);
         args.train(&mut bill, &["--preset", "quarter", "--weights", "int8-nearest"], &nearest, seed)?;
         close(bill, 4, &nearest.join("final"))?;
 
-        println!("\nafter {} of {} seeds\n", seed + 1, args.seeds);
+        println!("\nafter {} of {} seeds\n", seed + 1, args.common.seeds);
         print(&all);
         println!("\nloss on the test's text, nats, and its paired difference from f32:");
         for (reading, loss) in all.iter().zip(&losses) {

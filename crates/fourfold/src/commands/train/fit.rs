@@ -1,20 +1,19 @@
 //! Whether a run fits into the memory there is, before it begins.
 
 use anyhow::{Result, bail};
-use fourfold_train::memory::{TrainMemory, Work, train_memory};
+use fourfold_train::memory::{TrainMemory, Work};
 use fourfold_train::recipe::Recipe;
 
 use super::settings::Settings;
-use super::start::Start;
 use crate::{human, memory};
 
-/// Refuses a run whose predicted peak is more than the memory available. `data` is what its data takes whatever the batch.
+/// Refuses a run whose predicted peak is more than the memory available. `predict` says what the same run takes with another recipe and
+/// other batches.
 pub(super) fn check(
     predicted: &TrainMemory,
-    data: u64,
-    start: &Start,
     settings: &Settings,
     context: u64,
+    predict: &dyn Fn(&Recipe, Work) -> TrainMemory,
 ) -> Result<()> {
     // What the process has already is part of the peak.
     let Some(available) = memory::available().map(|free| free + memory::resident_now().unwrap_or(0)) else {
@@ -25,7 +24,7 @@ pub(super) fn check(
     }
     let fits = |recipe: &Recipe, batch: u64| {
         let work = Work::sequences(batch, context, settings.gradient_accumulation, recipe);
-        train_memory(&start.spec, recipe, &work.with_adapters(start.adapters())).total() + data <= available
+        predict(recipe, work).total() <= available
     };
     let most = settings.batch_size as u64;
     let smaller = |recipe: &Recipe| (1..=most).rev().find(|&batch| fits(recipe, batch));

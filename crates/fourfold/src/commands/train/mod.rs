@@ -20,6 +20,7 @@ use fourfold_kernels::release_freed_memory;
 use fourfold_train::batch::Extent;
 use fourfold_train::language::LanguageModel;
 use fourfold_train::memory::{Work, train_memory};
+use fourfold_train::recipe::Recipe;
 
 pub use settings::TrainArgs;
 pub use start::matrix_bytes;
@@ -77,17 +78,20 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
     let largest = (0..steps * accumulation)
         .map(|number| batches.extent(number, settings.recipe.block_tokens))
         .fold(Extent::default(), Extent::max);
-    let work = Work { largest, accumulation, adapters: start.adapters() };
-    let mut predicted = train_memory(spec, &settings.recipe, &work);
-    predicted.data += bytes;
-    if let Some(store) = start.tuned() {
-        let stored = store.base().map_or(0, |base| base.tensors().iter().map(|tensor| tensor.bytes).sum());
-        predicted = predicted.tuned(spec, stored, store.trained_elements());
-    }
-    if let Some(teacher) = &teacher {
-        let tokens = largest.tokens as u64;
-        predicted = predicted.taught(teacher.spec(), &settings.recipe, tokens, teacher.stored_bytes());
-    }
+    // What is trained stays the same; recipe and batches may be others.
+    let predict = |recipe: &Recipe, work: Work| {
+        let mut memory = train_memory(spec, recipe, &work.with_adapters(start.adapters()));
+        memory.data += bytes;
+        if let Some(store) = start.tuned() {
+            let stored = store.base().map_or(0, |base| base.tensors().iter().map(|tensor| tensor.bytes).sum());
+            memory = memory.tuned(spec, stored, store.trained_elements());
+        }
+        match &teacher {
+            None => memory,
+            Some(teacher) => memory.taught(teacher.spec(), recipe, work.largest.tokens as u64, teacher.stored_bytes()),
+        }
+    };
+    let predicted = predict(&settings.recipe, Work { largest, accumulation, adapters: None });
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} tokens a pass, steps of up to {} tokens",
@@ -95,7 +99,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         largest.tokens as u64 * accumulation
     ));
     if settings.memory_check {
-        fit::check(&predicted, bytes, &start, settings, length as u64)?;
+        fit::check(&predicted, settings, length as u64, &predict)?;
     }
     let (spec, description, store) = start.load(settings)?;
     let objective = teacher::objective(settings, &store, of_teacher)?;
