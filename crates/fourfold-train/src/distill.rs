@@ -7,14 +7,14 @@
 
 use std::sync::Arc;
 
-use fourfold_kernels::backward::SoftTargets;
+use fourfold_kernels::backward::{Backward, SoftTargets};
 use fourfold_kernels::{Backend, Bf16Tensor};
 use fourfold_models::layers::{Goals, TeacherOutput};
 use fourfold_models::{Embedding, Head, ModelError, ModelSpec};
 use fourfold_tensor::WeightSource;
 
 use crate::batch::Batch;
-use crate::language::forward;
+use crate::language::{forward, keep_frozen};
 use crate::network::{BatchError, Run};
 use crate::recipe::Recipe;
 use crate::store::ParameterStore;
@@ -50,6 +50,14 @@ impl Teacher {
     pub fn check(&self, spec: &ModelSpec) -> Result<(), BatchError> {
         let (teacher, model) = (self.spec.outputs(), spec.outputs());
         if teacher == model { Ok(()) } else { Err(BatchError::Teacher { teacher, model }) }
+    }
+
+    /// Brings its weights into memory.
+    ///
+    /// # Errors
+    /// A layer cannot be built.
+    pub(crate) fn prepare(&self, backend: &Arc<dyn Backward>) -> Result<(), ModelError> {
+        keep_frozen(&self.spec, &self.weights, backend)
     }
 
     /// Its outputs for a batch.

@@ -4,8 +4,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use fourfold_kernels::backward::IGNORE;
-use fourfold_kernels::{Backend, Bf16Tensor, Tensor};
+use fourfold_kernels::backward::{Backward, IGNORE};
+use fourfold_kernels::cpu::MAPPED_BYTES;
+use fourfold_kernels::{Backend, Bf16Tensor, Tensor, release_freed_memory};
 use fourfold_models::layers::{BlockSaved, Gradients, TrainPass};
 use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, WeightSpec};
 
@@ -76,6 +77,13 @@ impl Network for LanguageModel {
         self.spec.weights()
     }
 
+    fn prepare(&self, store: &ParameterStore, backend: &Arc<dyn Backward>) -> Result<(), ModelError> {
+        if let Some(teacher) = &self.teacher {
+            teacher.prepare(backend)?;
+        }
+        keep_frozen(&self.spec, store, backend)
+    }
+
     fn check(&self, batch: &Batch) -> Result<(), BatchError> {
         let vocabulary = self.spec.vocab_size;
         if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocabulary) {
@@ -135,9 +143,13 @@ impl Network for LanguageModel {
             }
         }
 
+        let chunk = run.recipe.loss_chunk;
+        // Logits that are a map of their own do not use what the heap keeps of the blocks' memory, but would come on top of it.
+        if chunk.min(x.rows()) * self.spec.outputs() * size_of::<f32>() >= MAPPED_BYTES {
+            release_freed_memory();
+        }
         let head = Head::load_sharing(&self.spec, store.weights(), &backend, &embedding)?;
         let mut gradients = Gradients::new(store.trained()).masked(store.masks()).tuned(store.tunings());
-        let chunk = run.recipe.loss_chunk;
         let goals = Taught::goals(taught.as_ref(), &batch.targets);
         let (losses, mut dx) = head.loss_backward(&x, &goals, factor, chunk, &pass, &mut gradients);
         drop((x, head, taught));
@@ -188,6 +200,21 @@ impl Network for LanguageModel {
     fn expert_imbalance(&self) -> Option<f64> {
         self.balance.imbalance()
     }
+}
+
+/// Builds every layer once, so that the matrices of a frozen base are kept from then on.
+pub(crate) fn keep_frozen(
+    spec: &ModelSpec,
+    store: &ParameterStore,
+    backend: &Arc<dyn Backward>,
+) -> Result<(), ModelError> {
+    if !store.has_frozen_base() {
+        return Ok(());
+    }
+    let backend: Arc<dyn Backend> = backend.clone();
+    let embedding = Embedding::load(spec, store.weights(), &backend)?;
+    Head::load_sharing(spec, store.weights(), &backend, &embedding)?;
+    (0..spec.blocks.len()).try_for_each(|i| Block::load(spec, i, store.weights(), &backend).map(drop))
 }
 
 /// The hidden rows `[tokens, hidden]` before the final norm; nothing of the blocks is kept.

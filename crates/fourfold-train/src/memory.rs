@@ -3,6 +3,7 @@
 //! What a step holds is followed through its phases as [`crate::language`] runs them: the head with the logits, then each block's
 //! backward, from the last to the first. The peak is the largest of these.
 
+use fourfold_kernels::cpu::MAPPED_BYTES;
 use fourfold_models::layers::LoraSpec;
 use fourfold_models::{BlockSpec, FeedForward, ModelSpec, Role, WeightSpec};
 use fourfold_tensor::DType;
@@ -83,10 +84,10 @@ const F32: u64 = size_of::<f32>() as u64;
 const BF16: u64 = 2;
 /// Bytes of a token in a batch: itself, its target and its position.
 const BATCH_BYTES: u64 = (2 * size_of::<u32>() + size_of::<usize>()) as u64;
-/// Bytes from which on a buffer is a map of its own (`keep_freed_memory` in the kernels).
-const MAPPED: u64 = 16 << 20;
+/// Bytes of a packed weight that are written out at a time for the gradient of its input.
+const WRITTEN: u64 = 1 << 20;
 /// Resident pages of the program, its tokenizer's remains, its threads' stacks and packing buffers: measured.
-const PROGRAM: u64 = 19_000_000;
+const PROGRAM: u64 = 20_000_000;
 
 /// What a run does in a step.
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +176,11 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         ..TrainMemory::default()
     };
     let hidden = spec.hidden_size as u64;
+    // What a product with a packed weight writes out, and its sum over the weight's parts.
+    let written = |tokens: u64| if is_packed { WRITTEN + tokens * hidden * F32 } else { 0 };
+    // An adapter's product, before it is added to its layer's.
+    let widest = trained.weights.iter().map(|w| w.shape[0] as u64).max().unwrap_or(0);
+    let adapted = |tokens: u64| if adapters.is_some() { tokens * widest * F32 } else { 0 };
     let blocks = spec.blocks.len();
     let saved: Vec<u64> = match recipe.recompute {
         true => vec![tokens * hidden * BF16; blocks],
@@ -190,7 +196,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let mut peak = TrainMemory {
         gradients: fixed.gradients + head * F32,
         activations: kept(blocks) + (3 * tokens + 2 * chunk) * hidden * F32,
-        logits: chunk * (spec.outputs() as u64 * F32 + read_features(spec.outputs()) * read),
+        logits: chunk * (spec.outputs() as u64 * F32 + read_features(spec.outputs()) * read) + written(chunk),
         copies: copies(spec, &trained, blocks),
         ..fixed
     };
@@ -207,14 +213,19 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         let recomputed = if recipe.recompute { block.saved_elements(part) * F32 } else { 0 };
         consider(TrainMemory {
             gradients: fixed.gradients + (gathered + live) * F32,
-            activations: kept(i + 1) + recomputed + tokens * hidden * F32 + backward_bytes(block, part, read),
+            activations: kept(i + 1)
+                + recomputed
+                + tokens * hidden * F32
+                + backward_bytes(block, part, read)
+                + written(part)
+                + adapted(part),
             copies: copies(spec, &trained, i + 1),
             ..fixed
         });
     }
     // The embedding, and the update of what was gathered. Rows of a large gradient that no token took are never written, and take no
     // memory: it is a map of its own.
-    let rows = if embedding * F32 < MAPPED { embedding } else { embedding.min(tokens * hidden) };
+    let rows = if embedding * F32 < MAPPED_BYTES as u64 { embedding } else { embedding.min(tokens * hidden) };
     consider(TrainMemory {
         gradients: fixed.gradients + (gathered + if spec.tied { 0 } else { rows }) * F32,
         activations: tokens * hidden * F32,

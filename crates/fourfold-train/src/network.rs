@@ -191,6 +191,14 @@ pub trait Network {
     /// Its trained tensors, in the order of the stack.
     fn weights(&self) -> Vec<WeightSpec>;
 
+    /// Brings what stays as it is into memory before anything else is there: in a first step it would lie between what the step frees.
+    ///
+    /// # Errors
+    /// A layer cannot be built.
+    fn prepare(&self, _store: &ParameterStore, _backend: &Arc<dyn Backward>) -> Result<(), ModelError> {
+        Ok(())
+    }
+
     /// Whether the model can run the batch.
     ///
     /// # Errors

@@ -18,12 +18,22 @@ pub struct Common {
     /// Seeds: a run of each kind for each.
     #[arg(long, default_value_t = 3)]
     pub seeds: u64,
+    /// The first seed. Settings that were chosen by the test's accuracy with some seeds are to be measured with others.
+    #[arg(long, default_value_t = 0)]
+    pub first_seed: u64,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
     /// Where the runs write; emptied before each.
     #[arg(long)]
     pub work: PathBuf,
+}
+
+impl Common {
+    /// The seeds to run.
+    pub fn seeds(&self) -> std::ops::Range<u64> {
+        self.first_seed..self.first_seed + self.seeds
+    }
 }
 
 /// What one kind of run took, a reading a seed.

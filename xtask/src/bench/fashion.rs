@@ -91,7 +91,7 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
     let mut all =
         ["fourfold f32", "fourfold compressed", "control: not trained after", "PyTorch f32"].map(Readings::named);
     let network = args.network.display().to_string();
-    for seed in 0..args.common.seeds {
+    for (done, seed) in args.common.seeds().enumerate() {
         let folder = |kind: &str| args.common.work.join(format!("{kind}-{seed}"));
         if args.common.work.exists() {
             std::fs::remove_dir_all(&args.common.work)?;
@@ -135,7 +135,7 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
             all[3].accuracy.push(value["accuracy"].as_f64().context("`accuracy`")?);
             all[3].add(&peer);
         }
-        println!("\nafter {} of {} seeds\n", seed + 1, args.common.seeds);
+        println!("\nafter {} of {} seeds\n", done + 1, args.common.seeds);
         print(&all);
     }
     Ok(())

@@ -80,7 +80,7 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
     let controls = ["control: f32, textbook 4 bits", "control: trained in int8 to nearest"];
     let mut all: Vec<Readings> = ours.into_iter().chain(controls).map(Readings::named).collect();
     let mut losses: [Vec<f64>; 5] = Default::default();
-    for seed in 0..args.common.seeds {
+    for (done, seed) in args.common.seeds().enumerate() {
         if args.common.work.exists() {
             std::fs::remove_dir_all(&args.common.work)?;
         }
@@ -116,7 +116,7 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
         args.train(&mut bill, &["--preset", "quarter", "--weights", "int8-nearest"], &nearest, seed)?;
         close(bill, 4, &nearest.join("final"))?;
 
-        println!("\nafter {} of {} seeds\n", seed + 1, args.common.seeds);
+        println!("\nafter {} of {} seeds\n", done + 1, args.common.seeds);
         print(&all);
         println!("\nloss on the test's text, nats, and its paired difference from f32:");
         for (reading, loss) in all.iter().zip(&losses) {

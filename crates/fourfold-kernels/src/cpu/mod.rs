@@ -21,7 +21,7 @@ use fourfold_tensor::Weight;
 
 pub use bandwidth::measure_read_bandwidth;
 pub use isa::Isa;
-pub use memory::keep_freed_memory;
+pub use memory::{MAPPED_BYTES, keep_freed_memory};
 
 use self::pool::Pool;
 use self::quant::Context;

@@ -90,10 +90,10 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     let fits = |memory: u64| {
         candidates.iter().find_map(|recipe| {
             let batch = (1..=args.batch_size).rev().find(|&b| predict(recipe, b).total() <= memory)?;
-            Some((recipe.label(), batch))
+            Some((name(recipe), batch))
         })
     };
-    let rows = candidates.iter().map(|r| row(r.label(), args.batch_size, &predict(r, args.batch_size))).collect();
+    let rows = candidates.iter().map(|r| row(name(r), args.batch_size, &predict(r, args.batch_size))).collect();
     let report = PlanReport {
         model: args.model.clone(),
         parameters: spec.parameters(),
@@ -120,6 +120,12 @@ fn candidates() -> Vec<Recipe> {
     let mut candidates = Recipe::ALL.to_vec();
     candidates.insert(2, Recipe { recompute: true, block_tokens: 512, loss_chunk: 256, ..Recipe::AMP });
     candidates
+}
+
+/// A recipe's label, and what of it no checkpoint needs to remember.
+fn name(recipe: &Recipe) -> String {
+    let is_usual = Recipe::named(recipe.name).is_none_or(|preset| preset.recompute == recipe.recompute);
+    recipe.label() + if is_usual { "" } else { ", recompute" }
 }
 
 /// The model, and the bytes of its matrices as they are stored.

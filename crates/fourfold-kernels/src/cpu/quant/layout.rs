@@ -142,14 +142,17 @@ impl Columns {
 
     /// The inverse of [`Columns::gather`], for the stream positions of `blocks` alone.
     pub fn scatter(&self, blocks: Range<usize>, from: &[f32], mut write: impl FnMut(usize, f32)) {
+        self.places(blocks, |position, column| write(column, from[position]));
+    }
+
+    /// Calls `at(position, column)` for the columns that the stream positions of `blocks` hold, counted from the first.
+    pub fn places(&self, blocks: Range<usize>, mut at: impl FnMut(usize, usize)) {
         let start = blocks.start * BLOCK;
-        for (i, &value) in from.iter().enumerate().take(blocks.len() * BLOCK) {
-            let column = match self.order() {
-                None => start + i,
-                Some(order) => order[start + i] as usize,
-            };
-            if column < self.cols {
-                write(column, value);
+        match self.order() {
+            None => (start..self.cols.min(blocks.end * BLOCK)).for_each(|column| at(column - start, column)),
+            Some(order) => {
+                let columns = order[start..blocks.end * BLOCK].iter().enumerate();
+                columns.filter(|&(_, &c)| c != PADDING).for_each(|(i, &c)| at(i, c as usize));
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Linear layers whose weights are packed codes.
 //!
 //! A weight stays packed: [`QuantWeight::prepare`] only reorders it ([`layout`]). A product rounds its input to int8
-//! ([`activations`]) and multiplies integers ([`kernel`]), or writes a few rows at a time out as f32 ([`exact`], [`transposed`]). Work is shared
+//! ([`activations`]) and multiplies integers ([`kernel`]), or writes some rows at a time out as
+//! f32 or bf16 ([`exact`], [`transposed`], [`turned`]). Work is shared
 //! between threads by strips of sixteen rows, each computed by one thread alone and always in the same order: results do not depend
 //! on the number of threads, nor (but for the transposed product) on how many tokens are multiplied together.
 
@@ -15,6 +16,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 mod transposed;
+mod turned;
 
 use std::ops::Range;
 

@@ -3,7 +3,7 @@
 //!
 //! Lanes are rows here as everywhere, so a column's result is the sum over a vector's lanes, taken once at the end. For a few
 //! tokens the codes themselves are multiplied, with `x · scale`, and the offsets are collected apart: four instructions for
-//! sixteen products. For many a panel of weights is written out in f32 and used for a tile of tokens.
+//! sixteen products. For many a panel of weights is written out in f32 and used for a tile of tokens, or in bf16 ([`turned`]).
 
 use std::ops::Range;
 
@@ -12,36 +12,46 @@ use super::factors::{OffsetKind, Spot};
 use super::kernel::{BlockKernel, PanelKernel, block_kernel, operands, panel_kernel};
 use super::layout::{BLOCK, Grouping, QUAD, QUADS, STRIP};
 use super::simd::Simd;
-use super::{Context, QuantWeight};
+use super::{Context, QuantWeight, turned};
 use crate::Tensor;
 use crate::cpu::pool::SendPtr;
 
 /// Blocks of a panel.
 const PANEL_BLOCKS: usize = PANEL / 4;
 
+/// Strips of rows whose input is laid out at a time.
+const STRIPS: usize = 128;
+
 /// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, cols]`.
 pub(super) fn linear_transposed(context: Context, x: &Tensor, w: &QuantWeight, rows: Range<usize>) -> Tensor {
     let (tokens, cols) = (x.rows(), w.cols());
+    if turned::is_wanted(context, tokens) {
+        return turned::linear_transposed(context, x, w, rows);
+    }
     let mut y = Tensor::zeros(tokens, cols);
     if tokens == 0 || rows.is_empty() {
         return y;
     }
-    let strips = rows.start / STRIP..rows.end.div_ceil(STRIP);
-    // x in strips, zeros for rows outside the range: [strips][tokens][16].
-    let mut streamed = vec![[0.0; STRIP]; strips.len() * tokens];
-    for t in 0..tokens {
-        for (row, &value) in rows.clone().zip(x.row(t)) {
-            streamed[(row / STRIP - strips.start) * tokens + t][row % STRIP] = value;
+    let all = rows.start / STRIP..rows.end.div_ceil(STRIP);
+    for first in all.clone().step_by(STRIPS) {
+        let strips = first..all.end.min(first + STRIPS);
+        // x in strips, zeros for rows outside the range: [strips][tokens][16].
+        let mut streamed = vec![[0.0; STRIP]; strips.len() * tokens];
+        let wanted = rows.start.max(strips.start * STRIP)..rows.end.min(strips.end * STRIP);
+        for t in 0..tokens {
+            for (row, &value) in wanted.clone().zip(&x.row(t)[wanted.start - rows.start..]) {
+                streamed[(row / STRIP - strips.start) * tokens + t][row % STRIP] = value;
+            }
         }
-    }
-    let job = Job { w, strips, streamed: &streamed, tokens, output: SendPtr::new(y.host_mut()) };
-    if tokens < TOKENS {
-        let kernel = block_kernel(context.isa, w);
-        context.pool.for_ranges(w.columns.blocks, 1, |blocks| job.each_block(kernel, blocks));
-    } else {
-        let (panel_of, add_of) = (panel_kernel(context.isa, w), column_kernel(context.isa));
-        let panels = w.columns.blocks.div_ceil(PANEL_BLOCKS);
-        context.pool.for_ranges(panels, 1, |panels| job.each_panel(panel_of, add_of, panels));
+        let job = Job { w, strips, streamed: &streamed, tokens, output: SendPtr::new(y.host_mut()) };
+        if tokens < TOKENS {
+            let kernel = block_kernel(context.isa, w);
+            context.pool.for_ranges(w.columns.blocks, 1, |blocks| job.each_block(kernel, blocks));
+        } else {
+            let (panel_of, add_of) = (panel_kernel(context.isa, w), column_kernel(context.isa));
+            let panels = w.columns.blocks.div_ceil(PANEL_BLOCKS);
+            context.pool.for_ranges(panels, 1, |panels| job.each_panel(panel_of, add_of, panels));
+        }
     }
     y
 }
@@ -103,12 +113,12 @@ impl Job<'_> {
         }
     }
 
-    /// Writes a token's result for some blocks, which are the calling thread's.
+    /// Adds to a token's result for some blocks, which are the calling thread's.
     fn write(&self, token: usize, blocks: Range<usize>, values: &[f32]) {
         let cols = self.w.cols();
         self.w.columns.scatter(blocks, values, |c, value| {
             // SAFETY: within the output; each column is one thread's.
-            unsafe { *self.output.get().add(token * cols + c) = value }
+            unsafe { *self.output.get().add(token * cols + c) += value }
         });
     }
 }

@@ -124,11 +124,11 @@ fn for_chunks(context: Context, w: &Sparse, rows: Range<usize>, mut body: impl F
 struct Scratch {
     /// The row's codes, one a byte.
     codes: Vec<u8>,
-    /// The row's values as f32.
+    /// The row's values as f32, or the factors of its units.
     values: Vec<f32>,
-    /// The row's scales, a group each.
+    /// The row's scales, a group each, and 16 numbers more.
     groups: Vec<f32>,
-    /// A scale for each word of the mask, or for each half of one.
+    /// A scale for each word of the mask.
     scales: Vec<f32>,
 }
 
@@ -138,7 +138,7 @@ impl Scratch {
         let range = w.row_values(row);
         self.codes.clear();
         self.codes.resize(range.len() + 64, 0);
-        self.read_scales(w, codes, row, 64, w.row_mask(row).len());
+        self.spread_scales(w, codes, row);
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Avx512 && codes::is_available() {
             // SAFETY: the instructions are there.
@@ -149,16 +149,20 @@ impl Scratch {
         w.row_codes(row, &mut self.codes[..range.len()]);
     }
 
-    /// `count` scales, each of `columns` columns; 0 beyond the row.
-    fn read_scales(&mut self, w: &Sparse, codes: &SparseCodes, row: usize, columns: usize, count: usize) {
+    /// The row's scales, and 16 numbers more.
+    fn read_scales(&mut self, w: &Sparse, codes: &SparseCodes, row: usize) {
         let groups = w.cols().div_ceil(codes.group_size);
-        self.groups.resize(groups, 0.0);
-        codes.scales.read_f32(row * groups, &mut self.groups);
+        self.groups.resize(groups + 16, 0.0);
+        codes.scales.read_f32(row * groups, &mut self.groups[..groups]);
+    }
+
+    /// A scale for each word; 0 beyond the row.
+    fn spread_scales(&mut self, w: &Sparse, codes: &SparseCodes, row: usize) {
+        self.read_scales(w, codes, row);
         self.scales.clear();
-        self.scales.resize(count, 0.0);
-        let covered = w.cols().div_ceil(columns);
-        let run = codes.group_size.div_ceil(columns);
-        for (scales, &scale) in self.scales[..covered].chunks_mut(run).zip(&self.groups) {
+        self.scales.resize(w.row_mask(row).len(), 0.0);
+        let run = codes.group_size.div_ceil(64);
+        for (scales, &scale) in self.scales.chunks_mut(run).zip(&self.groups) {
             scales.fill(scale);
         }
     }
@@ -259,9 +263,11 @@ impl Input {
                     return Self::Pairs { x: lanes, stride };
                 }
                 SparseValues::Codes(codes) if codes::is_available() && has_whole(32, w, codes) => {
-                    let tokens = (0..x.rows()).map(|t| x.row(t));
-                    let tokens = codes::Int8Tokens::new(tokens, x.cols());
-                    return Self::Int8 { tokens, layout: codes::Layout::new(codes.bits) };
+                    let layout = codes::Layout::new(codes.bits);
+                    let unit = if has_whole(64, w, codes) { 64 } else { 32 };
+                    let units = codes::Units::new(unit, x.cols(), codes.group_size);
+                    let tokens = codes::Int8Tokens::new((0..x.rows()).map(|t| x.row(t)), x.cols(), units, &layout);
+                    return Self::Int8 { tokens, layout };
                 }
                 SparseValues::Float(_) | SparseValues::Codes(_) => {}
             }
@@ -321,17 +327,19 @@ impl Input {
             #[cfg(target_arch = "x86_64")]
             Self::Int8 { tokens: x, layout } => {
                 let SparseValues::Codes(codes) = w.values() else { return };
-                scratch.read_scales(w, codes, row, 32, codes::padded_halves(mask.len()));
-                let (packed, scales) = (codes.packed.as_bytes(), &scratch.scales[..]);
+                scratch.read_scales(w, codes, row);
+                let (packed, scales) = (codes.packed.as_bytes(), &scratch.groups[..]);
                 let row = codes::CodeRow { mask, packed, first, layout, scales };
+                scratch.values.resize(x.factors(4), 0.0);
+                let factors = &mut scratch.values[..];
                 for (t, out) in out.chunks_mut(4).enumerate() {
                     // SAFETY: as above.
                     unsafe {
                         match out.len() {
-                            1 => codes::code_dots::<1>(row, x, t * 4, out),
-                            2 => codes::code_dots::<2>(row, x, t * 4, out),
-                            3 => codes::code_dots::<3>(row, x, t * 4, out),
-                            _ => codes::code_dots::<4>(row, x, t * 4, out),
+                            1 => codes::code_dots::<1>(row, x, t * 4, factors, out),
+                            2 => codes::code_dots::<2>(row, x, t * 4, factors, out),
+                            3 => codes::code_dots::<3>(row, x, t * 4, factors, out),
+                            _ => codes::code_dots::<4>(row, x, t * 4, factors, out),
                         }
                     }
                 }

@@ -11,10 +11,11 @@ use half::bf16;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 pub fn bf16_dots<const T: usize>(mask: &[u64], values: &[bf16], x: &[bf16], stride: usize, out: &mut [f32]) {
     assert!(x.len() >= (T - 1) * stride + mask.len() * 64);
-    let mut acc = [_mm512_setzero_ps(); T];
+    // Two chains of sums a token: one would wait for each product's end.
+    let mut acc = [[_mm512_setzero_ps(); 2]; T];
+    let mut tail = [bf16::ZERO; 96];
     let mut at = 0;
     for (w, &word) in mask.iter().enumerate() {
-        let mut tail = [bf16::ZERO; 96];
         let from = if at + 64 <= values.len() {
             values[at..].as_ptr()
         } else {
@@ -30,14 +31,14 @@ pub fn bf16_dots<const T: usize>(mask: &[u64], values: &[bf16], x: &[bf16], stri
             for (t, acc) in acc.iter_mut().enumerate() {
                 let x = x.as_ptr().add(t * stride + w * 64);
                 let (x0, x1) = (_mm512_loadu_si512(x.cast()), _mm512_loadu_si512(x.add(32).cast()));
-                *acc = _mm512_dpbf16_ps(*acc, as_bf16(first), as_bf16(x0));
-                *acc = _mm512_dpbf16_ps(*acc, as_bf16(next), as_bf16(x1));
+                acc[0] = _mm512_dpbf16_ps(acc[0], as_bf16(first), as_bf16(x0));
+                acc[1] = _mm512_dpbf16_ps(acc[1], as_bf16(next), as_bf16(x1));
             }
         }
         at += word.count_ones() as usize;
     }
-    for (out, acc) in out.iter_mut().zip(acc) {
-        *out = _mm512_reduce_add_ps(acc);
+    for (out, [first, next]) in out.iter_mut().zip(acc) {
+        *out = _mm512_reduce_add_ps(_mm512_add_ps(first, next));
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use fourfold_kernels::backward::{Backward, SoftTargets};
 use fourfold_kernels::cpu::keep_freed_memory;
+use fourfold_kernels::release_freed_memory;
 use fourfold_kernels::{Activations, Cpu, CpuOptions};
 use fourfold_train::checkpoint::{CheckpointError, State};
 use fourfold_train::network::{BatchSource, HeldOut, Network, Score};
@@ -121,6 +122,8 @@ impl Job<'_> {
         };
         keep_freed_memory();
         let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
+        network.prepare(&store, &backend)?;
+        release_freed_memory();
         let mut trainer = Trainer::new(network, store, backend, settings.recipe, hyper, state.step);
         let bar = context.progress.bar("training", steps, "steps");
         bar.set_position(state.step);
