@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, default_value = "examples/fashion-mnist-wide.json")]
     network: PathBuf,
     /// How layers are decomposed.
-    #[arg(long, default_value = "svd:64,tucker:0.5")]
+    #[arg(long, default_value = "svd:64,tucker:0.75")]
     factorize: String,
     /// How the factors are pruned.
     #[arg(long, default_value = "global:0.5")]
@@ -40,10 +40,10 @@ pub struct Args {
     #[arg(long, default_value_t = 2.0)]
     epochs: f64,
     /// Passes of the compressed run before pruning: a pass takes it less time.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 3.0)]
     epochs_factors: f64,
     /// Passes of the compressed run after pruning.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 2.0)]
     epochs_pruned: f64,
     /// Learning rate.
     #[arg(long, default_value_t = 1e-3)]
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1e-3)]
     lr_pruned: f64,
     /// Images of a step.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 64)]
     batch: usize,
 }
 

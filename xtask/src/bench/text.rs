@@ -1,5 +1,5 @@
-//! The whole claim on a language model: trained in f32, and trained in bf16 with 8-bit states and then compressed by the planner, which
-//! may quantize, prune and decompose, on the same text with the same seeds.
+//! The whole claim on a language model: trained in f32, and trained in bf16 with 8-bit states and then compressed, on the same text with
+//! the same seeds: by the planner, which may quantize, prune and decompose, or without calibration text by rounding to nearest.
 //!
 //! Every command of a run counts: the peak is the largest of all its processes', the time their sum. The controls, which must be worse: the
 //! f32 result rounded to 4 bits as the textbook has it, and training with 8-bit weights rounded to nearest.
@@ -29,9 +29,9 @@ pub struct Args {
     /// What accuracy is measured on; kept out of training and calibration.
     #[arg(long)]
     test: PathBuf,
-    /// What compression is calibrated on, a part of what was learned.
+    /// What compression is calibrated on, a part of what was learned. Without it nothing is planned: the nearest of whole `bits`.
     #[arg(long)]
-    calibration: PathBuf,
+    calibration: Option<PathBuf>,
     /// Steps of training.
     #[arg(long, default_value_t = 200)]
     steps: u64,
@@ -102,8 +102,11 @@ pub fn run(binary: &Path, args: &Args) -> Result<()> {
         let mut bill = Bill::new(binary, args.common.threads);
         args.train(&mut bill, &["--preset", "quarter"], &quarter, seed)?;
         close(bill.clone(), 2, &quarter.join("final"))?;
-        let (bits, calibration) = (format!("{:.3}", args.bits), text(&args.calibration));
-        let goal = ["--bits", &bits, "--calibration", &calibration];
+        let whole = args.calibration.is_none() && args.bits.fract() == 0.0;
+        let bits = if whole { format!("{}", args.bits) } else { format!("{:.3}", args.bits) };
+        let calibration = args.calibration.as_deref().map(text);
+        let mut goal = vec!["--bits", &bits];
+        goal.extend(calibration.iter().flat_map(|calibration| ["--calibration", calibration]));
         bill.command(&[&["compress", &text(&quarter.join("final")), &text(&small)][..], &goal].concat())?;
         close(bill, 1, &small)?;
 
