@@ -10,6 +10,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod data;
 pub mod distill;
+pub mod image_memory;
 pub mod images;
 pub mod labelled;
 pub mod language;

@@ -80,8 +80,8 @@ impl TrainMemory {
     }
 }
 
-const F32: u64 = size_of::<f32>() as u64;
-const BF16: u64 = 2;
+pub(crate) const F32: u64 = size_of::<f32>() as u64;
+pub(crate) const BF16: u64 = 2;
 /// Bytes of a token in a batch: itself, its target and its position.
 const BATCH_BYTES: u64 = (2 * size_of::<u32>() + size_of::<usize>()) as u64;
 /// Bytes of a packed weight that are written out at a time for the gradient of its input.
@@ -286,7 +286,7 @@ fn copies(spec: &ModelSpec, trained: &Trained, blocks: usize) -> u64 {
     (trained.role(Role::Embedding) + head + live) * bytes
 }
 
-fn weight_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
+pub(crate) fn weight_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
     let n = weight.elements();
     match recipe.storage_of(weight) {
         Storage::F32 => n * F32,
@@ -296,7 +296,7 @@ fn weight_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
     }
 }
 
-fn optimizer_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
+pub(crate) fn optimizer_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {
     let n = weight.elements();
     let state = match recipe.moments_of(weight) {
         MomentPrecision::F32 => n * F32,

@@ -80,3 +80,41 @@ fn plan_knows_adapters() {
     assert!(quarter(&all)["optimizer"].as_u64() < quarter(&plan(&[]).json())["optimizer"].as_u64());
     assert!(plan(&["--lora-rank", "4", "--lora-targets", "nothing"]).error().contains("no such layer"));
 }
+
+/// Writes `count` images of 28 x 28 pixels of ten classes as idx files.
+fn images(place: &Path, count: u32) -> PathBuf {
+    let folder = place.join("images");
+    fs::create_dir(&folder).unwrap();
+    let idx = |sizes: &[u32], bytes: Vec<u8>| {
+        let mut file = vec![0, 0, 8, sizes.len() as u8];
+        sizes.iter().for_each(|size| file.extend(size.to_be_bytes()));
+        file.extend(bytes);
+        file
+    };
+    let pixels = (0..count * 784).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(folder.join("train-images-idx3-ubyte"), idx(&[count, 28, 28], pixels)).unwrap();
+    let labels = (0..count).map(|i| (i % 10) as u8).collect();
+    fs::write(folder.join("train-labels-idx1-ubyte"), idx(&[count], labels)).unwrap();
+    folder
+}
+
+#[test]
+fn the_peak_of_a_convolutional_network_is_predicted_too() {
+    let place = folder();
+    let images = images(place.path(), 400).display().to_string();
+    let network = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/fashion-mnist-wide.json");
+    let plan = fourfold(["plan", network, "--batch-size", "128", "--json"]).json();
+    assert!(plan["context"].is_null());
+    for preset in ["baseline", "quarter", "eighth"] {
+        let output = place.path().join(preset).display().to_string();
+        let begin = ["train", "--model-config", network, "--data", &images, "--output", &output, "--preset", preset];
+        let few = ["--steps", "2", "--batch-size", "128", "--save-every", "0", "--json"];
+        let report = fourfold(begin.iter().chain(&few)).json();
+        let number = |name: &str| report[name].as_u64().unwrap();
+        let [predicted, measured] = ["predicted_memory", "peak_memory"].map(|name| number(name) as f64);
+        assert!((predicted / measured - 1.0).abs() < 0.1, "{preset}: predicted {predicted}, measured {measured}");
+        let row = plan["rows"].as_array().unwrap().iter().find(|row| row["preset"] == preset).unwrap();
+        assert_eq!((&row["weights"], &row["optimizer"]), (&report["weight_bytes"], &report["optimizer_bytes"]));
+    }
+    assert!(fourfold(["plan", network, "--memory", "20MB"]).error().contains("`eighth` with one image takes"));
+}

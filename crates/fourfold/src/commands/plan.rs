@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use fourfold_models::layers::LoraSpec;
-use fourfold_models::{ModelSpec, spec_from_config};
+use fourfold_models::{ConvNetSpec, ModelSpec, spec_from_config};
+use fourfold_train::image_memory::image_memory;
 use fourfold_train::memory::{Adapters, TrainMemory, Work, train_memory};
 use fourfold_train::recipe::Recipe;
 use serde::Serialize;
@@ -26,7 +27,7 @@ pub struct PlanArgs {
     /// Tokens of a sequence.
     #[arg(short, long, default_value_t = 256, value_name = "TOKENS")]
     context: u64,
-    /// Sequences of a step; with --memory, the most to try.
+    /// Sequences or images of a step; with --memory, the most to try.
     #[arg(short, long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     batch_size: u64,
     /// Batches whose gradients are summed for one step.
@@ -63,7 +64,8 @@ struct Row {
 struct PlanReport {
     model: String,
     parameters: u64,
-    context: u64,
+    /// Tokens of a sequence; none where images are learned.
+    context: Option<u64>,
     rows: Vec<Row>,
     memory: Option<u64>,
     /// The first preset that fits, and its largest batch.
@@ -71,6 +73,11 @@ struct PlanReport {
 }
 
 pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
+    if let Some(spec) = images(&args.model)? {
+        ensure!(args.lora_rank.is_none(), "--lora-rank: adapters are for language models");
+        let predict = |recipe: &Recipe, batch| image_memory(&spec, recipe, batch, args.gradient_accumulation);
+        return report(args, context, spec.parameters(), None, &predict);
+    }
     let (spec, base) = spec(&args.model, context)?;
     let lora = args.lora_rank.map(|rank| LoraSpec {
         rank: rank as usize,
@@ -86,6 +93,17 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
         let work = Work::sequences(batch, tokens, args.gradient_accumulation, recipe);
         train_memory(&spec, recipe, &work.with_adapters(adapters))
     };
+    report(args, context, spec.parameters(), Some(tokens), &predict)
+}
+
+/// Prints what `predict` says of every preset; `tokens` are those of a sequence.
+fn report(
+    args: &PlanArgs,
+    context: &Context,
+    parameters: u64,
+    tokens: Option<u64>,
+    predict: &dyn Fn(&Recipe, u64) -> TrainMemory,
+) -> Result<()> {
     let candidates = candidates();
     let fits = |memory: u64| {
         candidates.iter().find_map(|recipe| {
@@ -96,7 +114,7 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     let rows = candidates.iter().map(|r| row(name(r), args.batch_size, &predict(r, args.batch_size))).collect();
     let report = PlanReport {
         model: args.model.clone(),
-        parameters: spec.parameters(),
+        parameters,
         context: tokens,
         rows,
         memory: args.memory,
@@ -106,8 +124,9 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     if let (Some(memory), None) = (report.memory, &report.choice) {
         let least = predict(&Recipe::EIGHTH, 1);
         bail!(
-            "nothing fits into {}: `eighth` with one sequence takes {}, {} of it weights and optimizer",
+            "nothing fits into {}: `eighth` with one {} takes {}, {} of it weights and optimizer",
             human::bytes(memory),
+            if tokens.is_some() { "sequence" } else { "image" },
             human::bytes(least.total()),
             human::bytes(least.weights + least.optimizer)
         );
@@ -126,6 +145,18 @@ fn candidates() -> Vec<Recipe> {
 fn name(recipe: &Recipe) -> String {
     let is_usual = Recipe::named(recipe.name).is_none_or(|preset| preset.recompute == recipe.recompute);
     recipe.label() + if is_usual { "" } else { ", recompute" }
+}
+
+/// The convolutional network that a configuration describes, if it is one: a file, or in a directory.
+fn images(name: &str) -> Result<Option<ConvNetSpec>> {
+    let path = PathBuf::from(name);
+    let file = if path.extension().is_some_and(|e| e == "json") { path } else { path.join("config.json") };
+    // What cannot be read is told of by whoever reads it as a language model.
+    let config = fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    match config.filter(ConvNetSpec::is_described_by) {
+        Some(config) => Ok(Some(ConvNetSpec::from_config(&config).with_context(|| file.display().to_string())?)),
+        None => Ok(None),
+    }
 }
 
 /// The model, and the bytes of its matrices as they are stored.
@@ -179,10 +210,10 @@ impl Report for PlanReport {
         line("  total", |r| r.total);
         let batch = self.rows.first().map_or(0, |r| r.batch_size);
         let mut text = format!(
-            "{}: {} parameters, steps of {batch} x {} tokens\n\n{}",
+            "{}: {} parameters, steps of {batch} {}\n\n{}",
             self.model,
             human::count(self.parameters),
-            self.context,
+            self.context.map_or("images".to_owned(), |tokens| format!("x {tokens} tokens")),
             human::table(&rows)
         );
         if let (Some(memory), Some((preset, batch))) = (self.memory, &self.choice) {

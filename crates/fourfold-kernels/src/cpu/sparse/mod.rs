@@ -242,7 +242,7 @@ enum Input {
     #[cfg(target_arch = "x86_64")]
     Int8 {
         tokens: codes::Int8Tokens,
-        layout: codes::Layout,
+        layout: Box<codes::Layout>,
     },
 }
 
@@ -267,7 +267,7 @@ impl Input {
                     let unit = if has_whole(64, w, codes) { 64 } else { 32 };
                     let units = codes::Units::new(unit, x.cols(), codes.group_size);
                     let tokens = codes::Int8Tokens::new((0..x.rows()).map(|t| x.row(t)), x.cols(), units, &layout);
-                    return Self::Int8 { tokens, layout };
+                    return Self::Int8 { tokens, layout: Box::new(layout) };
                 }
                 SparseValues::Float(_) | SparseValues::Codes(_) => {}
             }

@@ -6,7 +6,9 @@ use std::path::Path;
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use fourfold_compress::convnet::{Recipe, factorized};
 use fourfold_models::ConvNetSpec;
+use fourfold_train::image_memory::image_memory;
 use fourfold_train::images::{Augmentation, ImageBatches, Images, Subset, in_order};
+use fourfold_train::memory::TrainMemory;
 use fourfold_train::store::ParameterStore;
 use fourfold_train::vision::{Classifier, initialize};
 use serde_json::Value;
@@ -16,6 +18,7 @@ use super::job::{Job, prepare_output};
 use super::settings::Settings;
 use super::start::{Description, TokenizerText, dense_config, with_pruned};
 use crate::context::Context;
+use crate::human;
 use crate::images::{self, Split};
 use crate::model;
 
@@ -87,6 +90,17 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     };
     let parameters = spec.parameters();
     prepare_output(settings)?;
+    let predicted = image_memory(&spec, &settings.recipe, settings.batch_size as u64, settings.gradient_accumulation);
+    // What a mask leaves is less than the shape says; the images that are measured on stay in memory.
+    let (weights, optimizer) = store.byte_len();
+    let waiting = held_out.iter().map(|batch| batch.pixels.len() as u64).sum::<u64>();
+    let predicted = TrainMemory {
+        weights: weights as u64,
+        optimizer: optimizer as u64,
+        data: predicted.data + waiting,
+        ..predicted
+    };
+    context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     let job = Job {
         settings,
         context,
@@ -95,7 +109,7 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
         objective: None,
         steps,
         is_text: false,
-        predicted: None,
+        predicted: Some(predicted.total()),
     };
     job.run(Classifier::new(spec), store, &mut batches, &held_out)
 }
