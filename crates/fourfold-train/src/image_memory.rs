@@ -5,10 +5,9 @@
 
 use fourfold_models::layers::{LayerSpec, segments};
 use fourfold_models::{ConvNetSpec, Role, WeightSpec};
-use fourfold_tensor::DType;
 
-use crate::memory::{BF16, F32, TrainMemory, optimizer_bytes, weight_bytes};
-use crate::recipe::{Recipe, Storage};
+use crate::memory::{BF16, F32, TrainMemory, copy_bytes, optimizer_bytes, weight_bytes};
+use crate::recipe::Recipe;
 
 /// Resident pages of the program, its threads' stacks and packing buffers: measured.
 const PROGRAM: u64 = 15_000_000;
@@ -45,16 +44,6 @@ pub fn image_memory(spec: &ConvNetSpec, recipe: &Recipe, images: u64, accumulati
         }
     }
     peak
-}
-
-/// Bytes of a weight in the type that products read, where it is not the one it is stored in.
-fn copy_bytes(recipe: &Recipe) -> u64 {
-    match (recipe.storage, recipe.compute) {
-        (Storage::F32, DType::F32) => 0,
-        (Storage::F32, _) => BF16,
-        (Storage::Int8 | Storage::Int8Nearest, _) => 1,
-        (Storage::Bf16 | Storage::Bf16Nearest | Storage::Bf16Residual, _) => 0,
-    }
 }
 
 /// What is alive at some moment.

@@ -5,14 +5,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fourfold_kernels::backward::{Backward, IGNORE};
-use fourfold_kernels::cpu::MAPPED_BYTES;
-use fourfold_kernels::{Backend, Bf16Tensor, Tensor, release_freed_memory};
+use fourfold_kernels::{Backend, Bf16Tensor, Tensor};
 use fourfold_models::layers::{BlockSaved, Gradients, TrainPass};
 use fourfold_models::{Block, Embedding, Head, ModelError, ModelSpec, WeightSpec};
 
 use crate::balance::Balance;
 use crate::batch::Batch;
 use crate::distill::{Taught, Teacher};
+use crate::memory::make_room;
 use crate::network::{Apply, BatchError, Examples, Network, Run, Score};
 use crate::store::ParameterStore;
 use crate::trainer::TrainError;
@@ -144,10 +144,7 @@ impl Network for LanguageModel {
         }
 
         let chunk = run.recipe.loss_chunk;
-        // Logits that are a map of their own do not use what the heap keeps of the blocks' memory, but would come on top of it.
-        if chunk.min(x.rows()) * self.spec.outputs() * size_of::<f32>() >= MAPPED_BYTES {
-            release_freed_memory();
-        }
+        make_room(chunk.min(x.rows()) * self.spec.outputs());
         let head = Head::load_sharing(&self.spec, store.weights(), &backend, &embedding)?;
         let mut gradients = Gradients::new(store.trained()).masked(store.masks()).tuned(store.tunings());
         let goals = Taught::goals(taught.as_ref(), &batch.targets);

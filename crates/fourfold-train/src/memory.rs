@@ -4,6 +4,7 @@
 //! backward, from the last to the first. The peak is the largest of these.
 
 use fourfold_kernels::cpu::MAPPED_BYTES;
+use fourfold_kernels::release_freed_memory;
 use fourfold_models::layers::LoraSpec;
 use fourfold_models::{BlockSpec, FeedForward, ModelSpec, Role, WeightSpec};
 use fourfold_tensor::DType;
@@ -159,7 +160,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let Work { largest, accumulation, adapters } = *work;
     let tokens = largest.tokens as u64;
     let part = if recipe.recompute { largest.part as u64 } else { tokens };
-    // The gradient's product with a packed weight reads it in f32.
+    // The product of a gradient with a packed weight holds some of its columns once more in f32.
     let is_packed = adapters.is_some_and(|a| a.base < spec.parameters() * BF16 * 3 / 4);
     let read = if is_packed { F32 } else { read_bytes(recipe) };
     let trained = Trained::of(spec, recipe, adapters);
@@ -267,16 +268,9 @@ fn read_features(features: usize) -> u64 {
     features.min(2048) as u64
 }
 
-/// Bytes of weights in the type that products read, where it is not the type they are stored in: blocks that wait for their
-/// backward keep theirs.
+/// Bytes of weights in the type that products read: blocks that wait for their backward keep theirs.
 fn copies(spec: &ModelSpec, trained: &Trained, blocks: usize) -> u64 {
-    let bytes = match (trained.recipe.storage, trained.recipe.compute) {
-        (Storage::F32, DType::F32) => return 0,
-        (Storage::F32, _) => BF16,
-        // The kernels' own order of the codes.
-        (Storage::Int8 | Storage::Int8Nearest, _) => 1,
-        (Storage::Bf16 | Storage::Bf16Nearest | Storage::Bf16Residual, _) => return 0,
-    };
+    let bytes = copy_bytes(&trained.recipe);
     let of = |block: usize| trained.elements(Some(block));
     let live = match trained.recipe.recompute {
         true => (0..blocks).map(of).max().unwrap_or(0),
@@ -284,6 +278,25 @@ fn copies(spec: &ModelSpec, trained: &Trained, blocks: usize) -> u64 {
     };
     let head = if blocks == spec.blocks.len() { trained.role(Role::LmHead) } else { 0 };
     (trained.role(Role::Embedding) + head + live) * bytes
+}
+
+/// Bytes of an element in the type that products read, where it is not the type it is stored in.
+pub(crate) fn copy_bytes(recipe: &Recipe) -> u64 {
+    match (recipe.storage, recipe.compute) {
+        (Storage::F32, DType::F32) => 0,
+        (Storage::F32, _) => BF16,
+        // The kernels' own order of the codes.
+        (Storage::Int8 | Storage::Int8Nearest, _) => 1,
+        (Storage::Bf16 | Storage::Bf16Nearest | Storage::Bf16Residual, _) => 0,
+    }
+}
+
+/// Gives back what the heap keeps of freed memory before a buffer of `elements` f32 that is a map of its own: it would not use
+/// that, but come on top of it.
+pub(crate) fn make_room(elements: usize) {
+    if elements * size_of::<f32>() >= MAPPED_BYTES {
+        release_freed_memory();
+    }
 }
 
 pub(crate) fn weight_bytes(weight: &WeightSpec, recipe: &Recipe) -> u64 {

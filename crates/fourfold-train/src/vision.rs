@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
-use fourfold_kernels::cpu::MAPPED_BYTES;
-use fourfold_kernels::{Tensor, release_freed_memory};
 use fourfold_models::layers::{Gradients, LayerSpec, Running, StackPass, Trained};
 use fourfold_models::{ConvNet, ConvNetSpec, Role, WeightSpec};
 
+use crate::memory::make_room;
 use crate::network::{Apply, BatchError, Examples, Network, Run, Score};
 use crate::random::Stream;
 use crate::recipe::Recipe;
@@ -175,11 +175,8 @@ impl Network for Classifier {
         let mut dy = Some(logits);
         for (i, (part, saved)) in parts.iter().zip(kept).enumerate().rev() {
             let Some(gradient) = dy.take() else { break };
-            // A gradient that is a map of its own does not use what the heap keeps of earlier work, but would come on top of it.
             let weights = self.spec.layers[part.clone()].iter().flat_map(LayerSpec::weights);
-            if weights.map(|w| w.elements()).max().unwrap_or(0) as usize * size_of::<f32>() >= MAPPED_BYTES {
-                release_freed_memory();
-            }
+            make_room(weights.map(|w| w.elements()).max().unwrap_or(0) as usize);
             let stack = ConvNet::load_part(&self.spec, part.clone(), store, &run.backend)?;
             dy = stack.backward(saved, gradient, i > 0, &pass, &mut gradients);
             drop(stack);

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use fourfold_kernels::backward::{Backward, SoftTargets};
 use fourfold_kernels::cpu::keep_freed_memory;
-use fourfold_kernels::release_freed_memory;
 use fourfold_kernels::{Activations, Cpu, CpuOptions};
 use fourfold_train::checkpoint::{CheckpointError, State};
 use fourfold_train::network::{BatchSource, HeldOut, Network, Score};
@@ -120,10 +119,9 @@ impl Job<'_> {
                 Activations::Fast => context.global.activations.into(),
             },
         };
-        keep_freed_memory();
         let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
         network.prepare(&store, &backend)?;
-        release_freed_memory();
+        keep_freed_memory();
         let mut trainer = Trainer::new(network, store, backend, settings.recipe, hyper, state.step);
         let bar = context.progress.bar("training", steps, "steps");
         bar.set_position(state.step);
