@@ -116,5 +116,17 @@ fn the_peak_of_a_convolutional_network_is_predicted_too() {
         let row = plan["rows"].as_array().unwrap().iter().find(|row| row["preset"] == preset).unwrap();
         assert_eq!((&row["weights"], &row["optimizer"]), (&report["weight_bytes"], &report["optimizer_bytes"]));
     }
+    for option in ["--batch-size", "--gradient-accumulation"] {
+        let run = fourfold(["plan", network, option, "18446744073709551615"]);
+        assert!(run.code == Some(2) && run.stderr.contains("is not in 1..=65536"), "{}", run.stderr);
+    }
+    // The largest batch that fits, and no larger one.
+    let choice = |memory: u64| {
+        let (memory, most) = (memory.to_string(), "4096");
+        fourfold(["plan", network, "--memory", &memory, "--batch-size", most, "--json"]).json()["choice"].clone()
+    };
+    let of_128 = plan["rows"][0]["total"].as_u64().unwrap();
+    assert_eq!((choice(of_128)[0].as_str(), choice(of_128)[1].as_u64()), (Some("baseline"), Some(128)));
+    assert_ne!(choice(of_128 - 1)[1], 128);
     assert!(fourfold(["plan", network, "--memory", "20MB"]).error().contains("`eighth` with one image takes"));
 }

@@ -19,6 +19,9 @@ use crate::human;
 use crate::model;
 use crate::output::Report;
 
+/// Sequences or batches of a step: more would only leave the range of the numbers here.
+const MOST: u64 = 1 << 16;
+
 #[derive(Args)]
 pub struct PlanArgs {
     /// A directory, a .gguf file, a name on the hub, or a config.json alone.
@@ -28,10 +31,10 @@ pub struct PlanArgs {
     #[arg(short, long, default_value_t = 256, value_name = "TOKENS")]
     context: u64,
     /// Sequences or images of a step; with --memory, the most to try.
-    #[arg(short, long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short, long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     batch_size: u64,
     /// Batches whose gradients are summed for one step.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     gradient_accumulation: u64,
     /// Low-rank adapters of this rank are trained, as by `train --lora-rank`, and the model stays as it is stored; a config.json alone
     /// is taken for bf16.
@@ -107,8 +110,8 @@ fn report(
     let candidates = candidates();
     let fits = |memory: u64| {
         candidates.iter().find_map(|recipe| {
-            let batch = (1..=args.batch_size).rev().find(|&b| predict(recipe, b).total() <= memory)?;
-            Some((name(recipe), batch))
+            let batch = largest(args.batch_size, |batch| predict(recipe, batch).total() <= memory);
+            (batch > 0).then(|| (name(recipe), batch))
         })
     };
     let rows = candidates.iter().map(|r| row(name(r), args.batch_size, &predict(r, args.batch_size))).collect();
@@ -132,6 +135,16 @@ fn report(
         );
     }
     Ok(())
+}
+
+/// The largest number up to `most` that `fits`, as all smaller ones do; 0 where none does.
+fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) { low = middle } else { high = middle - 1 }
+    }
+    low
 }
 
 /// What is tried, the least change of numbers first: what recomputes costs time alone.
