@@ -110,6 +110,15 @@ pub trait Backward: Backend + Spatial {
         x.host_mut()[start..start + rows.host().len()].copy_from_slice(rows.host());
     }
 
+    /// Multiplies each row by its factor.
+    fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) {
+        assert_eq!(x.rows(), factors.len(), "factors for another number of rows");
+        let cols = x.cols().max(1);
+        for (row, factor) in x.host_mut().chunks_mut(cols).zip(factors) {
+            row.iter_mut().for_each(|v| *v *= factor);
+        }
+    }
+
     /// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`.
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor);
 

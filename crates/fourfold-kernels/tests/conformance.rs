@@ -199,13 +199,11 @@ fn operations_on_rows_and_elements() {
             outputs.push(found);
 
             let range = cols / 3..cols - cols / 4;
+            let picked: Vec<usize> = [rows - 1, 0, rows / 2, 0].into_iter().chain((0..rows).rev()).collect();
             let pairs = [
                 (Reference.columns(&x, range.clone()), candidate.backend.columns(&x, range)),
                 (Reference.concat_columns(&x, &y), candidate.backend.concat_columns(&x, &y)),
-                (
-                    Reference.gather_rows(&x, &[rows - 1, 0, rows / 2, 0]),
-                    candidate.backend.gather_rows(&x, &[rows - 1, 0, rows / 2, 0]),
-                ),
+                (Reference.gather_rows(&x, &picked), candidate.backend.gather_rows(&x, &picked)),
             ];
             for (expected, found) in pairs {
                 check(&what("moving"), &found, &expected, |_| 0.0);

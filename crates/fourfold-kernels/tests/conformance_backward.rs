@@ -87,6 +87,39 @@ fn input_gradient_of_large_batches() {
 }
 
 #[test]
+fn moved_and_scaled_rows() {
+    each(|candidate| {
+        let mut outputs = Vec::new();
+        // The last takes more than one thread.
+        for (rows, cols) in [(1, 3), (5, 33), (700, 130)] {
+            let what = |op: &str| format!("{} {op} [{rows}, {cols}]", candidate.label);
+            let (x, y) = (noise(rows, cols, 1), noise(rows, cols, 2));
+            let part = rows / 3..rows;
+            let taken = candidate.backend.rows(&x, part.clone());
+            assert_eq!(taken, Reference.rows(&x, part.clone()), "{}", what("rows"));
+            let narrow = Reference.to_bf16(&x);
+            let wide = candidate.backend.rows_of_bf16(&narrow, part.clone());
+            assert_eq!(wide, Reference.rows_of_bf16(&narrow, part.clone()), "{}", what("rows of bf16"));
+            let (mut expected, mut found) = (y.clone(), y.clone());
+            Reference.set_rows(&mut expected, part.start, &taken);
+            candidate.backend.set_rows(&mut found, part.start, &taken);
+            assert_eq!(found, expected, "{}", what("set rows"));
+
+            let factors = noise(1, rows, 3).into_host();
+            let (mut expected, mut found) = (x.clone(), x.clone());
+            Reference.scale_rows(&mut expected, &factors);
+            candidate.backend.scale_rows(&mut found, &factors);
+            assert_eq!(found, expected, "{}", what("scale rows"));
+            let expected = Tensor::new(1, rows, Reference.row_dots(&x, &y));
+            let found = Tensor::new(1, rows, candidate.backend.row_dots(&x, &y));
+            check(&what("row dots"), &found, &expected, |_| 1e-6 * cols as f32);
+            outputs.push(found);
+        }
+        outputs
+    });
+}
+
+#[test]
 fn norm_rope_swiglu_and_loss() {
     each(|candidate| {
         let mut outputs = Vec::new();

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use fourfold_kernels::Tensor;
 use fourfold_models::layers::Trained;
-use support::{check_gradients, next_tokens, train_step};
+use fourfold_models::{Role, spec_from_config};
+use support::{With, check_gradients, next_tokens, train_step};
 
 #[test]
 fn gradients_are_those_of_pytorch() {
@@ -17,6 +18,48 @@ fn gradients_are_those_of_pytorch() {
         let mut step =
             train_step(&case.spec(), &case.weights, (&case.ids, &targets), std::slice::from_ref(&whole), Trained::All);
         check_gradients(&case.name, &case.weights, &mut step, &case.config("grads.json"));
+    }
+}
+
+/// transformers' experts have no biases in every version, so these are checked against finite differences: along the gradient of a
+/// router, and of the experts' own biases, the loss grows by the gradient's norm.
+#[test]
+fn experts_with_biases() {
+    for case in support::cases().iter().filter(|case| case.name.ends_with("_moe")) {
+        let mut config = case.config("config.json");
+        config["mlp_bias"] = true.into();
+        let spec = spec_from_config(&config).unwrap();
+        let mut source = With::new(&case.weights);
+        for (salt, bias) in spec.weights().iter().filter(|w| w.role == Role::Bias && w.name.contains("mlp")).enumerate()
+        {
+            let value = |i| ((i * 7919 + salt * 104_729) % 201) as f32 / 200.0 - 0.5;
+            source.set(&bias.name, &bias.shape, (0..bias.elements() as usize).map(value).collect());
+        }
+        let (targets, whole) = (next_tokens(&case.ids), Range { start: 0, end: case.ids.len() });
+        let step = |source: &With| {
+            train_step(&spec, source, (&case.ids, &targets), std::slice::from_ref(&whole), Trained::All)
+        };
+        let gradients = step(&source).gradients.take_all();
+        let mut checked = 0;
+        for (name, gradient) in &gradients {
+            let is_bias = name.contains("experts") && name.ends_with("down_proj.bias");
+            if !is_bias && !name.ends_with("mlp.gate.weight") {
+                continue;
+            }
+            let norm = gradient.host().iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let shape = &spec.weights().into_iter().find(|w| w.name == *name).unwrap().shape;
+            let loss = |by: f64| {
+                let factor = (by / norm.max(1e-12)) as f32;
+                let moved = source.values(name).iter().zip(gradient.host()).map(|(w, g)| w + factor * g).collect();
+                let mut source = With::new(&source);
+                source.set(name, shape, moved);
+                step(&source).loss
+            };
+            let slope = (loss(1e-3) - loss(-1e-3)) / 2e-3;
+            assert!((slope - norm).abs() < 0.02 * norm + 2e-4, "{}: {name}: {slope}, gradient {norm}", case.name);
+            checked += 1;
+        }
+        assert!(checked > 2, "{}: {checked} tensors", case.name);
     }
 }
 

@@ -248,9 +248,11 @@ fn backward_bytes(block: &BlockSpec, tokens: u64, read: u64) -> u64 {
     let feed_forward = match &block.feed_forward {
         FeedForward::Mlp(spec) => mlp(spec.intermediate, tokens),
         FeedForward::Moe(moe) => {
-            // An expert's share of the tokens, where they are spread evenly: its input and the gradient of its output.
+            // An expert's share of the tokens, where they are spread evenly: its input, the gradient of its output, and its inner
+            // features, which the factors' gradient needs.
             let routed = tokens * moe.router.per_token as u64 / moe.router.experts.max(1) as u64;
-            let expert = tokens * hidden * F32 + routed * 2 * hidden * F32 + mlp(moe.expert.intermediate, routed);
+            let rows = 2 * hidden + moe.expert.intermediate as u64;
+            let expert = tokens * hidden * F32 + routed * rows * F32 + mlp(moe.expert.intermediate, routed);
             expert.max(moe.shared.as_ref().map_or(0, |shared| mlp(shared.intermediate, tokens)))
         }
     };

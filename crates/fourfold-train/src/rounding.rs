@@ -45,12 +45,18 @@ pub fn join_bf16_residual(high: bf16, residual: u8) -> f32 {
 #[inline(always)]
 pub fn quantize_int8(values: &[f32], random: &[u32], codes: &mut [u8]) -> f32 {
     const STEPS: f32 = 127.0;
-    let largest = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-    let scale = largest / STEPS;
+    // Magnitudes are ordered as their bits are, whose comparison is vectorised.
+    let mut largest = 0;
+    for v in values {
+        largest = v.abs().to_bits().max(largest);
+    }
+    let scale = f32::from_bits(largest) / STEPS;
     let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
     for ((code, &value), &word) in codes.iter_mut().zip(values).zip(random) {
         let part = (word >> 8) as f32 * (1.0 / (1 << 24) as f32);
-        *code = ((value * inverse + part).floor().clamp(-STEPS, STEPS) + 128.0) as u8;
+        let step = (value * inverse + part).floor().max(-STEPS).min(STEPS);
+        // A whole number below 2²³ is the lower bits of its sum with 2²³: a cast would not be vectorised.
+        *code = (step + 128.0 + (1 << 23) as f32).to_bits() as u8;
     }
     scale
 }

@@ -1,7 +1,5 @@
 //! Operations on rows and elements. Small inputs are done by the caller alone: a parallel region costs more than they do.
 
-use std::ops::Range;
-
 use super::Isa;
 use super::pool::Pool;
 use super::simd::{Map2, Simd, dot, exp, for_isa, map2, map2_in_place};
@@ -150,43 +148,4 @@ pub fn add(pool: &Pool, x: &mut Tensor, y: &Tensor) {
         let y = &y.host()[first * 64..first * 64 + x.len()];
         x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
     });
-}
-
-/// Columns `range` of each row.
-pub fn columns(x: &Tensor, range: Range<usize>) -> Tensor {
-    let mut data = Vec::with_capacity(x.rows() * range.len());
-    for r in 0..x.rows() {
-        data.extend_from_slice(&x.row(r)[range.clone()]);
-    }
-    Tensor::new(x.rows(), range.len(), data)
-}
-
-/// `a` and `b` side by side.
-pub fn concat_columns(a: &Tensor, b: &Tensor) -> Tensor {
-    assert_eq!(a.rows(), b.rows(), "concatenating unequal numbers of rows");
-    let mut data = Vec::with_capacity(a.host().len() + b.host().len());
-    for r in 0..a.rows() {
-        data.extend_from_slice(a.row(r));
-        data.extend_from_slice(b.row(r));
-    }
-    Tensor::new(a.rows(), a.cols() + b.cols(), data)
-}
-
-/// The named rows.
-pub fn gather_rows(x: &Tensor, rows: &[usize]) -> Tensor {
-    let mut data = Vec::with_capacity(rows.len() * x.cols());
-    for &r in rows {
-        data.extend_from_slice(x.row(r));
-    }
-    Tensor::new(rows.len(), x.cols(), data)
-}
-
-/// `x[rows[i]] += factors[i] · y[i]`. By one thread: rows may repeat.
-pub fn scatter_add_rows(x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]) {
-    assert_eq!((x.cols(), y.rows(), y.rows()), (y.cols(), rows.len(), factors.len()), "scatter of unequal shapes");
-    let cols = x.cols();
-    for (i, (&r, &factor)) in rows.iter().zip(factors).enumerate() {
-        let to = &mut x.host_mut()[r * cols..(r + 1) * cols];
-        to.iter_mut().zip(y.row(i)).for_each(|(x, y)| *x += factor * y);
-    }
 }

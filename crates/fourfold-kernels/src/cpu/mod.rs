@@ -9,6 +9,7 @@ mod isa;
 mod memory;
 pub mod pool;
 pub mod quant;
+mod rows;
 mod simd;
 mod sparse;
 mod spatial;
@@ -138,18 +139,18 @@ impl Backend for Cpu {
     }
 
     fn columns(&self, x: &Tensor, range: Range<usize>) -> Tensor {
-        elementwise::columns(x, range)
+        rows::columns(&self.pool, x, range)
     }
 
     fn concat_columns(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        elementwise::concat_columns(a, b)
+        rows::concat_columns(&self.pool, a, b)
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[usize]) -> Tensor {
-        elementwise::gather_rows(x, rows)
+        rows::gather_rows(&self.pool, x, rows)
     }
 
     fn scatter_add_rows(&self, x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]) {
-        elementwise::scatter_add_rows(x, y, rows, factors);
+        rows::scatter_add_rows(&self.pool, x, y, rows, factors);
     }
 }

@@ -123,15 +123,14 @@ impl Block {
         (y, BlockSaved { x, middle, attention, feed_forward })
     }
 
-    /// What [`Block::train_forward`] saves, computed anew from the block's input: without the output, and so without a gated
-    /// feed-forward's last product.
+    /// What [`Block::train_forward`] saves, computed anew from the block's input: without the output, and so without the
+    /// feed-forward's last products.
     pub fn recompute(&self, x: Tensor, pass: &TrainPass) -> BlockSaved {
         let (middle, attention) = self.attend(&x, pass);
         let normed = pass.run(|p| self.post_norm.forward(&middle, p));
         let feed_forward = match &self.feed_forward {
             FeedForwardLayer::Mlp(mlp) => FeedForwardSaved::Mlp(mlp.recompute(&normed, pass)),
-            // Its backward needs the experts' outputs.
-            FeedForwardLayer::Moe(moe) => FeedForwardSaved::Moe(moe.train_forward(&normed, pass).1),
+            FeedForwardLayer::Moe(moe) => FeedForwardSaved::Moe(moe.recompute(&normed, pass)),
         };
         BlockSaved { x, middle, attention, feed_forward }
     }

@@ -113,6 +113,38 @@ impl Mlp {
         drop(d_inner);
         Linear::backward_shared([(&self.gate, &d_gate), (&self.up, &d_up)], x, pass, gradients)
     }
+
+    /// As [`Mlp::backward`], where each row of the output was multiplied by a factor: dy is the gradient of the products. The
+    /// gradients of x and of the factors, `df = dy · mlp(x)`.
+    ///
+    /// The output is not needed for these: with `u = dy · down`, `df = u · inner` and `d_inner = f u`.
+    pub(crate) fn weighted_backward(
+        &self,
+        x: &Tensor,
+        saved: MlpSaved,
+        dy: Tensor,
+        factors: &[f32],
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> (Tensor, Vec<f32>) {
+        let MlpSaved { gate, up } = saved;
+        let inner = pass.backend.swiglu_of(&gate, &up);
+        let mut d_inner = self.down.input_backward(&dy, pass);
+        let mut d_factors = pass.backend.row_dots(&d_inner, &inner);
+        if let Some(bias) = self.down.arg().bias {
+            let of_bias = pass.backend.row_dots(&dy, &pass.backend.gather_rows(bias, &vec![0; dy.rows()]));
+            d_factors.iter_mut().zip(of_bias).for_each(|(d, of_bias)| *d += of_bias);
+        }
+        let mut dy = dy;
+        pass.backend.scale_rows(&mut dy, factors);
+        self.down.weight_backward(&inner, &dy, pass, gradients);
+        drop((inner, dy));
+        pass.backend.scale_rows(&mut d_inner, factors);
+        let (d_gate, d_up) = pass.backend.swiglu_backward(gate, up, &d_inner);
+        drop(d_inner);
+        let dx = Linear::backward_shared([(&self.gate, &d_gate), (&self.up, &d_up)], x, pass, gradients);
+        (dx, d_factors)
+    }
 }
 
 /// What [`Mlp::backward`] needs of the forward, `[tokens, intermediate]` each.

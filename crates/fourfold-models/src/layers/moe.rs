@@ -33,7 +33,7 @@ impl MoeSpec {
     /// f32 elements that training keeps of the forward over `tokens` ([`MoeSaved`]).
     pub fn saved_elements(&self, tokens: u64) -> u64 {
         let routed = tokens * self.router.per_token as u64;
-        let experts = self.expert.saved_elements(routed) + routed * self.expert.hidden as u64;
+        let experts = self.expert.saved_elements(routed);
         let shared = self.shared.as_ref().map_or(0, |shared| shared.saved_elements(tokens));
         tokens * self.router.experts as u64 + experts + shared
     }
@@ -110,18 +110,34 @@ impl Moe {
             }
             None => (Tensor::zeros(x.rows(), x.cols()), None),
         };
-        let mut experts = Vec::with_capacity(loads.len());
-        for (expert, load) in self.experts.iter().zip(&loads) {
-            if load.rows.is_empty() {
-                experts.push(None);
-                continue;
-            }
-            let input = pass.backend.gather_rows(x, &load.rows);
-            let (output, saved) = expert.train_forward(&input, pass);
+        let experts = self.each(x, &loads, pass, |expert, input, load| {
+            let (output, saved) = expert.train_forward(input, pass);
             pass.backend.scatter_add_rows(&mut y, &output, &load.rows, &load.factors);
-            experts.push(Some((output, saved)));
-        }
+            saved
+        });
         (y, MoeSaved { loads, logits, experts, shared })
+    }
+
+    /// What [`Moe::train_forward`] saves, without its output.
+    pub fn recompute(&self, x: &Tensor, pass: &TrainPass) -> MoeSaved {
+        let (loads, logits) = self.router.train_forward(x, pass);
+        let shared = self.shared.as_ref().map(|shared| shared.recompute(x, pass));
+        let experts = self.each(x, &loads, pass, |expert, input, _| expert.recompute(input, pass));
+        MoeSaved { loads, logits, experts, shared }
+    }
+
+    /// Runs each expert that has a token on its tokens.
+    fn each<R>(
+        &self,
+        x: &Tensor,
+        loads: &[ExpertLoad],
+        pass: &TrainPass,
+        mut run: impl FnMut(&Mlp, &Tensor, &ExpertLoad) -> R,
+    ) -> Vec<Option<R>> {
+        let of = |(expert, load): (&Mlp, &ExpertLoad)| {
+            (!load.rows.is_empty()).then(|| run(expert, &pass.backend.gather_rows(x, &load.rows), load))
+        };
+        self.experts.iter().zip(loads).map(of).collect()
     }
 
     /// The gradient of `x`: through each expert, weighted by its factor, and through the factors, `df = dy · expert(x)`.
@@ -139,18 +155,12 @@ impl Moe {
             (None, _) | (_, None) => Tensor::zeros(x.rows(), x.cols()),
         };
         let mut d_factors = vec![Vec::new(); loads.len()];
-        for (e, expert) in experts.into_iter().enumerate() {
-            let Some((output, saved)) = expert else { continue };
+        for (e, saved) in experts.into_iter().enumerate() {
+            let Some(saved) = saved else { continue };
             let load = &loads[e];
-            let unweighted = pass.backend.gather_rows(dy, &load.rows);
-            d_factors[e] = pass.backend.row_dots(&unweighted, &output);
-            drop(output);
-            let mut d_output = Tensor::zeros(unweighted.rows(), unweighted.cols());
-            let in_order: Vec<usize> = (0..unweighted.rows()).collect();
-            pass.backend.scatter_add_rows(&mut d_output, &unweighted, &in_order, &load.factors);
-            drop(unweighted);
-            let input = pass.backend.gather_rows(x, &load.rows);
-            let d_input = self.experts[e].backward(&input, saved, &d_output, pass, gradients);
+            let (input, dy) = (pass.backend.gather_rows(x, &load.rows), pass.backend.gather_rows(dy, &load.rows));
+            let (d_input, d) = self.experts[e].weighted_backward(&input, saved, dy, &load.factors, pass, gradients);
+            d_factors[e] = d;
             pass.backend.scatter_add_rows(&mut dx, &d_input, &load.rows, &vec![1.0; load.rows.len()]);
         }
         let d_router = self.router.backward(x, &logits, &loads, &d_factors, pass, gradients);
@@ -163,7 +173,7 @@ impl Moe {
 pub struct MoeSaved {
     loads: Vec<ExpertLoad>,
     logits: Tensor,
-    /// Output and inner values of each expert that had a token.
-    experts: Vec<Option<(Tensor, MlpSaved)>>,
+    /// Of each expert that had a token.
+    experts: Vec<Option<MlpSaved>>,
     shared: Option<MlpSaved>,
 }

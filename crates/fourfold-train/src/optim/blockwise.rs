@@ -95,8 +95,12 @@ impl Code {
     fn encode_all(&self, values: &[f32], factor: f32, codes: &mut [u8]) {
         // The cells first, in a loop that is vectorised; the table is looked up one by one.
         let mut cells = [0u16; BLOCK8];
-        cells.iter_mut().zip(values).for_each(|(cell_of, &v)| *cell_of = cell(v * factor));
-        codes.iter_mut().zip(&cells).for_each(|(code, &cell)| *code = self.nearest[cell as usize % (2 * CELLS)]);
+        for (cell_of, &v) in cells.iter_mut().zip(values) {
+            *cell_of = cell(v * factor);
+        }
+        for (code, &cell) in codes.iter_mut().zip(&cells) {
+            *code = self.nearest[cell as usize % (2 * CELLS)];
+        }
     }
 }
 
@@ -175,7 +179,9 @@ impl State4 {
 /// Decodes one block of 8-bit codes.
 #[inline(always)]
 pub fn decode8(codes: &[u8], scale: f32, code: &Code, out: &mut [f32]) {
-    out.iter_mut().zip(codes).for_each(|(o, &c)| *o = code.decode(c) * scale);
+    for (o, &c) in out.iter_mut().zip(codes) {
+        *o = code.decode(c) * scale;
+    }
 }
 
 /// Encodes one block, and returns its scale.
@@ -190,22 +196,25 @@ pub fn encode8(values: &[f32], code: &Code, codes: &mut [u8]) -> f32 {
 /// Decodes one block of 4-bit codes.
 #[inline(always)]
 pub fn decode4(codes: &[u8], scale: f32, code: &Code, out: &mut [f32]) {
-    for (pair, &byte) in out.chunks_mut(2).zip(codes) {
+    let mut pairs = out.chunks_exact_mut(2);
+    for (pair, &byte) in (&mut pairs).zip(codes) {
         pair[0] = code.decode(byte & 15) * scale;
-        if let Some(odd) = pair.get_mut(1) {
-            *odd = code.decode(byte >> 4) * scale;
-        }
+        pair[1] = code.decode(byte >> 4) * scale;
+    }
+    if let ([last], Some(&byte)) = (pairs.into_remainder(), codes.last()) {
+        *last = code.decode(byte & 15) * scale;
     }
 }
 
-/// Encodes one block, and returns its scale.
+/// Encodes one block, at most [`BLOCK4`] elements, and returns its scale. The last half byte of an odd number of them is 0.
 #[inline(always)]
 pub fn encode4(values: &[f32], code: &Code, codes: &mut [u8]) -> f32 {
     let scale = largest(values);
     let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
-    for (pair, byte) in values.chunks(2).zip(codes) {
-        let odd = pair.get(1).map_or(0, |&v| code.encode(v * inverse));
-        *byte = code.encode(pair[0] * inverse) | odd << 4;
+    let mut whole = [0; BLOCK4];
+    code.encode_all(values, inverse, &mut whole[..values.len()]);
+    for (byte, pair) in codes.iter_mut().zip(whole.chunks_exact(2)) {
+        *byte = pair[0] | pair[1] << 4;
     }
     scale
 }
@@ -213,7 +222,11 @@ pub fn encode4(values: &[f32], code: &Code, codes: &mut [u8]) -> f32 {
 /// The largest magnitude. Magnitudes are ordered as their bits are, whose comparison is vectorised.
 #[inline(always)]
 fn largest(values: &[f32]) -> f32 {
-    f32::from_bits(values.iter().fold(0, |most: u32, v| most.max(v.abs().to_bits())))
+    let mut most = 0;
+    for v in values {
+        most = v.abs().to_bits().max(most);
+    }
+    f32::from_bits(most)
 }
 
 #[cfg(test)]

@@ -240,15 +240,21 @@ impl Block<'_> {
             Self::F32(w) => out.copy_from_slice(w),
             Self::Bf16(w) | Self::Bf16Nearest(w) => {
                 // bf16 is the upper half of an f32.
-                out.iter_mut().zip(w.iter()).for_each(|(o, v)| *o = f32::from_bits(u32::from(v.to_bits()) << 16));
+                for (o, v) in out.iter_mut().zip(w.iter()) {
+                    *o = f32::from_bits(u32::from(v.to_bits()) << 16);
+                }
             }
             Self::Bf16Residual(high, low) => {
                 let stored = high.iter().zip(low.iter());
-                out.iter_mut().zip(stored).for_each(|(o, (&h, &l))| *o = join_bf16_residual(h, l));
+                for (o, (&h, &l)) in out.iter_mut().zip(stored) {
+                    *o = join_bf16_residual(h, l);
+                }
             }
             Self::Int8 { codes, scales, group, .. } => {
                 for ((out, codes), scale) in out.chunks_mut(*group).zip(codes.chunks(*group)).zip(scales.iter()) {
-                    out.iter_mut().zip(codes).for_each(|(o, &c)| *o = scale * (f32::from(c) - 128.0));
+                    for (o, &c) in out.iter_mut().zip(codes) {
+                        *o = scale * (f32::from(c) - 128.0);
+                    }
                 }
             }
         }
@@ -270,13 +276,21 @@ impl Block<'_> {
                 for (i, (w, values)) in w.chunks_mut(GROUP).zip(values.chunks(GROUP)).enumerate() {
                     let words = &mut words[..values.len()];
                     stream.words(first + i * GROUP, words);
-                    w.iter_mut().zip(values).zip(words).for_each(|((w, &v), &mut r)| *w = stochastic_bf16(v, r));
+                    for ((w, &v), &mut r) in w.iter_mut().zip(values).zip(words) {
+                        *w = stochastic_bf16(v, r);
+                    }
                 }
             }
-            Self::Bf16Nearest(w) => w.iter_mut().zip(values).for_each(|(w, &v)| *w = bf16::from_f32(v)),
+            Self::Bf16Nearest(w) => {
+                for (w, &v) in w.iter_mut().zip(values) {
+                    *w = bf16::from_f32(v);
+                }
+            }
             Self::Bf16Residual(high, low) => {
                 let stored = high.iter_mut().zip(low.iter_mut());
-                stored.zip(values).for_each(|((h, l), &v)| (*h, *l) = split_bf16_residual(v));
+                for ((h, l), &v) in stored.zip(values) {
+                    (*h, *l) = split_bf16_residual(v);
+                }
             }
             Self::Int8 { codes, scales, group, stochastic } => {
                 let mut words = [0; MOST_GROUP];

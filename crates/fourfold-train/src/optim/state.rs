@@ -93,11 +93,15 @@ impl StateMut<'_> {
             Self::F32(stored) => out.copy_from_slice(stored),
             Self::Bits8(codes, scales) => {
                 let blocks = out.chunks_mut(BLOCK8).zip(codes.chunks(BLOCK8)).zip(scales.iter());
-                blocks.for_each(|((out, codes), &scale)| decode8(codes, scale, range.code8(), out));
+                for ((out, codes), &scale) in blocks {
+                    decode8(codes, scale, range.code8(), out);
+                }
             }
             Self::Bits4(codes, scales) => {
                 let blocks = out.chunks_mut(BLOCK4).zip(codes.chunks(BLOCK4 / 2)).zip(scales.iter());
-                blocks.for_each(|((out, codes), &scale)| decode4(codes, scale, range.code4(), out));
+                for ((out, codes), &scale) in blocks {
+                    decode4(codes, scale, range.code4(), out);
+                }
             }
         }
     }
@@ -108,11 +112,15 @@ impl StateMut<'_> {
             Self::F32(stored) => stored.copy_from_slice(values),
             Self::Bits8(codes, scales) => {
                 let blocks = values.chunks(BLOCK8).zip(codes.chunks_mut(BLOCK8)).zip(scales.iter_mut());
-                blocks.for_each(|((values, codes), scale)| *scale = encode8(values, range.code8(), codes));
+                for ((values, codes), scale) in blocks {
+                    *scale = encode8(values, range.code8(), codes);
+                }
             }
             Self::Bits4(codes, scales) => {
                 let blocks = values.chunks(BLOCK4).zip(codes.chunks_mut(BLOCK4 / 2)).zip(scales.iter_mut());
-                blocks.for_each(|((values, codes), scale)| *scale = encode4(values, range.code4(), codes));
+                for ((values, codes), scale) in blocks {
+                    *scale = encode4(values, range.code4(), codes);
+                }
             }
         }
     }

@@ -3,15 +3,37 @@
 mod distill;
 mod rowwise;
 
-use super::{Cpu, attention, dense, elementwise};
+use std::ops::Range;
+
 use fourfold_tensor::Tuning;
 
+use super::{Cpu, attention, dense, elementwise, rows};
 use crate::backward::{AttentionGradient, AttentionOutput, Backward, SelfAttention, SoftTargets};
 use crate::{Bf16Tensor, RopeSpec, Tensor};
 
 impl Backward for Cpu {
     fn to_bf16(&self, x: &Tensor) -> Bf16Tensor {
         Bf16Tensor::new(x.rows(), x.cols(), dense::to_bf16(self.context(), x.host()))
+    }
+
+    fn rows_of_bf16(&self, x: &Bf16Tensor, range: Range<usize>) -> Tensor {
+        rows::rows_of_bf16(&self.pool, x, range)
+    }
+
+    fn rows(&self, x: &Tensor, range: Range<usize>) -> Tensor {
+        rows::rows(&self.pool, x, range)
+    }
+
+    fn set_rows(&self, x: &mut Tensor, first: usize, rows: &Tensor) {
+        rows::set_rows(&self.pool, x, first, rows);
+    }
+
+    fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) {
+        rows::scale_rows(&self.pool, x, factors);
+    }
+
+    fn row_dots(&self, a: &Tensor, b: &Tensor) -> Vec<f32> {
+        rows::row_dots(&self.pool, a, b)
     }
 
     fn sum(&self, a: &Tensor, b: &Tensor) -> Tensor {

@@ -75,7 +75,7 @@ pub fn linear_transposed(context: Context, x: &Tensor, w: &Sparse, rows: Range<u
     let mut y = Tensor::zeros(x.rows(), w.cols());
     let mut done = 0;
     for_chunks(context, w, rows, |chunk| {
-        let part = super::elementwise::columns(x, done..done + chunk.rows());
+        let part = super::rows::columns(context.pool, x, done..done + chunk.rows());
         let part = dense::linear_transposed(context, &part, &chunk, 0..chunk.rows());
         super::elementwise::add(context.pool, &mut y, &part);
         done += chunk.rows();
