@@ -54,7 +54,7 @@ pub fn quantize_int8(values: &[f32], random: &[u32], codes: &mut [u8]) -> f32 {
     let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
     for ((code, &value), &word) in codes.iter_mut().zip(values).zip(random) {
         let part = (word >> 8) as f32 * (1.0 / (1 << 24) as f32);
-        let step = (value * inverse + part).floor().max(-STEPS).min(STEPS);
+        let step = (value * inverse + part).floor().clamp(-STEPS, STEPS);
         // A whole number below 2²³ is the lower bits of its sum with 2²³: a cast would not be vectorised.
         *code = (step + 128.0 + (1 << 23) as f32).to_bits() as u8;
     }
