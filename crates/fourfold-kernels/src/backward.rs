@@ -69,7 +69,15 @@ pub struct SoftTargets {
 pub trait Backward: Backend + Spatial {
     /// `x` rounded to bf16 (nearest, ties to even).
     fn to_bf16(&self, x: &Tensor) -> Bf16Tensor {
-        Bf16Tensor::new(x.rows(), x.cols(), x.host().iter().map(|&v| bf16::from_f32(v)).collect())
+        let mut rounded = Bf16Tensor::zeros(x.rows(), x.cols());
+        self.write_bf16(x, &mut rounded);
+        rounded
+    }
+
+    /// As [`Backward::to_bf16`], over a tensor of the same shape.
+    fn write_bf16(&self, x: &Tensor, to: &mut Bf16Tensor) {
+        assert_eq!((x.rows(), x.cols()), (to.rows(), to.cols()), "rounding into another shape");
+        to.host_mut().iter_mut().zip(x.host()).for_each(|(to, &v)| *to = bf16::from_f32(v));
     }
 
     /// Rows `range` of `x`, widened.

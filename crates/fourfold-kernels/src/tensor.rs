@@ -83,6 +83,11 @@ impl Bf16Tensor {
         Self { rows, cols, data }
     }
 
+    /// Zeros.
+    pub fn zeros(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, data: vec![bf16::ZERO; rows * cols] }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -96,5 +101,10 @@ impl Bf16Tensor {
     /// The values.
     pub fn host(&self) -> &[bf16] {
         &self.data
+    }
+
+    /// The values, to change.
+    pub fn host_mut(&mut self) -> &mut [bf16] {
+        &mut self.data
     }
 }

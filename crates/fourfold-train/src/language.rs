@@ -16,6 +16,7 @@ use crate::memory::make_room;
 use crate::network::{Apply, BatchError, Examples, Network, Run, Score};
 use crate::store::ParameterStore;
 use crate::trainer::TrainError;
+use crate::waiting::Waiting;
 
 /// A decoder with its vocabulary's cross-entropy, or its divergence from a teacher.
 pub struct LanguageModel {
@@ -127,11 +128,16 @@ impl Network for LanguageModel {
         let taught = self.teach(batch, run)?;
         let embedding = Embedding::load(&self.spec, store.weights(), &backend)?;
         let mut x = embedding.forward(&batch.ids);
-        let mut kept = Vec::with_capacity(self.spec.blocks.len());
-        for i in 0..self.spec.blocks.len() {
+        let blocks = self.spec.blocks.len();
+        let mut kept = Vec::with_capacity(blocks);
+        if run.recipe.recompute {
+            // Side by side before anything that is freed again: holes between them would fit no other buffer.
+            kept.extend((0..blocks).map(|_| Kept::Input(Bf16Tensor::zeros(x.rows(), x.cols()))));
+        }
+        for i in 0..blocks {
             let block = Block::load(&self.spec, i, store.weights(), &backend)?;
-            if run.recipe.recompute {
-                kept.push(Kept::Input(trained.to_bf16(&x)));
+            if let Some(Kept::Input(input)) = kept.get_mut(i) {
+                trained.write_bf16(&x, input);
                 for part in &parts {
                     let y = block.train_forward(trained.rows(&x, part.rows.clone()), &part.pass(batch, run)).0;
                     trained.set_rows(&mut x, part.rows.start, &y);
@@ -155,10 +161,14 @@ impl Network for LanguageModel {
             return Ok(loss);
         }
         // A tied projection's gradient waits for the embedding's share.
-        let mut tied = self.spec.tied.then(|| gradients.take("model.embed_tokens.weight")).flatten();
+        let tied = self.spec.tied.then(|| gradients.take("model.embed_tokens.weight")).flatten();
+        let tied = tied.map(|share| match run.recipe.narrows_waiting() {
+            true => Tied::Narrow(Waiting::new(share)),
+            false => Tied::Whole(share),
+        });
         apply(store, &mut gradients)?;
 
-        for i in (0..self.spec.blocks.len()).rev() {
+        for i in (0..blocks).rev() {
             match kept.pop() {
                 Some(Kept::All(both)) => {
                     let (block, saved) = *both;
@@ -178,8 +188,12 @@ impl Network for LanguageModel {
             run.narrow(&mut dx);
             apply(store, &mut gradients)?;
         }
-        if let Some(share) = tied.take() {
-            gradients.add("model.embed_tokens.weight", || share, |_| unreachable!("taken out above"));
+        if let Some(share) = tied {
+            let whole = || match share {
+                Tied::Narrow(waiting) => waiting.widen(),
+                Tied::Whole(share) => share,
+            };
+            gradients.add("model.embed_tokens.weight", whole, |_| unreachable!("taken out above"));
         }
         embedding.backward(&batch.ids, &dx, &pass, &mut gradients);
         drop(embedding);
@@ -197,6 +211,12 @@ impl Network for LanguageModel {
     fn expert_imbalance(&self) -> Option<f64> {
         self.balance.imbalance()
     }
+}
+
+/// A tied projection's share of the embedding's gradient.
+enum Tied {
+    Whole(Tensor),
+    Narrow(Waiting),
 }
 
 /// Builds every layer once, so that the matrices of a frozen base are kept from then on.

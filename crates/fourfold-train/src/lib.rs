@@ -26,3 +26,4 @@ pub mod schedule;
 pub mod store;
 pub mod trainer;
 pub mod vision;
+mod waiting;

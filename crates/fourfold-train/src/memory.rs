@@ -207,13 +207,17 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         }
     };
     // The blocks, backwards. A tied embedding's gradient waits for its second half.
-    let mut gathered = if recipe.release && !spec.tied { 0 } else { head };
+    let mut gathered = match recipe.release {
+        true if !spec.tied => 0,
+        true if recipe.narrows_waiting() => head * BF16,
+        true | false => head * F32,
+    };
     for (i, block) in spec.blocks.iter().enumerate().rev() {
-        gathered += if recipe.release { 0 } else { trained.elements(Some(i)) };
+        gathered += if recipe.release { 0 } else { trained.elements(Some(i)) * F32 };
         let live = if recipe.release { trained.elements(Some(i)) } else { 0 };
         let recomputed = if recipe.recompute { block.saved_elements(part) * F32 } else { 0 };
         consider(TrainMemory {
-            gradients: fixed.gradients + (gathered + live) * F32,
+            gradients: fixed.gradients + gathered + live * F32,
             activations: kept(i + 1)
                 + recomputed
                 + tokens * hidden * F32
@@ -228,7 +232,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     // memory: it is a map of its own.
     let rows = if embedding * F32 < MAPPED_BYTES as u64 { embedding } else { embedding.min(tokens * hidden) };
     consider(TrainMemory {
-        gradients: fixed.gradients + (gathered + if spec.tied { 0 } else { rows }) * F32,
+        gradients: fixed.gradients + if spec.tied { gathered.max(head * F32) } else { gathered + rows * F32 },
         activations: tokens * hidden * F32,
         copies: copies(spec, &trained, 0),
         ..fixed

@@ -103,6 +103,11 @@ impl Recipe {
         }
     }
 
+    /// Whether a gradient that waits for the rest of its tensor's waits in bf16 ([`crate::waiting`]): not where products are exact.
+    pub(crate) fn narrows_waiting(&self) -> bool {
+        self.release && self.compute != DType::F32
+    }
+
     /// The preset's name, and what differs from it: what a checkpoint remembers, since only the same recipe can go on from it.
     pub fn label(&self) -> String {
         let Some(preset) = Self::named(self.name) else { return self.name.to_owned() };

@@ -8,6 +8,7 @@ pub const MAPPED_BYTES: usize = 16 << 20;
 /// a sixth of a step's time. Buffers of [`MAPPED_BYTES`] and more are an exception: one for which no hole of the heap is large enough would
 /// leave the peak as much higher, and they are few. Does nothing where the C library is not glibc.
 pub fn keep_freed_memory() {
+    super::scratch::reserve();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: `malloc_trim` gives free memory back, `mallopt` changes parameters of the allocator alone.
     unsafe {

@@ -10,6 +10,7 @@ mod memory;
 pub mod pool;
 pub mod quant;
 mod rows;
+mod scratch;
 mod simd;
 mod sparse;
 mod spatial;

@@ -2,11 +2,11 @@
 
 mod few;
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::cpu::Isa;
 use crate::cpu::dense::{Fma, Operands, product};
+use crate::cpu::scratch::with_attention;
 use crate::cpu::simd::{Element, MAX_LANES, Simd, exp, for_isa};
 use crate::{AttentionSpec, Tensor};
 
@@ -58,17 +58,11 @@ pub struct Target {
     pub head: usize,
 }
 
-thread_local! {
-    /// Working memory of a thread, kept from call to call.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
 /// Computes a block and writes its rows to `to`, which nobody else writes.
 pub fn run<E: Element>(isa: Isa, block: &Block, keys: &[E], values: &[E], scores: Scores, to: Target) {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let sizes = block.scratch_sizes();
-        scratch.resize(scratch.len().max(sizes.iter().sum()), 0.0);
-        let mut rest = scratch.as_mut_slice();
+    let sizes = block.scratch_sizes();
+    with_attention(sizes.iter().sum(), |scratch| {
+        let mut rest = scratch;
         let mut take = |len| {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
             rest = after;

@@ -9,13 +9,14 @@ use std::ops::Range;
 use super::QUERY_ROWS;
 use super::block::{Block, KEYS, padded};
 use super::forms::{Scratch, in_pairs, lane_count, lanes, room, steps, transpose};
-use super::training::{SCRATCH, block_of, block_tokens, check, head_blocks};
+use super::training::{block_of, block_tokens, check, head_blocks};
 use crate::backward::{AttentionGradient, AttentionOutput, SelfAttention};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::dense::Pairs;
 use crate::cpu::dense::{Fma, Lanes, Operands, Product, product};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
+use crate::cpu::scratch::with_attention;
 use crate::cpu::simd::{Simd, dot, exp, for_isa};
 use crate::cpu::unwritten::Unwritten;
 use crate::{AttentionSpec, Tensor};
@@ -37,11 +38,10 @@ pub fn attention_backward(
     let gradients = [dq.target(), dk.target(), dv.target()];
     let items = spec.documents.len() * spec.kv_heads;
     context.pool.for_ranges(items, 1, |items| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            for item in items {
-                let (document, kv_head) = (&spec.documents[item / spec.kv_heads], item % spec.kv_heads);
-                let part = Part { q, k, keys: &keys, values: &values, output, dy, spec, document, kv_head, gradients };
-                scratch.resize(scratch.len().max(part.room()), 0.0);
+        for item in items {
+            let (document, kv_head) = (&spec.documents[item / spec.kv_heads], item % spec.kv_heads);
+            let part = Part { q, k, keys: &keys, values: &values, output, dy, spec, document, kv_head, gradients };
+            with_attention(part.room(), |scratch| {
                 #[cfg(target_arch = "x86_64")]
                 if pairs {
                     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
@@ -51,11 +51,11 @@ pub fn attention_backward(
                     }
                     // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
                     unsafe { backward_pairs(&part, scratch) };
-                    continue;
+                    return;
                 }
                 backward_floats(context.isa, &part, scratch);
-            }
-        });
+            });
+        }
     });
     // SAFETY: the items are all key heads and, with them, query heads, for all tokens.
     let tensor = |x: &Tensor, t: Unwritten<f32>| Tensor::new(x.rows(), x.cols(), unsafe { t.written() });

@@ -2,7 +2,6 @@
 //! fast activations both factors of every product are rounded to bf16, as mixed-precision training does; softmax and sums are
 //! f32.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::QUERY_ROWS;
@@ -14,6 +13,7 @@ use crate::cpu::dense::Pairs;
 use crate::cpu::dense::{Fma, Lanes, Operands, Product, product};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
+use crate::cpu::scratch::with_attention;
 use crate::cpu::simd::{Simd, for_isa};
 use crate::cpu::unwritten::Unwritten;
 use crate::{AttentionSpec, Tensor};
@@ -41,8 +41,7 @@ pub fn attention_forward(
     }
     let (to, to_lse) = (y.target(), lse.target());
     context.pool.for_ranges(blocks.len() * heads.len(), 1, |items| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.resize(scratch.len().max(Forward::sizes(spec).iter().sum()), 0.0);
+        with_attention(Forward::sizes(spec).iter().sum(), |scratch| {
             for item in items {
                 let ((tokens, document), heads) = (&blocks[item / heads.len()], &heads[item % heads.len()]);
                 let block = block_of(q, spec, tokens.clone(), heads.clone(), *document);
@@ -65,11 +64,6 @@ pub fn attention_forward(
     // SAFETY: the items are all heads of all tokens.
     let (y, lse) = unsafe { (y.written(), lse.written()) };
     AttentionOutput { y: Tensor::new(q.rows(), y_row, y), lse: Tensor::new(q.rows(), lse_row, lse) }
-}
-
-thread_local! {
-    /// Working memory of a thread, kept from call to call.
-    pub(super) static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A block of queries.

@@ -12,8 +12,9 @@ use crate::backward::{AttentionGradient, AttentionOutput, Backward, SelfAttentio
 use crate::{Bf16Tensor, RopeSpec, Tensor};
 
 impl Backward for Cpu {
-    fn to_bf16(&self, x: &Tensor) -> Bf16Tensor {
-        Bf16Tensor::new(x.rows(), x.cols(), dense::to_bf16(self.context(), x.host()))
+    fn write_bf16(&self, x: &Tensor, to: &mut Bf16Tensor) {
+        assert_eq!((x.rows(), x.cols()), (to.rows(), to.cols()), "rounding into another shape");
+        dense::write_bf16(self.context(), x.host(), to.host_mut());
     }
 
     fn rows_of_bf16(&self, x: &Bf16Tensor, range: Range<usize>) -> Tensor {

@@ -5,10 +5,11 @@ use std::ops::Range;
 use super::product::{Fma, Pairs, Product};
 use super::steps::pack_steps;
 use super::tile::{Operands, product};
-use super::{PANEL, PANEL_ROWS, uses_pairs};
+use super::{PANEL_ROWS, uses_pairs};
 use crate::Tensor;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
+use crate::cpu::scratch::with_panel;
 use crate::cpu::simd::{MAX_LANES, Simd, for_isa};
 use crate::cpu::unwritten::Unwritten;
 
@@ -62,8 +63,7 @@ fn write(context: Context, x: &Tensor, dy: &Tensor, to: SendPtr<f32>, accumulate
             let columns = start..inputs.min(start + group);
             let strips = strips(context, pairs, x, first..first + tokens, columns.clone());
             context.pool.for_ranges(outputs.div_ceil(rows), 1, |items| {
-                PANEL.with_borrow_mut(|panel| {
-                    panel.resize(panel.len().max(steps * ROWS), 0.0);
+                with_panel(steps * ROWS, |panel| {
                     for row in items.map(|item| item * rows) {
                         let rows = rows.min(outputs - row);
                         let data = &dy.host()[first * outputs + row..(first + tokens) * outputs];

@@ -9,7 +9,6 @@ mod steps;
 mod tile;
 mod transposed;
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use fourfold_tensor::{Dense, FloatBuffer};
@@ -31,6 +30,7 @@ use super::simd::{Element, MAX_LANES, Simd, for_isa};
 use super::unwritten::Unwritten;
 use super::{Activations, Isa};
 use crate::Tensor;
+use crate::cpu::scratch::with_panel;
 
 /// From this many tokens on, weights are brought into panels.
 const PANEL_TOKENS: usize = 16;
@@ -49,11 +49,6 @@ pub struct DenseArg<'a> {
     pub rows: Range<usize>,
     /// Added to each result: `[1, weight.rows()]`.
     pub bias: Option<&'a Tensor>,
-}
-
-thread_local! {
-    /// A panel for each thread, kept from call to call.
-    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// `y_i = x · W_i[rows_i, :]ᵀ + b_i`, in one parallel region.
@@ -87,13 +82,12 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
             let job = &jobs[index];
             let local = start - job.first_item..end - job.first_item;
             if many {
-                PANEL.with_borrow_mut(|panel| {
-                    panel.resize(panel.len().max(panel_len(x.cols())), 0.0);
+                with_panel(panel_len(x.cols()), |panel| {
                     for item in local {
                         let tokens = shares(x.rows(), chunks, item % chunks);
                         job.run(
                             context.isa,
-                            Some(panel.as_mut_slice()),
+                            Some(&mut *panel),
                             rows_of(item / chunks..item / chunks + 1, unit, job),
                             tokens,
                         );
@@ -245,12 +239,10 @@ impl Lanes {
 }
 
 /// Rounds to nearest, ties to even.
-pub fn to_bf16(context: Context, values: &[f32]) -> Vec<bf16> {
-    let mut rounded = vec![bf16::ZERO; values.len()];
-    context.pool.for_chunks_mut(&mut rounded, 1, 1 << 14, |first, rounded| {
+pub fn write_bf16(context: Context, values: &[f32], rounded: &mut [bf16]) {
+    context.pool.for_chunks_mut(rounded, 1, 1 << 14, |first, rounded| {
         round_to_bf16(context.isa, &values[first..first + rounded.len()], rounded);
     });
-    rounded
 }
 
 for_isa! {

@@ -4,15 +4,16 @@ use std::ops::Range;
 
 use fourfold_tensor::{Dense, FloatBuffer};
 
-#[cfg(target_arch = "x86_64")]
 use super::product::Pairs;
 use super::product::{Fma, Product};
 use super::steps::pack_steps;
 use super::tile::{Operands, product, tile};
-use super::{Lanes, PANEL, PANEL_ROWS, PANEL_TOKENS, shares, token_chunks, uses_pairs};
+use super::{Lanes, PANEL_ROWS, PANEL_TOKENS, shares, token_chunks, uses_pairs};
 use crate::Tensor;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::scratch::with_panel;
 use crate::cpu::simd::{Element, MAX_LANES, Simd, for_isa};
 use crate::cpu::unwritten::Unwritten;
 
@@ -50,8 +51,7 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
         };
         let rows = rows.start + block.start..rows.start + block.end;
         context.pool.for_ranges(cols.div_ceil(unit) * chunks, 1, |items| {
-            PANEL.with_borrow_mut(|panel| {
-                panel.resize(panel.len().max(rows.len() * STRIP), 0.0);
+            with_panel(rows.len() * STRIP, |panel| {
                 for item in items {
                     let start = item / chunks * unit;
                     let columns = start..(start + unit).min(cols);
