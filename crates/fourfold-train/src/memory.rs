@@ -67,6 +67,12 @@ impl TrainMemory {
         }
     }
 
+    /// The same run of a program that takes `resident` bytes before it begins, in place of what such programs take on average.
+    #[must_use]
+    pub fn started_at(self, resident: u64) -> Self {
+        Self { program: (self.program - STARTED) + resident, ..self }
+    }
+
     /// The same run with a teacher of `stored` bytes: its weights, its hidden rows of a batch of `tokens` in bf16, and its logits of a chunk.
     #[must_use]
     pub fn taught(self, teacher: &ModelSpec, recipe: &Recipe, tokens: u64, stored: u64) -> Self {
@@ -87,8 +93,12 @@ pub(crate) const BF16: u64 = 2;
 const BATCH_BYTES: u64 = (2 * size_of::<u32>() + size_of::<usize>()) as u64;
 /// Bytes of a packed weight that are written out at a time for the gradient of its input.
 const WRITTEN: u64 = 1 << 20;
-/// Resident pages of the program, its tokenizer's remains, its threads' stacks and packing buffers: measured.
-const PROGRAM: u64 = 20_000_000;
+/// Resident pages of the program and its tokenizer's remains before a run begins: measured.
+const STARTED: u64 = 13_500_000;
+/// What is added in a run: more of the program's pages, threads' stacks and packing buffers, and the heap's holes. Measured.
+const RUNNING: u64 = 4_500_000;
+/// More holes, where buffers of many sizes come and go: experts' shares of the tokens, and the parts of packed weights.
+const MANY_SIZES: u64 = 4_000_000;
 
 /// What a run does in a step.
 #[derive(Clone, Copy, Debug)]
@@ -163,6 +173,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     // The product of a gradient with a packed weight holds some of its columns once more in f32.
     let is_packed = adapters.is_some_and(|a| a.base < spec.parameters() * BF16 * 3 / 4);
     let read = if is_packed { F32 } else { read_bytes(recipe) };
+    let has_experts = spec.blocks.iter().any(|block| matches!(block.feed_forward, FeedForward::Moe(_)));
     let trained = Trained::of(spec, recipe, adapters);
     let fixed = TrainMemory {
         weights: trained.sum(|w| weight_bytes(w, &trained.recipe)) + adapters.map_or(0, |a| a.base),
@@ -173,7 +184,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         },
         // Tokens, targets and positions.
         data: accumulation * tokens * BATCH_BYTES,
-        program: PROGRAM,
+        program: STARTED + RUNNING + if is_packed || has_experts { MANY_SIZES } else { 0 },
         ..TrainMemory::default()
     };
     let hidden = spec.hidden_size as u64;
@@ -382,7 +393,7 @@ mod tests {
     fn smaller_recipes_take_less_and_larger_batches_more() {
         let spec = spec();
         let above = |recipe: &Recipe, batch| {
-            train_memory(&spec, recipe, &Work::sequences(batch, 64, 1, recipe)).total() - PROGRAM
+            train_memory(&spec, recipe, &Work::sequences(batch, 64, 1, recipe)).total() - STARTED - RUNNING
         };
         assert!(above(&Recipe::QUARTER, 64) * 2 < above(&Recipe::BASELINE, 64));
         assert!(above(&Recipe::EIGHTH, 8) < above(&Recipe::QUARTER, 8));

@@ -115,6 +115,7 @@ impl Head {
             let d_part = self.lm_head.backward(&part, &logits, pass, gradients);
             pass.backend.scatter_add_rows(&mut d_normed, &d_part, rows, &vec![1.0; rows.len()]);
         }
+        drop(normed);
         let dx = self.norm.backward(x, &d_normed, pass, gradients);
         (losses, dx)
     }

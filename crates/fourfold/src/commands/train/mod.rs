@@ -32,6 +32,7 @@ use self::settings::{Settings, Task};
 use self::start::Start;
 use crate::context::Context;
 use crate::human;
+use crate::memory::resident_now;
 
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let settings = Settings::resolve(args)?;
@@ -72,6 +73,8 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
     };
     drop(tokenizer);
     release_freed_memory();
+    // The data is part of it, and what a teacher or a packed model that is tuned has read would be, which is counted by itself.
+    let resident = if teacher.is_none() && start.tuned().is_none() { resident_now() } else { None };
     let accumulation = settings.gradient_accumulation;
     let steps =
         settings.steps.unwrap_or((settings.epochs * per_epoch as f64 / accumulation as f64).ceil() as u64).max(1);
@@ -81,7 +84,10 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
     // What is trained stays the same; recipe and batches may be others.
     let predict = |recipe: &Recipe, work: Work| {
         let mut memory = train_memory(spec, recipe, &work.with_adapters(start.adapters()));
-        memory.data += bytes;
+        match resident {
+            Some(resident) => memory = memory.started_at(resident),
+            None => memory.data += bytes,
+        }
         if let Some(store) = start.tuned() {
             let stored = store.base().map_or(0, |base| base.tensors().iter().map(|tensor| tensor.bytes).sum());
             memory = memory.tuned(spec, stored, store.trained_elements());
