@@ -109,6 +109,8 @@ pub struct Work<'a> {
     pub accumulation: u64,
     /// What is trained in place of the model's own weights.
     pub adapters: Option<Adapters<'a>>,
+    /// Whether the model's weights stay packed, and only numbers of theirs are trained ([`TrainMemory::tuned`]).
+    pub packed: bool,
 }
 
 /// Adapters over a model that stays as it is.
@@ -124,7 +126,7 @@ impl<'a> Work<'a> {
     /// Steps of `batch` sequences of `context` tokens.
     pub fn sequences(batch: u64, context: u64, accumulation: u64, recipe: &Recipe) -> Self {
         let lengths = std::iter::repeat_n(context as usize, batch as usize);
-        Self { largest: Extent::of(lengths, recipe.block_tokens), accumulation, adapters: None }
+        Self { largest: Extent::of(lengths, recipe.block_tokens), accumulation, adapters: None, packed: false }
     }
 
     /// The same with adapters.
@@ -167,11 +169,11 @@ impl Trained {
 
 /// Peak memory of such steps.
 pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemory {
-    let Work { largest, accumulation, adapters } = *work;
+    let Work { largest, accumulation, adapters, packed } = *work;
     let tokens = largest.tokens as u64;
     let part = if recipe.recompute { largest.part as u64 } else { tokens };
     // The product of a gradient with a packed weight holds some of its columns once more in f32.
-    let is_packed = adapters.is_some_and(|a| a.base < spec.parameters() * BF16 * 3 / 4);
+    let is_packed = packed || adapters.is_some_and(|a| a.base < spec.parameters() * BF16 * 3 / 4);
     let read = if is_packed { F32 } else { read_bytes(recipe) };
     let has_experts = spec.blocks.iter().any(|block| matches!(block.feed_forward, FeedForward::Moe(_)));
     let trained = Trained::of(spec, recipe, adapters);

@@ -83,6 +83,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         .fold(Extent::default(), Extent::max);
     // What is trained stays the same; recipe and batches may be others.
     let predict = |recipe: &Recipe, work: Work| {
+        let work = Work { packed: start.tuned().is_some(), ..work };
         let mut memory = train_memory(spec, recipe, &work.with_adapters(start.adapters()));
         match resident {
             Some(resident) => memory = memory.started_at(resident),
@@ -97,7 +98,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
             Some(teacher) => memory.taught(teacher.spec(), recipe, work.largest.tokens as u64, teacher.stored_bytes()),
         }
     };
-    let predicted = predict(&settings.recipe, Work { largest, accumulation, adapters: None });
+    let predicted = predict(&settings.recipe, Work { largest, accumulation, adapters: None, packed: false });
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} tokens a pass, steps of up to {} tokens",
