@@ -48,25 +48,6 @@ impl TrainMemory {
             + self.program
     }
 
-    /// The same run where only `trained` numbers of a model of `stored` bytes are trained ([`crate::store::ParameterStore::tune`]): the
-    /// model as stored, its kernels' layout for one block, and of a matrix's gradient some rows at a time.
-    #[must_use]
-    pub fn tuned(self, spec: &ModelSpec, stored: u64, trained: u64) -> Self {
-        /// Bytes of a gradient computed at a time (`Backward::tuned_weight_gradient`).
-        const PART: u64 = 1 << 21;
-        let share = |elements: u64| (stored as f64 * elements as f64 / spec.parameters().max(1) as f64) as u64;
-        let block = |block: &BlockSpec| block.weights().iter().map(WeightSpec::elements).sum::<u64>();
-        let largest = spec.blocks.iter().map(block).max().unwrap_or(0);
-        let embedding = spec.vocab_size as u64 * spec.hidden_size as u64;
-        Self {
-            weights: stored + trained * F32,
-            optimizer: 2 * trained * F32,
-            gradients: trained * F32 + PART,
-            copies: share(largest + embedding),
-            ..self
-        }
-    }
-
     /// The same run of a program that takes `resident` bytes before it begins, in place of what such programs take on average.
     #[must_use]
     pub fn started_at(self, resident: u64) -> Self {
@@ -93,6 +74,8 @@ pub(crate) const BF16: u64 = 2;
 const BATCH_BYTES: u64 = (2 * size_of::<u32>() + size_of::<usize>()) as u64;
 /// Bytes of a packed weight that are written out at a time for the gradient of its input.
 const WRITTEN: u64 = 1 << 20;
+/// Elements of a packed weight's gradient that are computed at a time (`Backward::tuned_weight_gradient`).
+const GRADIENT: u64 = 1 << 19;
 /// Resident pages of the program and its tokenizer's remains before a run begins: measured.
 const STARTED: u64 = 13_500_000;
 /// What is added in a run: more of the program's pages, threads' stacks and packing buffers, and the heap's holes. Measured.
@@ -109,8 +92,8 @@ pub struct Work<'a> {
     pub accumulation: u64,
     /// What is trained in place of the model's own weights.
     pub adapters: Option<Adapters<'a>>,
-    /// Whether the model's weights stay packed, and only numbers of theirs are trained ([`TrainMemory::tuned`]).
-    pub packed: bool,
+    /// What is trained of a model that stays packed otherwise.
+    pub tuned: Option<Tuned<'a>>,
 }
 
 /// Adapters over a model that stays as it is.
@@ -122,17 +105,44 @@ pub struct Adapters<'a> {
     pub base: u64,
 }
 
+/// Numbers that are learned of a model that stays packed otherwise ([`crate::store::ParameterStore::tune`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Tuned<'a> {
+    /// What has some: its shape is how many they are.
+    pub numbers: &'a [WeightSpec],
+    /// Bytes of the model as stored.
+    pub stored: u64,
+}
+
+impl Tuned<'_> {
+    /// Bytes of what is alive of the kernels' layout, which is as large as what is stored: as [`copies`].
+    fn layout(&self, spec: &ModelSpec, recipe: &Recipe, blocks: usize) -> u64 {
+        let of = |block: &BlockSpec| block.weights().iter().map(WeightSpec::elements).sum::<u64>();
+        let before = spec.blocks[..blocks].iter().map(of);
+        let live = if recipe.recompute { before.max().unwrap_or(0) } else { before.sum() };
+        let table = spec.vocab_size as u64 * spec.hidden_size as u64;
+        let head = if blocks == spec.blocks.len() && !spec.tied { table } else { 0 };
+        (self.stored as f64 * (table + head + live) as f64 / spec.parameters().max(1) as f64) as u64
+    }
+}
+
 impl<'a> Work<'a> {
     /// Steps of `batch` sequences of `context` tokens.
     pub fn sequences(batch: u64, context: u64, accumulation: u64, recipe: &Recipe) -> Self {
         let lengths = std::iter::repeat_n(context as usize, batch as usize);
-        Self { largest: Extent::of(lengths, recipe.block_tokens), accumulation, adapters: None, packed: false }
+        Self { largest: Extent::of(lengths, recipe.block_tokens), accumulation, adapters: None, tuned: None }
     }
 
     /// The same with adapters.
     #[must_use]
     pub fn with_adapters(self, adapters: Option<Adapters<'a>>) -> Self {
         Self { adapters, ..self }
+    }
+
+    /// The same of a model of which only such numbers are trained.
+    #[must_use]
+    pub fn with_tuned(self, tuned: Option<Tuned<'a>>) -> Self {
+        Self { tuned, ..self }
     }
 }
 
@@ -143,14 +153,13 @@ struct Trained {
 }
 
 impl Trained {
-    /// Adapters are f32 with f32 moments in every recipe.
-    fn of(spec: &ModelSpec, recipe: &Recipe, adapters: Option<Adapters>) -> Self {
-        match adapters {
-            None => Self { weights: spec.weights(), recipe: *recipe },
-            Some(adapters) => Self {
-                weights: adapters.lora.weights(spec),
-                recipe: Recipe { storage: Storage::F32, moments: MomentPrecision::F32, ..*recipe },
-            },
+    /// Adapters and numbers of packed weights are f32 with f32 moments in every recipe.
+    fn of(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> Self {
+        let precise = Recipe { storage: Storage::F32, moments: MomentPrecision::F32, ..*recipe };
+        match (work.adapters, work.tuned) {
+            (None, None) => Self { weights: spec.weights(), recipe: *recipe },
+            (Some(adapters), _) => Self { weights: adapters.lora.weights(spec), recipe: precise },
+            (None, Some(tuned)) => Self { weights: tuned.numbers.to_vec(), recipe: precise },
         }
     }
 
@@ -169,16 +178,18 @@ impl Trained {
 
 /// Peak memory of such steps.
 pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemory {
-    let Work { largest, accumulation, adapters, packed } = *work;
+    let Work { largest, accumulation, adapters, tuned } = *work;
     let tokens = largest.tokens as u64;
     let part = if recipe.recompute { largest.part as u64 } else { tokens };
     // The product of a gradient with a packed weight holds some of its columns once more in f32.
-    let is_packed = packed || adapters.is_some_and(|a| a.base < spec.parameters() * BF16 * 3 / 4);
+    let is_packed = tuned.is_some() || adapters.is_some_and(|a| a.base < spec.parameters() * BF16 * 3 / 4);
     let read = if is_packed { F32 } else { read_bytes(recipe) };
     let has_experts = spec.blocks.iter().any(|block| matches!(block.feed_forward, FeedForward::Moe(_)));
-    let trained = Trained::of(spec, recipe, adapters);
+    let trained = Trained::of(spec, recipe, work);
     let fixed = TrainMemory {
-        weights: trained.sum(|w| weight_bytes(w, &trained.recipe)) + adapters.map_or(0, |a| a.base),
+        weights: trained.sum(|w| weight_bytes(w, &trained.recipe))
+            + adapters.map_or(0, |a| a.base)
+            + tuned.map_or(0, |t| t.stored),
         optimizer: trained.sum(|w| optimizer_bytes(w, &trained.recipe)),
         gradients: match (accumulation > 1, recipe.release) {
             (true, true) => trained.sum(WeightSpec::elements) * BF16,
@@ -192,6 +203,13 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let hidden = spec.hidden_size as u64;
     // What a product with a packed weight writes out, and its sum over the weight's parts.
     let written = |tokens: u64| if is_packed { WRITTEN + tokens * hidden * F32 } else { 0 };
+    // A part of a packed matrix's gradient, before it is summed.
+    let summed = |shapes: &[[u64; 2]], tokens| if tuned.is_some() { gradient_part(shapes, tokens) } else { 0 };
+    // Of the weights of so many blocks, the copies that products read.
+    let copies = |blocks: usize| match tuned {
+        Some(tuned) => tuned.layout(spec, &trained.recipe, blocks),
+        None => copies(spec, &trained, blocks),
+    };
     // An adapter's product, before it is added to its layer's.
     let widest = trained.weights.iter().map(|w| w.shape[0] as u64).max().unwrap_or(0);
     let adapted = |tokens: u64| if adapters.is_some() { tokens * widest * F32 } else { 0 };
@@ -207,11 +225,12 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     // The head: its input, the normed rows and their gradient; a chunk's rows and their gradient, its logits, and some of these
     // once more as the products read them.
     let chunk = (recipe.loss_chunk as u64).min(tokens);
+    let outputs = spec.outputs() as u64;
     let mut peak = TrainMemory {
-        gradients: fixed.gradients + head * F32,
+        gradients: fixed.gradients + head * F32 + summed(&[[outputs, hidden]], chunk),
         activations: kept(blocks) + (3 * tokens + 2 * chunk) * hidden * F32,
         logits: chunk * (spec.outputs() as u64 * F32 + read_features(spec.outputs()) * read) + written(chunk),
-        copies: copies(spec, &trained, blocks),
+        copies: copies(blocks),
         ..fixed
     };
     let mut consider = |at: TrainMemory| {
@@ -230,14 +249,14 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         let live = if recipe.release { trained.elements(Some(i)) } else { 0 };
         let recomputed = if recipe.recompute { block.saved_elements(part) * F32 } else { 0 };
         consider(TrainMemory {
-            gradients: fixed.gradients + gathered + live * F32,
+            gradients: fixed.gradients + gathered + live * F32 + summed(&shapes(block), part),
             activations: kept(i + 1)
                 + recomputed
                 + tokens * hidden * F32
                 + backward_bytes(block, part, read)
                 + written(part)
                 + adapted(part),
-            copies: copies(spec, &trained, i + 1),
+            copies: copies(i + 1),
             ..fixed
         });
     }
@@ -247,7 +266,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     consider(TrainMemory {
         gradients: fixed.gradients + if spec.tied { gathered.max(head * F32) } else { gathered + rows * F32 },
         activations: tokens * hidden * F32,
-        copies: copies(spec, &trained, 0),
+        copies: copies(0),
         ..fixed
     });
     peak
@@ -274,6 +293,19 @@ fn backward_bytes(block: &BlockSpec, tokens: u64, read: u64) -> u64 {
         }
     };
     tokens * 2 * hidden * F32 + feed_forward
+}
+
+/// Rows and columns of a block's matrices.
+fn shapes(block: &BlockSpec) -> Vec<[u64; 2]> {
+    let matrices = block.weights().into_iter().filter(|w| w.shape.len() > 1);
+    matrices.map(|w| [w.shape[0] as u64, w.shape[1..].iter().product::<usize>() as u64]).collect()
+}
+
+/// Bytes of the part of a packed matrix's gradient that is computed at a time, with the part of `dy` that makes it: the largest of
+/// matrices of such rows and columns.
+fn gradient_part(shapes: &[[u64; 2]], tokens: u64) -> u64 {
+    let part = |[rows, cols]: &[u64; 2]| (*rows).min(GRADIENT / (*cols).max(1)) * (cols + tokens) * F32;
+    shapes.iter().map(part).max().unwrap_or(0)
 }
 
 /// Bytes of an element of a product's input as the product reads it: on CPUs with bf16 instructions a bf16 copy, where the recipe

@@ -61,6 +61,7 @@ struct Readings {
 /// Runs and prints the comparison.
 pub fn run(ours: &Path, args: &Args) -> Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/peer_train.py");
+    std::fs::create_dir_all(&args.work).with_context(|| args.work.display().to_string())?;
     let mut all: Vec<Readings> = Vec::new();
     for round in 0..args.rounds {
         let mut contender = 0;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::cpu::Isa;
 use crate::cpu::dense::{Fma, Operands, product};
 use crate::cpu::scratch::with_attention;
-use crate::cpu::simd::{Element, MAX_LANES, Simd, exp, for_isa};
+use crate::cpu::simd::{Element, MAX_LANES, Simd, for_isa, softmax_exp};
 use crate::{AttentionSpec, Tensor};
 
 /// Positions of a key block.
@@ -287,10 +287,10 @@ pub fn soften_rows<S: Simd>(s: S, scores: &mut [f32], rows: usize, positions: us
             for p in 0..positions {
                 largest = s.max(largest, s.load(scores.add(p * rows)));
             }
-            let factor = exp(s, s.sub(before, largest));
+            let factor = softmax_exp(s, s.sub(before, largest));
             let mut total = s.mul(s.load(totals.as_ptr().add(lane)), factor);
             for p in 0..positions {
-                let e = exp(s, s.sub(s.load(scores.add(p * rows)), largest));
+                let e = softmax_exp(s, s.sub(s.load(scores.add(p * rows)), largest));
                 total = s.add(total, e);
                 s.store(scores.add(p * rows), e);
             }

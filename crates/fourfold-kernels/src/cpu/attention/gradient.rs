@@ -17,7 +17,7 @@ use crate::cpu::dense::{Fma, Lanes, Operands, Product, product};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_attention;
-use crate::cpu::simd::{Simd, dot, exp, for_isa};
+use crate::cpu::simd::{Simd, dot, for_isa, softmax_exp};
 use crate::cpu::unwritten::Unwritten;
 use crate::{AttentionSpec, Tensor};
 
@@ -257,7 +257,7 @@ fn add_block<S: Simd, P: Product<S>>(s: S, part: &Part, block: &Block, positions
             for p in 0..count {
                 let score = probabilities.as_mut_ptr().add(p * width + lane);
                 let d_score = d_scores.as_mut_ptr().add(p * width + lane);
-                let probability = exp(s, s.sub(s.load(score), lse));
+                let probability = softmax_exp(s, s.sub(s.load(score), lse));
                 s.store(score, probability);
                 s.store(d_score, s.mul(probability, s.sub(s.load(d_score), delta)));
             }

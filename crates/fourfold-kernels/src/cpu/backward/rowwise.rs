@@ -6,7 +6,7 @@ use crate::Tensor;
 use crate::backward::IGNORE;
 use crate::cpu::Isa;
 use crate::cpu::pool::{Pool, SendPtr};
-use crate::cpu::simd::{MAX_LANES, Simd, dot, exp, for_isa};
+use crate::cpu::simd::{MAX_LANES, Simd, dot, exp, for_isa, softmax_exp};
 use crate::cpu::unwritten::Unwritten;
 
 /// Elements below which threads do not pay.
@@ -188,7 +188,7 @@ pub(super) fn cross_entropy_rows_with<S: Simd>(
             // SAFETY: `count` elements are left.
             unsafe {
                 let at = row.as_mut_ptr().add(i);
-                let e = exp(s, s.sub(s.load_first(at.cast_const(), count), s.splat(largest)));
+                let e = softmax_exp(s, s.sub(s.load_first(at.cast_const(), count), s.splat(largest)));
                 s.store_first(at, e, count);
                 if count == S::LANES {
                     sums = s.add(sums, e);

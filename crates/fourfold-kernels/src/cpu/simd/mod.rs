@@ -18,7 +18,7 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 
-pub use math::{Map2, dot, exp, map2, map2_in_place};
+pub use math::{Map2, dot, exp, map2, map2_in_place, softmax_exp};
 pub use portable::Portable;
 
 /// The most lanes any instruction set has.

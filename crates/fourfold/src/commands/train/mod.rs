@@ -19,7 +19,7 @@ use anyhow::{Result, ensure};
 use fourfold_kernels::release_freed_memory;
 use fourfold_train::batch::Extent;
 use fourfold_train::language::LanguageModel;
-use fourfold_train::memory::{Work, train_memory};
+use fourfold_train::memory::{Tuned, Work, train_memory};
 use fourfold_train::recipe::Recipe;
 
 pub use settings::TrainArgs;
@@ -82,23 +82,21 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         .map(|number| batches.extent(number, settings.recipe.block_tokens))
         .fold(Extent::default(), Extent::max);
     // What is trained stays the same; recipe and batches may be others.
+    let numbers = start.tuned().map(|store| store.tuned_numbers(spec)).unwrap_or_default();
+    let tuned = start.tuned().map(|store| Tuned { numbers: &numbers, stored: store.base_bytes() });
     let predict = |recipe: &Recipe, work: Work| {
-        let work = Work { packed: start.tuned().is_some(), ..work };
-        let mut memory = train_memory(spec, recipe, &work.with_adapters(start.adapters()));
+        let work = work.with_adapters(start.adapters()).with_tuned(tuned);
+        let mut memory = train_memory(spec, recipe, &work);
         match resident {
             Some(resident) => memory = memory.started_at(resident),
             None => memory.data += bytes,
-        }
-        if let Some(store) = start.tuned() {
-            let stored = store.base().map_or(0, |base| base.tensors().iter().map(|tensor| tensor.bytes).sum());
-            memory = memory.tuned(spec, stored, store.trained_elements());
         }
         match &teacher {
             None => memory,
             Some(teacher) => memory.taught(teacher.spec(), recipe, work.largest.tokens as u64, teacher.stored_bytes()),
         }
     };
-    let predicted = predict(&settings.recipe, Work { largest, accumulation, adapters: None, packed: false });
+    let predicted = predict(&settings.recipe, Work { largest, accumulation, adapters: None, tuned: None });
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     context.remark(&format!(
         "{} tokens a pass, steps of up to {} tokens",

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Block, KEYS, State, padded};
-use crate::cpu::simd::{Element, MAX_LANES, Simd, exp};
+use crate::cpu::simd::{Element, MAX_LANES, Simd, softmax_exp};
 
 /// `scores[row][p] = query[row] · key[p]`, −∞ beyond the positions. Meanwhile the values come into the cache.
 #[inline(always)]
@@ -110,7 +110,7 @@ pub fn soften<S: Simd>(s: S, block: &Block, count: usize, state: &mut State) {
         // SAFETY: rows are padded to MAX_LANES.
         unsafe {
             let change = s.sub(s.load(before.as_ptr().add(lane)), s.load(state.largest.as_ptr().add(lane)));
-            s.store(state.factors.as_mut_ptr().add(lane), exp(s, change));
+            s.store(state.factors.as_mut_ptr().add(lane), softmax_exp(s, change));
         }
     }
     for (r, scores) in state.scores_t.chunks_exact_mut(KEYS).enumerate().take(rows) {
@@ -120,7 +120,7 @@ pub fn soften<S: Simd>(s: S, block: &Block, count: usize, state: &mut State) {
             // SAFETY: as above.
             unsafe {
                 let at = scores.as_mut_ptr().add(v * S::LANES);
-                let e = exp(s, s.sub(s.load(at), largest));
+                let e = softmax_exp(s, s.sub(s.load(at), largest));
                 total = s.add(total, e);
                 s.store(at, e);
             }
