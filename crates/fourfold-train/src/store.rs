@@ -17,7 +17,7 @@ use crate::optim::adamw::Step;
 use crate::optim::parameter::Parameter;
 use crate::optim::{OptimError, Optimizer, OptimizerState};
 use crate::random::Stream;
-use crate::recipe::{Recipe, Storage};
+use crate::recipe::Recipe;
 
 mod frozen;
 
