@@ -58,17 +58,8 @@ for part, most in (("learn", args.bytes), ("held-out", 120_000)):
     files[part] = kept
 
 if args.vocabulary:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from byte_bpe import train_tokenizer
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=args.vocabulary, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(files["learn"], trainer)
-    assert tokenizer.get_vocab_size() == args.vocabulary
-    tokenizer.save(os.path.join(args.out, "tokenizer.json"))
+    train_tokenizer(files["learn"], args.vocabulary, "<|end|>").save(os.path.join(args.out, "tokenizer.json"))
     with open(os.path.join(args.out, "learn.txt"), "w", encoding="utf8") as f:
         f.writelines(files["learn"])

@@ -26,7 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
+
+from byte_bpe import train_tokenizer
 
 CONFIG = dict(
     architectures=["DeepseekV3ForCausalLM"],
@@ -117,21 +119,6 @@ def collect(registry):
                 seen.add(hash(text))
                 (held if name in HELD_OUT else train).append(text)
     return train, held
-
-
-def train_tokenizer(texts):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=CONFIG["vocab_size"],
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    assert tokenizer.get_vocab_size() == CONFIG["vocab_size"]
-    return tokenizer
 
 
 def encode(tokenizer, texts):
@@ -413,7 +400,7 @@ def main():
         ids, held = (np.load(cache)[k] for k in ("train", "held"))
     else:
         texts, held_texts = collect(args.registry)
-        tokenizer = train_tokenizer(texts[::3])
+        tokenizer = train_tokenizer(texts[::3], CONFIG["vocab_size"], END)
         ids, held = encode(tokenizer, texts), encode(tokenizer, held_texts)
         write_static(tokenizer, args.out)
         size = [sum(len(t.encode()) for t in part) for part in (texts, held_texts)]

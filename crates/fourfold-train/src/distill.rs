@@ -39,8 +39,7 @@ impl Teacher {
 
     /// Bytes of its weights as they are stored.
     pub fn stored_bytes(&self) -> u64 {
-        let tensors = self.weights.base().map_or(&[][..], WeightSource::tensors);
-        tensors.iter().map(|tensor| tensor.bytes).sum()
+        self.weights.base_bytes()
     }
 
     /// Whether a student of `spec` can learn from it.

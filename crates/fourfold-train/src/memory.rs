@@ -114,18 +114,6 @@ pub struct Tuned<'a> {
     pub stored: u64,
 }
 
-impl Tuned<'_> {
-    /// Bytes of what is alive of the kernels' layout, which is as large as what is stored: as [`copies`].
-    fn layout(&self, spec: &ModelSpec, recipe: &Recipe, blocks: usize) -> u64 {
-        let of = |block: &BlockSpec| block.weights().iter().map(WeightSpec::elements).sum::<u64>();
-        let before = spec.blocks[..blocks].iter().map(of);
-        let live = if recipe.recompute { before.max().unwrap_or(0) } else { before.sum() };
-        let table = spec.vocab_size as u64 * spec.hidden_size as u64;
-        let head = if blocks == spec.blocks.len() && !spec.tied { table } else { 0 };
-        (self.stored as f64 * (table + head + live) as f64 / spec.parameters().max(1) as f64) as u64
-    }
-}
-
 impl<'a> Work<'a> {
     /// Steps of `batch` sequences of `context` tokens.
     pub fn sequences(batch: u64, context: u64, accumulation: u64, recipe: &Recipe) -> Self {
@@ -205,10 +193,13 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let written = |tokens: u64| if is_packed { WRITTEN + tokens * hidden * F32 } else { 0 };
     // A part of a packed matrix's gradient, before it is summed.
     let summed = |shapes: &[[u64; 2]], tokens| if tuned.is_some() { gradient_part(shapes, tokens) } else { 0 };
-    // Of the weights of so many blocks, the copies that products read.
+    // What products read of so many blocks' weights, besides what is stored: of packed ones the kernels' layout, which is as large.
+    let whole = Trained { weights: spec.weights(), recipe: *recipe };
     let copies = |blocks: usize| match tuned {
-        Some(tuned) => tuned.layout(spec, &trained.recipe, blocks),
-        None => copies(spec, &trained, blocks),
+        Some(Tuned { stored, .. }) => {
+            (stored as f64 * alive(spec, &whole, blocks) as f64 / spec.parameters().max(1) as f64) as u64
+        }
+        None => alive(spec, &trained, blocks) * copy_bytes(&trained.recipe),
     };
     // An adapter's product, before it is added to its layer's.
     let widest = trained.weights.iter().map(|w| w.shape[0] as u64).max().unwrap_or(0);
@@ -319,16 +310,12 @@ fn read_features(features: usize) -> u64 {
     features.min(2048) as u64
 }
 
-/// Bytes of weights in the type that products read: blocks that wait for their backward keep theirs.
-fn copies(spec: &ModelSpec, trained: &Trained, blocks: usize) -> u64 {
-    let bytes = copy_bytes(&trained.recipe);
-    let of = |block: usize| trained.elements(Some(block));
-    let live = match trained.recipe.recompute {
-        true => (0..blocks).map(of).max().unwrap_or(0),
-        false => (0..blocks).map(of).sum(),
-    };
-    let head = if blocks == spec.blocks.len() { trained.role(Role::LmHead) } else { 0 };
-    (trained.role(Role::Embedding) + head + live) * bytes
+/// Elements of the weights whose form that products read is alive: blocks that wait for their backward keep theirs.
+fn alive(spec: &ModelSpec, weights: &Trained, blocks: usize) -> u64 {
+    let before = (0..blocks).map(|block| weights.elements(Some(block)));
+    let live = if weights.recipe.recompute { before.max().unwrap_or(0) } else { before.sum() };
+    let head = if blocks == spec.blocks.len() { weights.role(Role::LmHead) } else { 0 };
+    weights.role(Role::Embedding) + head + live
 }
 
 /// Bytes of an element in the type that products read, where it is not the type it is stored in.
