@@ -58,6 +58,11 @@ impl Isa {
         false
     }
 
+    /// Whether this machine multiplies pairs of bf16, for which both factors are brought into that type.
+    pub fn multiplies_pairs() -> bool {
+        Self::detect() == Self::Avx512 && Self::has_fast_pairs()
+    }
+
     /// Its name, as a user writes it.
     pub const fn name(self) -> &'static str {
         match self {

@@ -203,8 +203,7 @@ fn check(case: Case, tokens: usize, seed: u64, pools: &[Pool]) {
                     let wanted = xt.row(t).iter().zip(&column).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                     let magnitude: f64 = xt.row(t).iter().zip(&column).map(|(a, b)| f64::from((a * b).abs())).sum();
                     // Both factors are rounded to bf16, by 2^−8 of them at most.
-                    let is_fast = isa == Isa::Avx512 && activations == Activations::Fast && Isa::has_fast_pairs();
-                    let in_bf16 = is_fast && tokens >= turned::TOKENS;
+                    let in_bf16 = isa == Isa::Avx512 && activations == Activations::Fast && tokens >= turned::TOKENS;
                     let rounding = if in_bf16 { magnitude / 127.0 } else { 0.0 };
                     close(found, wanted, bound(xt.row(t), &column, true, true) + rounding, &(isa, t, c, case));
                 }

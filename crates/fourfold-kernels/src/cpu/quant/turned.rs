@@ -15,6 +15,7 @@ use crate::Tensor;
 use crate::cpu::dense::{self, DenseArg};
 use crate::cpu::elementwise;
 use crate::cpu::pool::SendPtr;
+use crate::cpu::{Activations, Isa};
 
 /// From this many tokens on the time to write the weight out is made up for.
 pub(super) const TOKENS: usize = 16;
@@ -25,9 +26,9 @@ const PART: usize = 1 << 19;
 /// Strips written out at a time, at most: so many columns of the input are copied.
 const STRIPS: usize = 64;
 
-/// Whether weights are to be multiplied in bf16, and this machine does that faster than in f32.
+/// Whether weights are to be written out in bf16. Where the dense product then multiplies in f32 it is still faster than from the codes.
 pub(super) fn is_wanted(context: Context, tokens: usize) -> bool {
-    tokens >= TOKENS && dense::uses_pairs(context)
+    tokens >= TOKENS && context.isa == Isa::Avx512 && context.activations == Activations::Fast
 }
 
 /// `y = x · W[rows, :]`, both factors rounded to bf16: x `[tokens, rows.len()]`, y `[tokens, cols]`.
