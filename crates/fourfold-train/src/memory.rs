@@ -301,7 +301,7 @@ fn gradient_part(shapes: &[[u64; 2]], tokens: u64) -> u64 {
 
 /// Bytes of an element of a product's input as the product reads it: on CPUs with bf16 instructions a bf16 copy, where the recipe
 /// multiplies in bf16, otherwise one in f32.
-fn read_bytes(recipe: &Recipe) -> u64 {
+pub(crate) fn read_bytes(recipe: &Recipe) -> u64 {
     if recipe.compute == DType::Bf16 && Isa::multiplies_pairs() { BF16 } else { F32 }
 }
 

@@ -8,6 +8,7 @@ use fourfold_kernels::backward::Backward;
 use fourfold_models::layers::{Gradients, LayerSpec, Running, StackPass, Trained};
 use fourfold_models::{ConvNet, ConvNetSpec, Role, WeightSpec};
 
+use crate::image_memory::rooms;
 use crate::memory::make_room;
 use crate::network::{Apply, BatchError, Examples, Network, Run, Score};
 use crate::random::Stream;
@@ -156,8 +157,11 @@ impl Network for Classifier {
         let parts = self.spec.parts();
         let mut running = Vec::new();
         let mut kept = Vec::with_capacity(parts.len());
+        let rooms =
+            rooms(&self.spec.layers, (batch.pixels.len() / batch.labels.len()) as u64, batch.labels.len() as u64);
         let mut x = Arc::new(normalized(&self.spec, &batch.pixels));
-        for part in &parts {
+        for (part, &room) in parts.iter().zip(&rooms) {
+            make_room(room);
             let stack = ConvNet::load_part(&self.spec, part.clone(), store, &run.backend)?;
             let (y, saved) = stack.train_forward(x, &pass, &mut running);
             kept.push(saved);
@@ -175,8 +179,7 @@ impl Network for Classifier {
         let mut dy = Some(logits);
         for (i, (part, saved)) in parts.iter().zip(kept).enumerate().rev() {
             let Some(gradient) = dy.take() else { break };
-            let weights = self.spec.layers[part.clone()].iter().flat_map(LayerSpec::weights);
-            make_room(weights.map(|w| w.elements()).max().unwrap_or(0) as usize);
+            make_room(rooms[i]);
             let stack = ConvNet::load_part(&self.spec, part.clone(), store, &run.backend)?;
             dy = stack.backward(saved, gradient, i > 0, &pass, &mut gradients);
             drop(stack);

@@ -16,6 +16,7 @@ pub struct Args {
     /// Options of `fourfold train` that differ, a variant each; the others are compared with the first. The last is meant to fail.
     #[arg(
         long,
+        allow_hyphen_values = true,
         value_delimiter = ';',
         default_value = "--preset baseline;--preset quarter;--preset quarter --weights int8-nearest"
     )]

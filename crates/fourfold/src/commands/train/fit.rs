@@ -1,19 +1,18 @@
 //! Whether a run fits into the memory there is, before it begins.
 
 use anyhow::{Result, bail};
-use fourfold_train::memory::{TrainMemory, Work};
+use fourfold_train::memory::TrainMemory;
 use fourfold_train::recipe::Recipe;
 
 use super::settings::Settings;
 use crate::{human, memory};
 
 /// Refuses a run whose predicted peak is more than the memory available. `predict` says what the same run takes with another recipe and
-/// other batches.
+/// batches of so many sequences or images.
 pub(super) fn check(
     predicted: &TrainMemory,
     settings: &Settings,
-    context: u64,
-    predict: &dyn Fn(&Recipe, Work) -> TrainMemory,
+    predict: &dyn Fn(&Recipe, u64) -> TrainMemory,
 ) -> Result<()> {
     // What the process has already is part of the peak.
     let Some(available) = memory::available().map(|free| free + memory::resident_now().unwrap_or(0)) else {
@@ -22,10 +21,7 @@ pub(super) fn check(
     if predicted.total() <= available {
         return Ok(());
     }
-    let fits = |recipe: &Recipe, batch: u64| {
-        let work = Work::sequences(batch, context, settings.gradient_accumulation, recipe);
-        predict(recipe, work).total() <= available
-    };
+    let fits = |recipe: &Recipe, batch: u64| predict(recipe, batch).total() <= available;
     let most = settings.batch_size as u64;
     let smaller = |recipe: &Recipe| (1..=most).rev().find(|&batch| fits(recipe, batch));
     let advice = match smaller(&settings.recipe) {

@@ -28,6 +28,8 @@ use crate::{human, interrupt, memory};
 
 #[derive(Serialize)]
 struct TrainReport {
+    #[serde(skip)]
+    unit: Unit,
     output: String,
     preset: &'static str,
     parameters: u64,
@@ -54,6 +56,29 @@ struct TrainReport {
     complete: bool,
 }
 
+/// What a rate counts.
+#[derive(Clone, Copy)]
+pub(super) enum Unit {
+    Tokens,
+    Images,
+}
+
+impl Unit {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tokens => "tokens",
+            Self::Images => "images",
+        }
+    }
+
+    fn rate(self) -> &'static str {
+        match self {
+            Self::Tokens => "tok/s",
+            Self::Images => "images/s",
+        }
+    }
+}
+
 /// A run of any kind of network.
 pub(super) struct Job<'a> {
     pub(super) settings: &'a Settings,
@@ -66,6 +91,7 @@ pub(super) struct Job<'a> {
     pub(super) steps: u64,
     /// Whether the loss is one of tokens, whose exponential is a perplexity.
     pub(super) is_text: bool,
+    pub(super) unit: Unit,
     /// Bytes of the peak, where they can be told.
     pub(super) predicted: Option<u64>,
 }
@@ -86,7 +112,7 @@ impl Job<'_> {
         batches: &mut dyn BatchSource<N::Batch>,
         held_out: &dyn HeldOut<N::Batch>,
     ) -> Result<()> {
-        let Self { settings, context, description, parameters, objective, steps, is_text, predicted } = self;
+        let Self { settings, context, description, parameters, objective, steps, is_text, unit, predicted } = self;
         let hyper = settings.hyperparameters(steps);
 
         let mut state = State { objective, ..State::begin(&settings.recipe, settings.seed) };
@@ -135,6 +161,7 @@ impl Job<'_> {
             last_step: state.step,
             seconds: 0.0,
             tokens: 0,
+            unit,
             failure: None,
         };
         let _cooperation = interrupt::cooperate();
@@ -166,6 +193,7 @@ impl Job<'_> {
             parameters,
             steps: end.step,
             tokens: end.tokens,
+            unit,
             training_loss: watcher.smooth,
             held_out_loss: score.map(|s| s.mean_loss()),
             loss: loss_name(settings),
@@ -237,6 +265,7 @@ struct Watcher<'a> {
     last_step: u64,
     seconds: f64,
     tokens: u64,
+    unit: Unit,
     /// A metrics file that could not be written.
     failure: Option<anyhow::Error>,
 }
@@ -261,10 +290,11 @@ impl Events for Watcher<'_> {
         let peak = memory::peak_resident().unwrap_or(0);
         self.bar.set_position(report.step);
         self.bar.set_message(format!(
-            "loss {:.4}{}, {:.0} tok/s, {}",
+            "loss {:.4}{}, {:.0} {}, {}",
             self.smooth.unwrap_or(report.loss),
             self.held_out.map(|h| format!(", held out {:.4}", h.mean_loss())).unwrap_or_default(),
             self.tokens as f64 / self.seconds.max(1e-9),
+            self.unit.rate(),
             human::bytes(peak)
         ));
         let mut values = serde_json::json!({
@@ -323,12 +353,14 @@ impl Events for Watcher<'_> {
 impl Report for TrainReport {
     fn text(&self) -> String {
         let mut text = format!(
-            "{}: {} steps, {} tokens in {} ({:.0} tok/s)\n",
+            "{}: {} steps, {} {} in {} ({:.0} {})\n",
             self.output,
             self.steps,
             human::count(self.tokens),
+            self.unit.name(),
             human::duration(Duration::from_secs_f64(self.seconds)),
-            self.tokens_per_second
+            self.tokens_per_second,
+            self.unit.rate()
         );
         if let Some(loss) = self.training_loss {
             text += &format!("training loss {loss:.4}");

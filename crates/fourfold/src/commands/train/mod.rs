@@ -27,7 +27,7 @@ pub use start::matrix_bytes;
 
 use self::classification::LabelledTexts;
 use self::data::Data;
-use self::job::{Job, prepare_output};
+use self::job::{Job, Unit, prepare_output};
 use self::settings::{Settings, Task};
 use self::start::Start;
 use crate::context::Context;
@@ -104,7 +104,9 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         largest.tokens as u64 * accumulation
     ));
     if settings.memory_check {
-        fit::check(&predicted, settings, length as u64, &predict)?;
+        let of_batch =
+            |recipe: &Recipe, batch| predict(recipe, Work::sequences(batch, length as u64, accumulation, recipe));
+        fit::check(&predicted, settings, &of_batch)?;
     }
     let (spec, description, store) = start.load(settings)?;
     let objective = teacher::objective(settings, &store, of_teacher)?;
@@ -116,6 +118,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         objective,
         steps,
         is_text: settings.task == Task::Text,
+        unit: Unit::Tokens,
         predicted: Some(predicted.total()),
     };
     let network = LanguageModel::new(spec).balanced(settings.router_bias_update_rate).taught(teacher);

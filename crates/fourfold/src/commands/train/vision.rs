@@ -4,17 +4,19 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
-use fourfold_compress::convnet::{Recipe, factorized};
+use fourfold_compress::convnet::factorized;
 use fourfold_models::ConvNetSpec;
 use fourfold_train::image_memory::image_memory;
 use fourfold_train::images::{Augmentation, ImageBatches, Images, Subset, in_order};
 use fourfold_train::memory::TrainMemory;
+use fourfold_train::recipe::Recipe;
 use fourfold_train::store::ParameterStore;
 use fourfold_train::vision::{Classifier, initialize};
 use serde_json::Value;
 
 use super::finite::FiniteWeights;
-use super::job::{Job, prepare_output};
+use super::fit;
+use super::job::{Job, Unit, prepare_output};
 use super::settings::Settings;
 use super::start::{Description, TokenizerText, dense_config, with_pruned};
 use crate::context::Context;
@@ -45,7 +47,7 @@ pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
     let mut config = dense_config(&config);
     if let Some(words) = &settings.factorize {
         ensure!(settings.model.is_none(), "--factorize is for a new model; `compress` decomposes one that exists");
-        let recipe: Recipe = words.parse().map_err(Error::msg)?;
+        let recipe: fourfold_compress::convnet::Recipe = words.parse().map_err(Error::msg)?;
         spec = factorized(&spec, &recipe);
         config = spec.describe(&config);
     }
@@ -90,17 +92,22 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     };
     let parameters = spec.parameters();
     prepare_output(settings)?;
-    let predicted = image_memory(&spec, &settings.recipe, settings.batch_size as u64, settings.gradient_accumulation);
     // What a mask leaves is less than the shape says; the images that are measured on stay in memory.
     let (weights, optimizer) = store.byte_len();
     let waiting = held_out.iter().map(|batch| batch.pixels.len() as u64).sum::<u64>();
+    let predict = |recipe: &Recipe, batch| {
+        let memory = image_memory(&spec, recipe, batch, settings.gradient_accumulation);
+        TrainMemory { data: memory.data + waiting, ..memory }
+    };
     let predicted = TrainMemory {
         weights: weights as u64,
         optimizer: optimizer as u64,
-        data: predicted.data + waiting,
-        ..predicted
+        ..predict(&settings.recipe, settings.batch_size as u64)
     };
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
+    if settings.memory_check {
+        fit::check(&predicted, settings, &predict)?;
+    }
     let job = Job {
         settings,
         context,
@@ -109,6 +116,7 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
         objective: None,
         steps,
         is_text: false,
+        unit: Unit::Images,
         predicted: Some(predicted.total()),
     };
     job.run(Classifier::new(spec), store, &mut batches, &held_out)
