@@ -78,8 +78,10 @@ const WRITTEN: u64 = 1 << 20;
 const GRADIENT: u64 = 1 << 19;
 /// Resident pages of the program and its tokenizer's remains before a run begins: measured.
 const STARTED: u64 = 13_500_000;
-/// What is added in a run: more of the program's pages, threads' stacks and packing buffers, and the heap's holes. Measured.
-const RUNNING: u64 = 4_500_000;
+/// What is added in a run at most: more of the program's pages, threads' stacks and packing buffers, and the heap's holes. Measured, as
+/// is the share of the activations that it is where these are few.
+const RUNNING: u64 = 6_000_000;
+const RUNNING_SHARE: u64 = 5;
 /// More holes, where buffers of many sizes come and go: experts' shares of the tokens, and the parts of packed weights.
 const MANY_SIZES: u64 = 4_000_000;
 
@@ -170,7 +172,11 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let tokens = largest.tokens as u64;
     let part = if recipe.recompute { largest.part as u64 } else { tokens };
     // The product of a gradient with a packed weight holds some of its columns once more in f32.
-    let is_packed = tuned.is_some() || adapters.is_some_and(|a| a.base < spec.parameters() * BF16 * 3 / 4);
+    let is_packed = tuned.is_some()
+        || match adapters {
+            Some(adapters) => adapters.base < spec.parameters() * BF16 * 3 / 4,
+            None => matches!(recipe.storage, Storage::Int8 | Storage::Int8Nearest),
+        };
     let read = if is_packed { F32 } else { read_bytes(recipe) };
     let has_experts = spec.blocks.iter().any(|block| matches!(block.feed_forward, FeedForward::Moe(_)));
     let trained = Trained::of(spec, recipe, work);
@@ -185,7 +191,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         },
         // Tokens, targets and positions.
         data: accumulation * tokens * BATCH_BYTES,
-        program: STARTED + RUNNING + if is_packed || has_experts { MANY_SIZES } else { 0 },
+        program: STARTED + if is_packed || has_experts { MANY_SIZES } else { 0 },
         ..TrainMemory::default()
     };
     let hidden = spec.hidden_size as u64;
@@ -260,7 +266,10 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         copies: copies(0),
         ..fixed
     });
-    peak
+    // Where nothing is run anew buffers are kept longer, and leave fewer holes.
+    let most = if recipe.recompute { RUNNING } else { RUNNING / 2 };
+    let running = most.min((peak.activations + peak.logits) / RUNNING_SHARE);
+    TrainMemory { program: peak.program + running, ..peak }
 }
 
 /// Bytes alive in a block's backward over `tokens` besides what is saved, at the feed-forward's two heights: the normed input and
@@ -414,7 +423,8 @@ mod tests {
     fn smaller_recipes_take_less_and_larger_batches_more() {
         let spec = spec();
         let above = |recipe: &Recipe, batch| {
-            train_memory(&spec, recipe, &Work::sequences(batch, 64, 1, recipe)).total() - STARTED - RUNNING
+            let memory = train_memory(&spec, recipe, &Work::sequences(batch, 64, 1, recipe));
+            memory.total() - memory.program
         };
         assert!(above(&Recipe::QUARTER, 64) * 2 < above(&Recipe::BASELINE, 64));
         assert!(above(&Recipe::EIGHTH, 8) < above(&Recipe::QUARTER, 8));
