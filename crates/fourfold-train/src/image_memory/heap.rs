@@ -13,8 +13,11 @@ use fourfold_kernels::cpu::MAPPED_BYTES;
 /// Bytes of a buffer that are the allocator's.
 const HEADER: u64 = 16;
 
+/// Bytes from which on a buffer is a map before anything is freed, and the most that this may become.
+const FIRST_MAPPED: u64 = 128 << 10;
+const MOST_MAPPED: u64 = 32 << 20;
+
 /// Buffers in memory.
-#[derive(Default)]
 pub(super) struct Heap {
     /// Addresses below the end that no buffer takes.
     free: Ranges,
@@ -22,6 +25,9 @@ pub(super) struct Heap {
     returned: Ranges,
     end: u64,
     mapped: u64,
+    /// Bytes from which on a buffer is a map, and whether they change.
+    threshold: u64,
+    changes: bool,
 }
 
 /// A buffer's place.
@@ -31,6 +37,18 @@ pub(super) enum Place {
 }
 
 impl Heap {
+    /// The heap of a program that begins.
+    pub fn new() -> Self {
+        let (free, returned) = (Ranges::default(), Ranges::default());
+        Self { free, returned, end: 0, mapped: 0, threshold: FIRST_MAPPED, changes: true }
+    }
+
+    /// As [`fourfold_kernels::cpu::keep_freed_memory`] does.
+    pub fn keep_freed(&mut self) {
+        self.give_back();
+        (self.threshold, self.changes) = (MAPPED_BYTES as u64, false);
+    }
+
     /// Bytes that the heap and the maps take.
     pub fn resident(&self) -> u64 {
         self.end - self.returned.len() + self.mapped
@@ -45,7 +63,7 @@ impl Heap {
         let holes = self.free.iter().filter(|hole| hole.end < self.end && hole.end - hole.start >= bytes);
         let start = match holes.min_by_key(|hole| hole.end - hole.start) {
             Some(hole) => hole.start,
-            None if rest.end - rest.start >= bytes || bytes < MAPPED_BYTES as u64 => rest.start,
+            None if rest.end - rest.start >= bytes || bytes < self.threshold => rest.start,
             None => {
                 self.mapped += bytes;
                 return Place::Mapped(bytes);
@@ -62,7 +80,12 @@ impl Heap {
     pub fn free(&mut self, place: Place) {
         match place {
             Place::Heap(place) => self.free.insert(place),
-            Place::Mapped(bytes) => self.mapped -= bytes,
+            Place::Mapped(bytes) => {
+                self.mapped -= bytes;
+                if self.changes && bytes <= MOST_MAPPED {
+                    self.threshold = self.threshold.max(bytes);
+                }
+            }
         }
     }
 
@@ -117,6 +140,12 @@ impl Ranges {
 mod tests {
     use super::*;
 
+    fn training() -> Heap {
+        let mut heap = Heap::new();
+        heap.keep_freed();
+        heap
+    }
+
     /// A buffer that takes so many units with its header.
     fn allocate(heap: &mut Heap, units: u64) -> Place {
         heap.allocate(units * HEADER - HEADER)
@@ -131,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_smallest_hole_that_is_large_enough_is_used_and_holes_side_by_side_are_one() {
-        let mut heap = Heap::default();
+        let mut heap = training();
         let [a, b, c, _d, e] = [100, 10, 40, 10, 50].map(|units| allocate(&mut heap, units));
         heap.free(a);
         heap.free(c);
@@ -149,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_is_given_back_counts_again_when_it_is_used() {
-        let mut heap = Heap::default();
+        let mut heap = training();
         let [a, _b] = [100, 100].map(|units| allocate(&mut heap, units));
         heap.free(a);
         assert_eq!(heap.resident(), 200 * HEADER);
@@ -162,7 +191,7 @@ mod tests {
     #[test]
     fn a_large_buffer_uses_a_hole_and_is_otherwise_a_map_of_which_nothing_stays() {
         let large = MAPPED_BYTES as u64 / HEADER;
-        let mut heap = Heap::default();
+        let mut heap = training();
         let mapped = allocate(&mut heap, large + 1);
         assert!(matches!(mapped, Place::Mapped(_)));
         heap.free(mapped);
@@ -172,5 +201,16 @@ mod tests {
         heap.free(b);
         assert_eq!(start(&allocate(&mut heap, large + 1)), 0);
         assert_eq!(heap.resident(), (large + 3) * HEADER);
+    }
+
+    #[test]
+    fn before_training_maps_become_larger() {
+        let units = FIRST_MAPPED / HEADER;
+        let mut heap = Heap::new();
+        let first = allocate(&mut heap, 2 * units);
+        assert!(matches!(first, Place::Mapped(_)));
+        heap.free(first);
+        assert_eq!(start(&allocate(&mut heap, units)), 0);
+        assert!(matches!(allocate(&mut heap, 3 * units), Place::Mapped(_)));
     }
 }

@@ -7,11 +7,11 @@ use std::ops::{Add, Range, Sub};
 use std::rc::Rc;
 
 use fourfold_kernels::cpu::MAPPED_BYTES;
-use fourfold_models::WeightSpec;
 use fourfold_models::layers::{Conv2dSpec, LayerSpec, segments};
+use fourfold_models::{ConvNetSpec, WeightSpec};
 
 use super::heap::{Heap, Place};
-use crate::memory::{BF16, F32, copy_bytes, read_bytes};
+use crate::memory::{BF16, F32, copy_bytes, optimizer_bytes, read_bytes, weight_bytes};
 use crate::recipe::Recipe;
 
 /// Elements of a convolution's patches that are held at once.
@@ -58,21 +58,39 @@ impl Sub for Alive {
 }
 
 /// What is alive, and what there was when the heap was largest.
-#[derive(Default)]
 struct Tensors {
     now: Cell<Alive>,
     most: Cell<Alive>,
     heap: RefCell<Heap>,
+    /// Bytes that are there before a step, and stay.
+    stored: u64,
 }
 
 impl Tensors {
+    /// With a store of new weights, whose values leave holes.
+    fn beside(weights: &[WeightSpec], recipe: &Recipe) -> Self {
+        let mut heap = Heap::new();
+        for weight in weights {
+            let values = heap.allocate(weight.elements() * F32);
+            heap.allocate(weight_bytes(weight, recipe));
+            for _ in 0..2 {
+                heap.allocate(optimizer_bytes(weight, recipe) / 2);
+            }
+            heap.free(values);
+        }
+        heap.keep_freed();
+        let stored = heap.resident();
+        Self { now: Cell::default(), most: Cell::default(), heap: RefCell::new(heap), stored }
+    }
+
     fn hold(&self, bytes: Alive) -> Held<'_> {
         self.now.set(self.now.get() + bytes);
         let mut heap = self.heap.borrow_mut();
         let place = heap.allocate(bytes.total());
-        if heap.resident() > self.most.get().total() {
+        let taken = heap.resident() - self.stored;
+        if taken > self.most.get().total() {
             let now = self.now.get();
-            let holes = heap.resident() - now.total();
+            let holes = taken - now.total();
             self.most.set(now + Alive { activations: holes, ..Alive::default() });
         }
         Held { tensors: self, bytes, place: Some(place) }
@@ -118,8 +136,8 @@ enum Saved<'a> {
 }
 
 /// The most that tensors of a step of `images` images of `pixels` values take.
-pub(super) fn most_alive(layers: &[LayerSpec], recipe: &Recipe, images: u64, pixels: u64) -> Alive {
-    let tensors = Tensors::default();
+pub(super) fn most_alive(spec: &ConvNetSpec, recipe: &Recipe, images: u64, pixels: u64) -> Alive {
+    let (layers, tensors) = (&spec.layers, Tensors::beside(&spec.weights(), recipe));
     let replay = Replay { tensors: &tensors, recipe, images };
     // The second step finds the holes that the first one leaves.
     replay.step(layers, pixels);
