@@ -295,9 +295,10 @@ impl<'a> Replay<'a> {
                 if is_pointwise(conv) {
                     self.pass_through([self.lanes(x.elements / conv.inputs as u64, conv.inputs as u64)]);
                 } else {
-                    let (rows, cols) = tile(conv, output);
-                    // A tile's patches, its outputs, and the patches as the product reads them.
-                    self.pass_through([rows * cols * F32, rows * conv.outputs as u64 * F32, self.lanes(rows, cols)]);
+                    let (tiles, cols) = tiles(conv, output);
+                    for rows in tiles {
+                        let _outputs = self.tile_forward(conv, rows, cols);
+                    }
                 }
                 (y, input(x))
             }
@@ -342,14 +343,16 @@ impl<'a> Replay<'a> {
             }
             (LayerSpec::Conv2d(conv), Saved::Input(x)) => {
                 let dx = wants_input.then(|| self.tensor(x.elements));
-                let (outputs, (rows, cols)) = (conv.outputs as u64, tile(conv, dy.elements));
-                let _dy = self.activations(rows * outputs * F32);
-                let patches = self.activations(rows * cols * F32);
+                let (outputs, (tiles, cols)) = (conv.outputs as u64, tiles(conv, dy.elements));
                 gradients.push(self.gradients(layer));
-                self.pass_through([STRIPS]);
-                drop(patches);
-                if wants_input {
-                    self.pass_through([rows * cols * F32, self.lanes(rows, outputs / conv.groups.max(1) as u64)]);
+                for rows in tiles {
+                    let _dy = self.activations(rows * outputs * F32);
+                    let outputs = outputs / conv.groups.max(1) as u64;
+                    let _of_group = (conv.groups > 1).then(|| self.activations(rows * outputs * F32));
+                    self.pass_through([rows * cols * F32, STRIPS]);
+                    if wants_input {
+                        self.pass_through([rows * cols * F32, self.lanes(rows, outputs)]);
+                    }
                 }
                 dx
             }
@@ -374,6 +377,23 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// The outputs of `rows` patches: group by group a part is put beside those before it.
+    fn tile_forward(&self, conv: &Conv2dSpec, rows: u64, cols: u64) -> Held<'a> {
+        let part = rows * (conv.outputs / conv.groups.max(1)) as u64 * F32;
+        let group = || {
+            let _patches = self.activations(rows * cols * F32);
+            let outputs = self.activations(part);
+            self.pass_through([self.lanes(rows, cols)]);
+            outputs
+        };
+        let mut outputs = group();
+        for before in 1..conv.groups as u64 {
+            let _part = group();
+            outputs = self.activations((before + 1) * part);
+        }
+        outputs
+    }
+
     fn gradients(&self, layer: &LayerSpec) -> Held<'a> {
         self.tensors.hold(Alive { gradients: elements(std::slice::from_ref(layer)) * F32, ..Alive::default() })
     }
@@ -391,12 +411,13 @@ fn is_pointwise(conv: &Conv2dSpec) -> bool {
     conv.groups == 1 && conv.window.is_pointwise()
 }
 
-/// Rows and columns of the patches that a convolution to `outputs` elements holds at once.
-fn tile(conv: &Conv2dSpec, outputs: u64) -> (u64, u64) {
+/// Rows of a convolution's tiles of patches on the way to `outputs` elements, all but the last of one size, and their columns.
+fn tiles(conv: &Conv2dSpec, outputs: u64) -> (Vec<u64>, u64) {
     let columns = (conv.inputs / conv.groups.max(1) * conv.window.taps()) as u64;
     let width = conv.window.output().map_or(1, |[_, width]| width as u64).max(1);
-    let lines = (TILE / (width * columns).max(1)).max(1);
-    ((outputs / (conv.outputs as u64).max(1)).min(lines * width), columns)
+    let rows = outputs / (conv.outputs as u64).max(1);
+    let tile = (TILE / (width * columns).max(1)).max(1) * width;
+    ([rows.min(tile), rows % tile].into_iter().filter(|&rows| rows > 0).collect(), columns)
 }
 
 /// Elements that a layer makes of `input` ones, an image.
