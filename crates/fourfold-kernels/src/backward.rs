@@ -118,6 +118,15 @@ pub trait Backward: Backend + Spatial {
         x.host_mut()[start..start + rows.host().len()].copy_from_slice(rows.host());
     }
 
+    /// Replaces the columns of `x` from `first` on.
+    fn set_columns(&self, x: &mut Tensor, first: usize, columns: &Tensor) {
+        assert_eq!(x.rows(), columns.rows(), "columns of another height");
+        let cols = x.cols().max(1);
+        for (i, row) in x.host_mut().chunks_exact_mut(cols).enumerate() {
+            row[first..first + columns.cols()].copy_from_slice(columns.row(i));
+        }
+    }
+
     /// Multiplies each row by its factor.
     fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) {
         assert_eq!(x.rows(), factors.len(), "factors for another number of rows");

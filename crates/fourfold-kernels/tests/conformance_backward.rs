@@ -105,6 +105,15 @@ fn moved_and_scaled_rows() {
             candidate.backend.set_rows(&mut found, part.start, &taken);
             assert_eq!(found, expected, "{}", what("set rows"));
 
+            let some = cols / 3..cols - 1;
+            let taken = Reference.columns(&x, some.clone());
+            let (mut expected, mut found) = (y.clone(), y.clone());
+            Reference.set_columns(&mut expected, some.start, &taken);
+            candidate.backend.set_columns(&mut found, some.start, &taken);
+            assert_eq!(found, expected, "{}", what("set columns"));
+            assert_eq!(Reference.columns(&found, some.clone()), taken);
+            assert_eq!(Reference.columns(&found, 0..some.start), Reference.columns(&y, 0..some.start));
+
             let factors = noise(1, rows, 3).into_host();
             let (mut expected, mut found) = (x.clone(), x.clone());
             Reference.scale_rows(&mut expected, &factors);

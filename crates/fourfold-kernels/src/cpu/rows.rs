@@ -71,6 +71,17 @@ pub fn set_rows(pool: &Pool, x: &mut Tensor, first: usize, rows: &Tensor) {
     });
 }
 
+/// Writes `columns` over those of `x` from `first` on.
+pub fn set_columns(pool: &Pool, x: &mut Tensor, first: usize, columns: &Tensor) {
+    assert_eq!(x.rows(), columns.rows(), "columns of another height");
+    let (cols, width) = (x.cols().max(1), columns.cols());
+    pool.for_chunks_mut(x.host_mut(), cols, GRAIN / width.max(1), |start, rows| {
+        for (i, row) in rows.chunks_exact_mut(cols).enumerate() {
+            row[first..first + width].copy_from_slice(columns.row(start + i));
+        }
+    });
+}
+
 /// Multiplies each row by its factor.
 pub fn scale_rows(pool: &Pool, x: &mut Tensor, factors: &[f32]) {
     assert_eq!(x.rows(), factors.len(), "factors for another number of rows");

@@ -104,18 +104,14 @@ impl Conv2d {
                 backend.set_rows(&mut y, first, &self.product(&patches, backend));
                 continue;
             }
-            let mut tile: Option<Tensor> = None;
+            let mut tile = Tensor::zeros(lines.len() * width, self.spec.outputs);
             for group in 0..self.spec.groups {
                 let (inputs, outputs) = self.group(group);
                 let patches = backend.patches(x, &self.spec.window, inputs, lines.clone());
                 observer.linear_input(&self.name, &patches);
-                let part = backend.linear_rows(&patches, &self.weight, outputs);
-                tile = Some(match tile {
-                    Some(tile) => backend.concat_columns(&tile, &part),
-                    None => part,
-                });
+                let part = backend.linear_rows(&patches, &self.weight, outputs.clone());
+                backend.set_columns(&mut tile, outputs.start, &part);
             }
-            let Some(mut tile) = tile else { continue };
             if let Some(bias) = &self.bias {
                 let ones = Tensor::new(1, bias.cols(), vec![1.0; bias.cols()]);
                 backend.scale_shift(&mut tile, &ones, bias);

@@ -377,21 +377,14 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// The outputs of `rows` patches: group by group a part is put beside those before it.
+    /// The outputs of `rows` patches, of several groups one after the other.
     fn tile_forward(&self, conv: &Conv2dSpec, rows: u64, cols: u64) -> Held<'a> {
-        let part = rows * (conv.outputs / conv.groups.max(1)) as u64 * F32;
-        let group = || {
-            let _patches = self.activations(rows * cols * F32);
-            let outputs = self.activations(part);
-            self.pass_through([self.lanes(rows, cols)]);
-            outputs
-        };
-        let mut outputs = group();
-        for before in 1..conv.groups as u64 {
-            let _part = group();
-            outputs = self.activations((before + 1) * part);
-        }
-        outputs
+        let outputs = |groups: usize| self.activations(rows * (conv.outputs / groups.max(1)) as u64 * F32);
+        let all = (conv.groups > 1).then(|| outputs(1));
+        let _patches = self.activations(rows * cols * F32);
+        let part = outputs(conv.groups);
+        self.pass_through([self.lanes(rows, cols)]);
+        all.unwrap_or(part)
     }
 
     fn gradients(&self, layer: &LayerSpec) -> Held<'a> {

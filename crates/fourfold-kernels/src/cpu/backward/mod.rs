@@ -29,6 +29,10 @@ impl Backward for Cpu {
         rows::set_rows(&self.pool, x, first, rows);
     }
 
+    fn set_columns(&self, x: &mut Tensor, first: usize, columns: &Tensor) {
+        rows::set_columns(&self.pool, x, first, columns);
+    }
+
     fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) {
         rows::scale_rows(&self.pool, x, factors);
     }
