@@ -37,6 +37,13 @@ impl Conv2dSpec {
         vec![self.outputs, self.inputs / self.groups, self.window.kernel[0], self.window.kernel[1]]
     }
 
+    /// Lines of the output whose patches are held at once.
+    pub fn tile_lines(&self) -> usize {
+        let columns = self.inputs / self.groups.max(1) * self.window.taps();
+        let [_, width] = self.window.output().unwrap_or_default();
+        (TILE / (width * columns).max(1)).max(1)
+    }
+
     /// Its tensors.
     pub fn weights(&self) -> impl Iterator<Item = WeightSpec> {
         let spec =
@@ -74,10 +81,8 @@ impl Conv2d {
 
     /// Output lines of `x`'s images, in tiles.
     fn tiles(&self, x: &Tensor) -> impl Iterator<Item = Range<usize>> + use<> {
-        let [height, width] = self.output();
-        let window = &self.spec.window;
-        let lines = x.rows() / (window.image[0] * window.image[1]) * height;
-        let tile = (TILE / (width * self.weight.cols()).max(1)).max(1);
+        let (window, tile) = (&self.spec.window, self.spec.tile_lines());
+        let lines = x.rows() / (window.image[0] * window.image[1]) * self.output()[0];
         (0..lines).step_by(tile).map(move |start| start..(start + tile).min(lines))
     }
 

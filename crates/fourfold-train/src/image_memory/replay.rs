@@ -14,8 +14,6 @@ use super::heap::{Heap, Place};
 use crate::memory::{BF16, F32, copy_bytes, optimizer_bytes, read_bytes, weight_bytes};
 use crate::recipe::Recipe;
 
-/// Elements of a convolution's patches that are held at once.
-const TILE: u64 = 1 << 20;
 /// Bytes of the lanes of a weight gradient's input that are brought in at a time.
 const STRIPS: u64 = 1 << 19;
 
@@ -407,9 +405,9 @@ fn is_pointwise(conv: &Conv2dSpec) -> bool {
 /// Rows of a convolution's tiles of patches on the way to `outputs` elements, all but the last of one size, and their columns.
 fn tiles(conv: &Conv2dSpec, outputs: u64) -> (Vec<u64>, u64) {
     let columns = (conv.inputs / conv.groups.max(1) * conv.window.taps()) as u64;
-    let width = conv.window.output().map_or(1, |[_, width]| width as u64).max(1);
+    let width = conv.window.output().map_or(1, |[_, width]| width).max(1);
     let rows = outputs / (conv.outputs as u64).max(1);
-    let tile = (TILE / (width * columns).max(1)).max(1) * width;
+    let tile = (conv.tile_lines() * width) as u64;
     ([rows.min(tile), rows % tile].into_iter().filter(|&rows| rows > 0).collect(), columns)
 }
 
