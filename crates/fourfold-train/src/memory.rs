@@ -84,6 +84,8 @@ const RUNNING: u64 = 6_000_000;
 const RUNNING_SHARE: u64 = 5;
 /// More holes, where buffers of many sizes come and go: experts' shares of the tokens, and the parts of packed weights.
 const MANY_SIZES: u64 = 4_000_000;
+/// The same over a packed base that stays as it is, of which nothing is made anew in a step.
+const FEW_SIZES: u64 = 2_000_000;
 
 /// What a run does in a step.
 #[derive(Clone, Copy, Debug)]
@@ -191,7 +193,12 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         },
         // Tokens, targets and positions.
         data: accumulation * tokens * BATCH_BYTES,
-        program: STARTED + if is_packed || has_experts { MANY_SIZES } else { 0 },
+        program: STARTED
+            + match (is_packed, has_experts, adapters) {
+                (true, _, Some(_)) => FEW_SIZES,
+                (true, ..) | (_, true, _) => MANY_SIZES,
+                (false, false, _) => 0,
+            },
         ..TrainMemory::default()
     };
     let hidden = spec.hidden_size as u64;
