@@ -17,8 +17,7 @@ pub fn image_memory(spec: &ConvNetSpec, recipe: &Recipe, images: u64, accumulati
     let weights = spec.weights();
     let is_trained = |w: &&WeightSpec| !matches!(w.role, Role::RunningMean | Role::RunningVariance);
     let trained: u64 = weights.iter().filter(is_trained).map(WeightSpec::elements).sum();
-    let pixels: u64 = spec.image.iter().map(|&side| side as u64).product();
-    let most = replay::most_alive(spec, recipe, images, pixels);
+    let most = replay::most_alive(spec, recipe, images);
     let sums = if accumulation > 1 && recipe.release { trained * BF16 } else { 0 };
     TrainMemory {
         weights: weights.iter().map(|w| weight_bytes(w, recipe)).sum(),
@@ -26,7 +25,7 @@ pub fn image_memory(spec: &ConvNetSpec, recipe: &Recipe, images: u64, accumulati
         gradients: sums + most.gradients,
         activations: most.activations,
         copies: most.copies,
-        data: accumulation * images * (pixels + F32),
+        data: accumulation * images * (replay::pixels(spec) + F32),
         program: PROGRAM,
         ..TrainMemory::default()
     }

@@ -157,8 +157,7 @@ impl Network for Classifier {
         let parts = self.spec.parts();
         let mut running = Vec::new();
         let mut kept = Vec::with_capacity(parts.len());
-        let rooms =
-            rooms(&self.spec.layers, (batch.pixels.len() / batch.labels.len()) as u64, batch.labels.len() as u64);
+        let rooms = rooms(&self.spec, batch.labels.len() as u64);
         let mut x = Arc::new(normalized(&self.spec, &batch.pixels));
         for (part, &room) in parts.iter().zip(&rooms) {
             make_room(room);

@@ -155,6 +155,7 @@ fn a_convolutional_network_that_will_not_fit_is_refused() {
     let [network, output] = [&file, &output].map(|path| path.to_str().unwrap());
     let begin = ["train", "--model-config", network, "--data", &images, "--output", output, "--preset", "baseline"];
     let run = fourfold(begin.iter().chain(&["--batch-size", "300", "--steps", "1"]));
+    assert!(!place.path().join("run").exists());
     for part in ["the run would take", "of memory are available", "--no-memory-check"] {
         assert!(run.error().contains(part), "{part}: {}", run.stderr);
     }

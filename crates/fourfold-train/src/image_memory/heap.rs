@@ -3,7 +3,8 @@
 //!
 //! As glibc's `malloc` does for large buffers: the smallest hole that is large enough (best fit: Knuth, The Art of Computer
 //! Programming 1, 2.5), otherwise the end of the heap or, from [`MAPPED_BYTES`] on, a map of its own, of which nothing stays; holes side
-//! by side become one; what is freed in the heap stays with the program.
+//! by side become one; what is freed in the heap stays with the program. Before training begins, a map that is freed has buffers of its
+//! size lie in the heap from then on (`mallopt(3)`, `M_MMAP_THRESHOLD`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;

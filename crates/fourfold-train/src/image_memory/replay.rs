@@ -134,26 +134,31 @@ enum Saved<'a> {
 }
 
 /// The most that tensors of a step of `images` images of `pixels` values take.
-pub(super) fn most_alive(spec: &ConvNetSpec, recipe: &Recipe, images: u64, pixels: u64) -> Alive {
-    let (layers, tensors) = (&spec.layers, Tensors::beside(&spec.weights(), recipe));
+pub(super) fn most_alive(spec: &ConvNetSpec, recipe: &Recipe, images: u64) -> Alive {
+    let tensors = Tensors::beside(&spec.weights(), recipe);
     let replay = Replay { tensors: &tensors, recipe, images };
     // The second step finds the holes that the first one leaves.
-    replay.step(layers, pixels);
-    replay.step(layers, pixels);
+    replay.step(spec);
+    replay.step(spec);
     tensors.most.get()
 }
 
 /// Elements of the largest tensor of each part with so many images: what passes through it, or a weight's gradient.
-pub(crate) fn rooms(layers: &[LayerSpec], pixels: u64, images: u64) -> Vec<usize> {
-    let mut input = pixels;
+pub(crate) fn rooms(spec: &ConvNetSpec, images: u64) -> Vec<usize> {
+    let mut input = pixels(spec);
     let room = |part: Range<usize>| {
-        let layers = &layers[part];
+        let layers = &spec.layers[part];
         let [largest, output] = largest(layers, input);
         input = output;
         let weights = layers.iter().flat_map(LayerSpec::weights).map(|w| w.elements());
         weights.max().unwrap_or(0).max(images * largest) as usize
     };
-    segments(layers).into_iter().map(room).collect()
+    spec.parts().into_iter().map(room).collect()
+}
+
+/// Values of an image.
+pub(super) fn pixels(spec: &ConvNetSpec) -> u64 {
+    spec.image.iter().map(|&side| side as u64).product()
 }
 
 /// Elements of the largest tensor that comes out of a layer of a stack with `input` values an image; and the elements of the last.
@@ -196,13 +201,13 @@ impl<'a> Replay<'a> {
     }
 
     /// As [`crate::vision::Classifier`] runs it: part by part, whose weights are loaded for their turn.
-    fn step(&self, layers: &[LayerSpec], pixels: u64) {
-        let parts: Vec<&[LayerSpec]> = segments(layers).into_iter().map(|part| &layers[part]).collect();
-        let rooms = rooms(layers, pixels, self.images);
+    fn step(&self, spec: &ConvNetSpec) {
+        let parts: Vec<&[LayerSpec]> = spec.parts().into_iter().map(|part| &spec.layers[part]).collect();
+        let rooms = rooms(spec, self.images);
         let copies = |part: &[LayerSpec]| {
             self.tensors.hold(Alive { copies: elements(part) * copy_bytes(self.recipe), ..Alive::default() })
         };
-        let mut x = self.tensor(self.images * pixels);
+        let mut x = self.tensor(self.images * pixels(spec));
         let mut kept = Vec::with_capacity(parts.len());
         for (part, &room) in parts.iter().zip(&rooms) {
             self.tensors.make_room(room);

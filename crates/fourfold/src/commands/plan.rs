@@ -13,7 +13,7 @@ use fourfold_train::recipe::Recipe;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::train::matrix_bytes;
+use super::train::{largest, matrix_bytes};
 use crate::context::Context;
 use crate::human;
 use crate::model;
@@ -135,16 +135,6 @@ fn report(
         );
     }
     Ok(())
-}
-
-/// The largest number up to `most` that `fits`, as all smaller ones do; 0 where none does.
-fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
-    let (mut low, mut high) = (0, most);
-    while low < high {
-        let middle = low + (high - low).div_ceil(2);
-        if fits(middle) { low = middle } else { high = middle - 1 }
-    }
-    low
 }
 
 /// What is tried, the least change of numbers first: what recomputes costs time alone.

@@ -7,6 +7,16 @@ use fourfold_train::recipe::Recipe;
 use super::settings::Settings;
 use crate::{human, memory};
 
+/// The largest number up to `most` that `fits`, as all smaller ones do; 0 where none does.
+pub fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) { low = middle } else { high = middle - 1 }
+    }
+    low
+}
+
 /// Refuses a run whose predicted peak is more than the memory available. `predict` says what the same run takes with another recipe and
 /// batches of so many sequences or images.
 pub(super) fn check(
@@ -21,9 +31,10 @@ pub(super) fn check(
     if predicted.total() <= available {
         return Ok(());
     }
-    let fits = |recipe: &Recipe, batch: u64| predict(recipe, batch).total() <= available;
-    let most = settings.batch_size as u64;
-    let smaller = |recipe: &Recipe| (1..=most).rev().find(|&batch| fits(recipe, batch));
+    let smaller = |recipe: &Recipe| {
+        let batch = largest(settings.batch_size as u64, |batch| predict(recipe, batch).total() <= available);
+        (batch > 0).then_some(batch)
+    };
     let advice = match smaller(&settings.recipe) {
         Some(batch) => format!("--batch-size {batch} fits"),
         None => match [Recipe::QUARTER, Recipe::EIGHTH].iter().find_map(|r| Some((r.name, smaller(r)?))) {

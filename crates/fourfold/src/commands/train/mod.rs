@@ -22,6 +22,7 @@ use fourfold_train::language::LanguageModel;
 use fourfold_train::memory::{Tuned, Work, train_memory};
 use fourfold_train::recipe::Recipe;
 
+pub(super) use fit::largest;
 pub use settings::TrainArgs;
 pub use start::matrix_bytes;
 

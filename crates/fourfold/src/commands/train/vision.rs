@@ -91,7 +91,6 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
         packed: None,
     };
     let parameters = spec.parameters();
-    prepare_output(settings)?;
     // What a mask leaves is less than the shape says; the images that are measured on stay in memory.
     let (weights, optimizer) = store.byte_len();
     let waiting = held_out.iter().map(|batch| batch.pixels.len() as u64).sum::<u64>();
@@ -108,6 +107,7 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     if settings.memory_check {
         fit::check(&predicted, settings, &predict)?;
     }
+    prepare_output(settings)?;
     let job = Job {
         settings,
         context,
