@@ -141,22 +141,26 @@ fn the_peak_of_a_convolutional_network_is_predicted_too() {
 fn a_convolutional_network_that_will_not_fit_is_refused() {
     let place = folder();
     let images = images(place.path(), 400).display().to_string();
-    // One feature map of 300 images takes 62 GB.
-    let wide = json!({
-        "architectures": ["ConvNet"], "model_type": "convnet", "image_size": [1, 28, 28],
-        "layers": [
-            { "type": "conv2d", "out_channels": 65535, "kernel_size": 3, "padding": 1 }, { "type": "relu" },
-            { "type": "adaptive_avg_pool", "output_size": 1 }, { "type": "flatten" }, { "type": "linear", "out_features": 10 }
-        ]
-    });
-    let file = place.path().join("wide.json");
-    fs::write(&file, wide.to_string()).unwrap();
-    let output = place.path().join("run");
-    let [network, output] = [&file, &output].map(|path| path.to_str().unwrap());
-    let begin = ["train", "--model-config", network, "--data", &images, "--output", output, "--preset", "baseline"];
-    let run = fourfold(begin.iter().chain(&["--batch-size", "300", "--steps", "1"]));
-    assert!(!place.path().join("run").exists());
-    for part in ["the run would take", "of memory are available", "--no-memory-check"] {
-        assert!(run.error().contains(part), "{part}: {}", run.stderr);
+    let wide = json!({ "type": "conv2d", "out_channels": 65535, "kernel_size": 3, "padding": 1 });
+    let network = |convolutions: &[&Value]| {
+        let head = [
+            json!({ "type": "adaptive_avg_pool", "output_size": 1 }),
+            json!({ "type": "flatten" }),
+            json!({ "type": "linear", "out_features": 10 }),
+        ];
+        let layers: Vec<&Value> = convolutions.iter().copied().chain(&head).collect();
+        json!({ "architectures": ["ConvNet"], "model_type": "convnet", "image_size": [1, 28, 28], "layers": layers })
+    };
+    let (file, output) = (place.path().join("wide.json"), place.path().join("run"));
+    // One feature map of 300 images takes 62 GB; the weight between two takes 155 GB, and is not made.
+    for (layers, batch, advice) in [(vec![&wide], "300", "--batch-size"), (vec![&wide, &wide], "1", "no preset fits")] {
+        fs::write(&file, network(&layers).to_string()).unwrap();
+        let [network, output] = [&file, &output].map(|path| path.to_str().unwrap());
+        let begin = ["train", "--model-config", network, "--data", &images, "--output", output, "--preset", "baseline"];
+        let run = fourfold(begin.iter().chain(&["--batch-size", batch, "--steps", "1"]));
+        for part in ["the run would take", "of memory are available", advice, "--no-memory-check"] {
+            assert!(run.error().contains(part), "{part}: {}", run.stderr);
+        }
+        assert!(!place.path().join("run").exists());
     }
 }

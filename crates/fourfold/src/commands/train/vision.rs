@@ -28,7 +28,8 @@ use crate::model;
 pub struct Start {
     spec: ConvNetSpec,
     config: Value,
-    store: ParameterStore,
+    /// Of a network that exists; a new one is not made before it is known to fit.
+    store: Option<ParameterStore>,
 }
 
 /// The convolutional network that the settings name, if they name one.
@@ -54,11 +55,13 @@ pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
     let store = match &settings.model {
         Some(name) => {
             let weights = FiniteWeights::of(fourfold_formats::open(&model::locate(name, context)?)?);
-            ParameterStore::load(&spec.weights(), &weights, &settings.recipe)?
+            let store = ParameterStore::load(&spec.weights(), &weights, &settings.recipe)?;
+            config = with_pruned(config, &store);
+            Some(store)
         }
-        None => initialize(&spec, settings.seed, &settings.recipe),
+        None => None,
     };
-    Ok(Some(Start { spec, config: with_pruned(config, &store), store }))
+    Ok(Some(Start { spec, config, store }))
 }
 
 pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
@@ -92,22 +95,21 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     };
     let parameters = spec.parameters();
     // What a mask leaves is less than the shape says; the images that are measured on stay in memory.
-    let (weights, optimizer) = store.byte_len();
     let waiting = held_out.iter().map(|batch| batch.pixels.len() as u64).sum::<u64>();
     let predict = |recipe: &Recipe, batch| {
         let memory = image_memory(&spec, recipe, batch, settings.gradient_accumulation);
         TrainMemory { data: memory.data + waiting, ..memory }
     };
-    let predicted = TrainMemory {
-        weights: weights as u64,
-        optimizer: optimizer as u64,
-        ..predict(&settings.recipe, settings.batch_size as u64)
-    };
+    let mut predicted = predict(&settings.recipe, settings.batch_size as u64);
+    if let Some((weights, optimizer)) = store.as_ref().map(ParameterStore::byte_len) {
+        (predicted.weights, predicted.optimizer) = (weights as u64, optimizer as u64);
+    }
     context.remark(&format!("predicted peak memory {}", human::bytes(predicted.total())));
     if settings.memory_check {
         fit::check(&predicted, settings, &predict)?;
     }
     prepare_output(settings)?;
+    let store = store.unwrap_or_else(|| initialize(&spec, settings.seed, &settings.recipe));
     let job = Job {
         settings,
         context,
