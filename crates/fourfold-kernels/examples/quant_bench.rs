@@ -12,7 +12,7 @@ use std::time::Instant;
 use fourfold_kernels::cpu::measure_read_bandwidth;
 use fourfold_kernels::cpu::pool::Pool;
 use fourfold_kernels::cpu::quant::{Context, QuantWeight, linear, linear_transposed};
-use fourfold_kernels::{Activations, Isa, Tensor};
+use fourfold_kernels::{Activations, FloatProducts, Isa, Tensor};
 use fourfold_tensor::{DType, FloatBuffer, Offsets, Quantized, Scales, packed_words_per_row};
 
 /// SmolLM2-135M's layers (weights that share an input together), its head, and a large square-ish one.
@@ -118,7 +118,8 @@ fn main() {
             copies.extend((1..COLD.div_ceil(bytes)).map(make));
             let operations: usize = parts.iter().map(|(rows, cols)| 2 * rows * cols).sum();
             for (p, (pool, ceiling)) in pools.iter().zip(&ceilings).enumerate() {
-                let context = Context { pool, isa, activations: Activations::Fast };
+                let context =
+                    Context { pool, isa, activations: Activations::Fast, products: FloatProducts::fastest(isa) };
                 let mut line = format!("{bits} bits {shape:17} {} threads:", pool.threads());
                 for tokens in [1, 4] {
                     let x = input(tokens, parts[0].1);
@@ -152,7 +153,10 @@ fn main() {
             }
         }
         for pool in &pools {
-            others(bits as u8, Context { pool, isa, activations: Activations::Fast });
+            others(
+                bits as u8,
+                Context { pool, isa, activations: Activations::Fast, products: FloatProducts::fastest(isa) },
+            );
         }
         for ((pool, token), batch) in pools.iter().zip(&token).zip(&batch) {
             let (decode, prefill) = (1.0 / token, 512.0 / batch);

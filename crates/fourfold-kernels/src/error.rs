@@ -20,4 +20,12 @@ pub enum KernelError {
     /// The instruction set asked for is not this machine's.
     #[error("this machine has no {0}")]
     NoIsa(&'static str),
+    /// The instruction set has no such products of floats.
+    #[error("{isa} has no fast {products} products")]
+    NoProducts {
+        /// The instruction set.
+        isa: &'static str,
+        /// The products.
+        products: &'static str,
+    },
 }

@@ -14,7 +14,7 @@ pub mod spatial;
 mod tensor;
 
 pub use backend::{AttentionSpec, Backend, DeviceWeight, LinearArg, RopeSpec, Values};
-pub use cpu::{Activations, Cpu, CpuOptions, Isa};
+pub use cpu::{Activations, Cpu, CpuOptions, FloatProducts, Isa};
 pub use error::KernelError;
 pub use heap::release_freed_memory;
 pub use kv::{KvCache, KvData, KvDtype};

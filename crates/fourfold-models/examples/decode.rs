@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fourfold_kernels::{
-    Activations, AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, KernelError, KvCache, KvDtype, LinearArg,
-    RopeSpec, Tensor, Values,
+    AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, KernelError, KvCache, KvDtype, LinearArg, RopeSpec, Tensor,
+    Values,
 };
 use fourfold_models::testing::RandomWeights;
 use fourfold_models::{Model, spec_from_config};
@@ -150,7 +150,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let number = |i: usize, default| arguments.get(i).map_or(Ok(default), |text: &String| text.parse::<usize>());
     let (bits, threads, context) = (number(1, 4)?, number(2, 0)?, number(3, 64)?);
     let spec = spec_from_config(&serde_json::from_str(&std::fs::read_to_string(path)?)?)?;
-    let cpu = Cpu::new(CpuOptions { threads, isa: None, activations: Activations::Fast })?;
+    let cpu = Cpu::new(CpuOptions { threads, ..CpuOptions::default() })?;
     let timed = Arc::new(Timed { cpu, times: Mutex::default() });
     let source = Stored { random: RandomWeights::new(&spec, 1), bits: u8::try_from(bits)? };
     let model = Model::load(&spec, &source, Arc::clone(&timed) as Arc<dyn Backend>, &mut |_| ())?;

@@ -47,7 +47,7 @@ impl Case {
 }
 
 fn backends() -> Vec<Arc<dyn Backward>> {
-    let cpu = Cpu::new(CpuOptions { threads: 2, isa: None, activations: Activations::F32 }).unwrap();
+    let cpu = Cpu::new(CpuOptions { threads: 2, activations: Activations::F32, ..CpuOptions::default() }).unwrap();
     vec![Arc::new(Reference), Arc::new(cpu)]
 }
 

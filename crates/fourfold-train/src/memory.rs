@@ -4,7 +4,7 @@
 //! backward, from the last to the first. The peak is the largest of these.
 
 use fourfold_kernels::cpu::MAPPED_BYTES;
-use fourfold_kernels::{Isa, release_freed_memory};
+use fourfold_kernels::{FloatProducts, Isa, release_freed_memory};
 use fourfold_models::layers::LoraSpec;
 use fourfold_models::{BlockSpec, FeedForward, ModelSpec, Role, WeightSpec};
 use fourfold_tensor::DType;
@@ -315,10 +315,11 @@ fn gradient_part(shapes: &[[u64; 2]], tokens: u64) -> u64 {
     shapes.iter().map(part).max().unwrap_or(0)
 }
 
-/// Bytes of an element of a product's input as the product reads it: on CPUs with bf16 instructions a bf16 copy, where the recipe
-/// multiplies in bf16, otherwise one in f32.
+/// Bytes of an element of a product's input as the product reads it: on CPUs that multiply 16-bit numbers faster a copy in these, where the
+/// recipe multiplies in bf16, otherwise one in f32.
 pub(crate) fn read_bytes(recipe: &Recipe) -> u64 {
-    if recipe.compute == DType::Bf16 && Isa::multiplies_pairs() { BF16 } else { F32 }
+    let is_fast = FloatProducts::fastest(Isa::detect()) != FloatProducts::F32;
+    if recipe.compute == DType::Bf16 && is_fast { BF16 } else { F32 }
 }
 
 /// Of so many output features' gradient, those that a product with the weight holds as it reads them.

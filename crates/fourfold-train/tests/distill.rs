@@ -190,7 +190,7 @@ fn gradients(
 
 #[test]
 fn gradients_of_scales_offsets_norms_and_biases_are_finite_differences() {
-    let cpu = Cpu::new(CpuOptions { threads: 2, isa: None, activations: Activations::F32 }).unwrap();
+    let cpu = Cpu::new(CpuOptions { threads: 2, activations: Activations::F32, ..CpuOptions::default() }).unwrap();
     let backends: [Arc<dyn Backward>; 2] = [Arc::new(Reference), Arc::new(cpu)];
     for (backend, tied) in backends.iter().zip([true, false]) {
         let spec = spec(16, VOCABULARY, tied);

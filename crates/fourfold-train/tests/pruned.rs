@@ -82,7 +82,7 @@ fn batch() -> ImageBatch {
 }
 
 fn backends() -> [Arc<dyn Backward>; 2] {
-    let cpu = Cpu::new(CpuOptions { threads: 2, isa: None, activations: Activations::F32 }).unwrap();
+    let cpu = Cpu::new(CpuOptions { threads: 2, activations: Activations::F32, ..CpuOptions::default() }).unwrap();
     [Arc::new(Reference), Arc::new(cpu)]
 }
 

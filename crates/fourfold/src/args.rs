@@ -3,7 +3,7 @@
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use fourfold_kernels::{Activations, Isa, KvDtype};
+use fourfold_kernels::{Activations, CpuOptions, FloatProducts, Isa, KvDtype};
 
 use crate::commands::{bench, chat, compare, compress, demo, eval, generate, inspect, merge, plan, train};
 
@@ -71,9 +71,12 @@ pub struct Global {
     /// Instruction set of the kernels [default: the best this machine has].
     #[arg(long, global = true, value_name = "SET")]
     pub isa: Option<IsaArg>,
-    /// Precision of activations in products: `fast` rounds them to int8 or bf16 where that pays.
+    /// Precision of activations in products: `fast` rounds them to int8, bf16 or int16 where that pays.
     #[arg(long, global = true, default_value = "fast", value_name = "PRECISION")]
     pub activations: ActivationsArg,
+    /// What fast products of floats are made in [default: the fastest on this machine].
+    #[arg(long, global = true, value_name = "TYPE")]
+    pub float_products: Option<FloatProductsArg>,
     /// How cached keys and values are stored.
     #[arg(long, global = true, default_value = "f16", value_name = "TYPE")]
     pub kv_dtype: KvArg,
@@ -86,8 +89,19 @@ impl Global {
         options.push(format!("--activations={}", spelling(&self.activations)));
         options.push(format!("--kv-dtype={}", spelling(&self.kv_dtype)));
         options.extend(self.isa.map(|isa| format!("--isa={}", spelling(&isa))));
+        options.extend(self.float_products.map(|products| format!("--float-products={}", spelling(&products))));
         options.extend(self.quiet.then(|| "--quiet".to_owned()));
         options
+    }
+
+    /// What the CPU backend is to be, with some number of threads.
+    pub fn cpu(&self, threads: usize) -> CpuOptions {
+        CpuOptions {
+            threads,
+            isa: self.isa.map(Into::into),
+            activations: self.activations.into(),
+            products: self.float_products.map(Into::into),
+        }
     }
 }
 
@@ -124,6 +138,23 @@ impl From<ActivationsArg> for Activations {
         match arg {
             ActivationsArg::F32 => Self::F32,
             ActivationsArg::Fast => Self::Fast,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FloatProductsArg {
+    F32,
+    Bf16,
+    Int16,
+}
+
+impl From<FloatProductsArg> for FloatProducts {
+    fn from(arg: FloatProductsArg) -> Self {
+        match arg {
+            FloatProductsArg::F32 => Self::F32,
+            FloatProductsArg::Bf16 => Self::Bf16,
+            FloatProductsArg::Int16 => Self::Int16,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use fourfold_kernels::backward::Backward;
-use fourfold_kernels::{Backend, Cpu, CpuOptions, KvDtype};
+use fourfold_kernels::{Backend, Cpu, KvDtype};
 
 use crate::args::Global;
 use crate::output::{self, Report};
@@ -65,6 +65,5 @@ impl Context {
 
 /// The CPU backend with some number of threads.
 pub fn cpu(global: &Global, threads: usize) -> Result<Arc<Cpu>> {
-    let options = CpuOptions { threads, isa: global.isa.map(Into::into), activations: global.activations.into() };
-    Ok(Arc::new(Cpu::new(options)?))
+    Ok(Arc::new(Cpu::new(global.cpu(threads))?))
 }

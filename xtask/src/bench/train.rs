@@ -27,7 +27,7 @@ pub struct Args {
     /// A text file.
     #[arg(long)]
     text: PathBuf,
-    /// Presets of this program.
+    /// Presets of this program, each with more options where wanted (`quarter --float-products int16`).
     #[arg(long, default_value = "baseline,amp,quarter,eighth", value_delimiter = ',')]
     presets: Vec<String>,
     /// Steps of a run.
@@ -95,12 +95,8 @@ pub fn run(ours: &Path, args: &Args) -> Result<()> {
             }
             let mut command = Command::new(ours);
             command.arg("train").arg("--model-config").arg(&args.config).arg("--tokenizer").arg(&args.tokenizer);
-            command.arg("--data").arg(&args.text).arg("--output").arg(&out).args([
-                "--preset",
-                preset,
-                "--held-out",
-                "0",
-            ]);
+            command.arg("--data").arg(&args.text).arg("--output").arg(&out).args(["--held-out", "0", "--preset"]);
+            command.args(preset.split_whitespace());
             command.args(["--steps", &args.steps.to_string(), "--save-every", "0", "--eval-every", "0", "--json"]);
             command.args(["--batch-size", &args.batch.to_string(), "--context", &args.context.to_string()]);
             let run = measure::run(command.args(["--threads", &args.threads.to_string()]))?;

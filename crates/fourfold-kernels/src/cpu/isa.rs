@@ -42,33 +42,56 @@ impl Isa {
         found
     }
 
-    /// Whether `vdpbf16ps` does more than f32's multiply-add. Intel's CPUs take four times as long for it (Emerald Rapids: 0.78 ns for 0.19),
-    /// so that f32 is twice as fast there, and more exact; Zen 4 and 5 take as long. By maker and not by measurement: a run that is
-    /// resumed has to come to the same bits.
-    pub fn has_fast_pairs() -> bool {
-        #[cfg(target_arch = "x86_64")]
-        {
-            static IS_FAST: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-            *IS_FAST.get_or_init(|| {
-                let maker = std::arch::x86_64::__cpuid(0);
-                [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() != b"GenuineIntel"
-            })
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        false
-    }
-
-    /// Whether this machine multiplies pairs of bf16, for which both factors are brought into that type.
-    pub fn multiplies_pairs() -> bool {
-        Self::detect() == Self::Avx512 && Self::has_fast_pairs()
-    }
-
     /// Its name, as a user writes it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+        }
+    }
+}
+
+/// What both factors of a product of floats become with [`super::Activations::Fast`]; sums are f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FloatProducts {
+    /// Nothing: they stay f32.
+    F32,
+    /// bf16, two at once (AVX512-BF16).
+    Bf16,
+    /// Integers of 13 bits that share scales, two at once (AVX512-VNNI): as exact as bf16, see `dense/fixed.rs`.
+    Int16,
+}
+
+impl FloatProducts {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int16];
+
+    /// The fastest of an instruction set on this machine. Zen 4 and 5 take as long for `vdpbf16ps` as for f32's multiply-add, which does
+    /// half as much; Intel's CPUs take four times as long (Emerald Rapids: 0.78 ns for 0.19), but multiply integers as fast as AMD's. By maker
+    /// and not by measurement: a run that is resumed has to come to the same bits.
+    pub fn fastest(isa: Isa) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx512 {
+            let maker = std::arch::x86_64::__cpuid(0);
+            let is_intel = [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel";
+            return if is_intel { Self::Int16 } else { Self::Bf16 };
+        }
+        let _ = isa;
+        Self::F32
+    }
+
+    /// Whether an instruction set has them.
+    pub fn is_of(self, isa: Isa) -> bool {
+        self == Self::F32 || isa == Isa::Avx512
+    }
+
+    /// Its name, as a user writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int16 => "int16",
         }
     }
 }

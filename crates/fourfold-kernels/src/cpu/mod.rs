@@ -22,7 +22,7 @@ use std::ops::Range;
 use fourfold_tensor::Weight;
 
 pub use bandwidth::measure_read_bandwidth;
-pub use isa::Isa;
+pub use isa::{FloatProducts, Isa};
 pub use memory::{MAPPED_BYTES, keep_freed_memory};
 
 use self::pool::Pool;
@@ -33,7 +33,7 @@ use crate::{AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearAr
 /// In which precision activations enter a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activations {
-    /// Rounded to int8 (quantized weights) or bf16 (bf16 weights) where that is faster.
+    /// Rounded to int8 (quantized weights) or as [`FloatProducts`] says (bf16 weights, gradients) where that is faster.
     #[default]
     Fast,
     /// As they are.
@@ -49,6 +49,8 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// Precision of activations in products.
     pub activations: Activations,
+    /// What fast products of floats are made in; the fastest there is when absent.
+    pub products: Option<FloatProducts>,
 }
 
 /// The CPU backend.
@@ -56,19 +58,24 @@ pub struct Cpu {
     pool: Pool,
     isa: Isa,
     activations: Activations,
+    products: FloatProducts,
 }
 
 impl Cpu {
     /// A backend with its own threads.
     ///
     /// # Errors
-    /// [`KernelError::NoIsa`] when this machine lacks the instruction set asked for.
+    /// [`KernelError::NoIsa`] when this machine lacks the instruction set asked for; [`KernelError::NoProducts`] when that lacks the products.
     pub fn new(options: CpuOptions) -> Result<Self, KernelError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         if !isa.is_available() {
             return Err(KernelError::NoIsa(isa.name()));
         }
-        Ok(Self { pool: Pool::new(options.threads), isa, activations: options.activations })
+        let products = options.products.unwrap_or_else(|| FloatProducts::fastest(isa));
+        if !products.is_of(isa) {
+            return Err(KernelError::NoProducts { isa: isa.name(), products: products.name() });
+        }
+        Ok(Self { pool: Pool::new(options.threads), isa, activations: options.activations, products })
     }
 
     /// The instruction set in use.
@@ -87,7 +94,11 @@ impl Cpu {
     }
 
     fn context(&self) -> Context<'_> {
-        Context { pool: &self.pool, isa: self.isa, activations: self.activations }
+        let products = match self.activations {
+            Activations::Fast => self.products,
+            Activations::F32 => FloatProducts::F32,
+        };
+        Context { pool: &self.pool, isa: self.isa, activations: self.activations, products }
     }
 }
 

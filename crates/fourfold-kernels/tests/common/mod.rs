@@ -1,7 +1,7 @@
 //! What the suites share: numbers that look random, weights of every form, and the backends to check.
 #![allow(dead_code)]
 
-use fourfold_kernels::{Activations, Cpu, CpuOptions, Isa, Tensor};
+use fourfold_kernels::{Activations, Cpu, CpuOptions, FloatProducts, Isa, Tensor};
 use fourfold_tensor::{
     DType, Dense, Double, DoubleCodes, FloatBuffer, LowRank, Offsets, Quantized, Scales, Sparse, SparseCodes,
     SparseValues, Sum, Weight, mask_words_per_row, pack_row, packed_words_per_row,
@@ -241,14 +241,17 @@ pub struct Candidate {
     pub backend: Cpu,
 }
 
-/// Every instruction set of this machine, with 1 and 2 threads and both precisions of activations.
+/// Every instruction set of this machine, with 1 and 2 threads, both precisions of activations and all products of floats.
 pub fn candidates() -> Vec<Candidate> {
     let mut all = Vec::new();
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        for activations in [Activations::F32, Activations::Fast] {
+        let fast = FloatProducts::ALL.into_iter().filter(|products| products.is_of(isa));
+        let precisions = fast.map(|products| (Activations::Fast, products));
+        for (activations, products) in precisions.chain([(Activations::F32, FloatProducts::F32)]) {
             for threads in [1, 2] {
-                let backend = Cpu::new(CpuOptions { threads, isa: Some(isa), activations }).unwrap();
-                let label = format!("{} {activations:?} {threads} threads", isa.name());
+                let options = CpuOptions { threads, isa: Some(isa), activations, products: Some(products) };
+                let backend = Cpu::new(options).unwrap();
+                let label = format!("{} {activations:?} {} {threads} threads", isa.name(), products.name());
                 all.push(Candidate { label, activations, isa, threads, backend });
             }
         }

@@ -129,7 +129,7 @@ pub fn backends() -> Vec<Arc<dyn Backend>> {
 }
 
 pub fn cpu(threads: usize) -> Arc<dyn Backend> {
-    Arc::new(Cpu::new(CpuOptions { threads, isa: None, activations: Activations::F32 }).unwrap())
+    Arc::new(Cpu::new(CpuOptions { threads, activations: Activations::F32, ..CpuOptions::default() }).unwrap())
 }
 
 /// Largest difference.

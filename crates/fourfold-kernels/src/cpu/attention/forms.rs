@@ -2,13 +2,14 @@
 
 use super::block::padded;
 use crate::Tensor;
-use crate::cpu::dense::{Lanes, Product, pack_steps, uses_pairs};
+use crate::cpu::FloatProducts;
+use crate::cpu::dense::{Lanes, Product, pack_steps};
 use crate::cpu::quant::Context;
 use crate::cpu::simd::{MAX_LANES, Simd};
 
 /// Whether products of heads with so many elements are made in pairs of bf16.
 pub fn in_pairs(context: Context, key_dim: usize, value_dim: usize) -> bool {
-    uses_pairs(context) && key_dim.is_multiple_of(2) && value_dim.is_multiple_of(2)
+    context.products == FloatProducts::Bf16 && key_dim.is_multiple_of(2) && value_dim.is_multiple_of(2)
 }
 
 /// A whole tensor as lanes of neighbours.

@@ -11,13 +11,11 @@ use super::block::{Block, KEYS, padded};
 use super::forms::{Scratch, in_pairs, lane_count, lanes, room, steps, transpose};
 use super::training::{block_of, block_tokens, check, head_blocks};
 use crate::backward::{AttentionGradient, AttentionOutput, SelfAttention};
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::dense::Pairs;
-use crate::cpu::dense::{Fma, Lanes, Operands, Product, product};
+use crate::cpu::dense::{Fma, Lanes, Operands, Pairs, Product, product};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_attention;
-use crate::cpu::simd::{Simd, dot, for_isa, softmax_exp};
+use crate::cpu::simd::{Simd, dot, for_isa, for_pairs, softmax_exp};
 use crate::cpu::unwritten::Unwritten;
 use crate::{AttentionSpec, Tensor};
 
@@ -42,18 +40,11 @@ pub fn attention_backward(
             let (document, kv_head) = (&spec.documents[item / spec.kv_heads], item % spec.kv_heads);
             let part = Part { q, k, keys: &keys, values: &values, output, dy, spec, document, kv_head, gradients };
             with_attention(part.room(), |scratch| {
-                #[cfg(target_arch = "x86_64")]
                 if pairs {
-                    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-                    fn backward_pairs(part: &Part, scratch: &mut [f32]) {
-                        // SAFETY: this function is only called where its instructions are there.
-                        backward_with::<_, Pairs>(unsafe { crate::cpu::simd::Avx512::assume() }, part, scratch);
-                    }
-                    // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
-                    unsafe { backward_pairs(&part, scratch) };
-                    return;
+                    backward_pairs(&part, scratch);
+                } else {
+                    backward_floats(context.isa, &part, scratch);
                 }
-                backward_floats(context.isa, &part, scratch);
             });
         }
     });
@@ -139,6 +130,10 @@ impl<'a> Rows<'a> {
     fn steps<S: Simd, P: Product<S>>(&self) -> *const f32 {
         if P::PER_LANE > 1 { self.steps.as_ptr() } else { self.rows.as_ptr() }
     }
+}
+
+for_pairs! {
+    fn backward_pairs(part: &Part, scratch: &mut [f32]) = backward_with::<_, Pairs>
 }
 
 for_isa! {

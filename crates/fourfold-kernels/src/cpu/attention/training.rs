@@ -8,13 +8,11 @@ use super::QUERY_ROWS;
 use super::block::{Block, KEYS, LOWEST, Softmax, padded, scale_rows, soften_rows};
 use super::forms::{Scratch, in_pairs, lane_count, lanes, room, steps, transpose};
 use crate::backward::{AttentionOutput, SelfAttention};
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::dense::Pairs;
-use crate::cpu::dense::{Fma, Lanes, Operands, Product, product};
+use crate::cpu::dense::{Fma, Lanes, Operands, Pairs, Product, product};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_attention;
-use crate::cpu::simd::{Simd, for_isa};
+use crate::cpu::simd::{Simd, for_isa, for_pairs};
 use crate::cpu::unwritten::Unwritten;
 use crate::{AttentionSpec, Tensor};
 
@@ -46,18 +44,11 @@ pub fn attention_forward(
                 let ((tokens, document), heads) = (&blocks[item / heads.len()], &heads[item % heads.len()]);
                 let block = block_of(q, spec, tokens.clone(), heads.clone(), *document);
                 let part = Forward { block, keys: &keys, v, y: to, lse: to_lse };
-                #[cfg(target_arch = "x86_64")]
                 if pairs {
-                    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-                    fn forward_pairs(part: &Forward, scratch: &mut [f32]) {
-                        // SAFETY: this function is only called where its instructions are there.
-                        forward_with::<_, Pairs>(unsafe { crate::cpu::simd::Avx512::assume() }, part, scratch);
-                    }
-                    // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
-                    unsafe { forward_pairs(&part, scratch) };
-                    continue;
+                    forward_pairs(&part, scratch);
+                } else {
+                    forward_floats(context.isa, &part, scratch);
                 }
-                forward_floats(context.isa, &part, scratch);
             }
         });
     });
@@ -92,6 +83,10 @@ impl Forward<'_> {
             2 * rows,
         ]
     }
+}
+
+for_pairs! {
+    fn forward_pairs(part: &Forward, scratch: &mut [f32]) = forward_with::<_, Pairs>
 }
 
 for_isa! {

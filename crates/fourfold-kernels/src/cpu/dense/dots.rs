@@ -1,45 +1,23 @@
 //! Few tokens: rows of the weight are read once, straight from where they lie, and multiplied with every token.
 
+use super::panel::RowProduct;
 use super::product::Product;
 use crate::cpu::simd::Simd;
-
-/// Rows of a weight against tokens.
-#[derive(Clone, Copy)]
-pub struct Dots<W> {
-    /// The first row.
-    pub weights: *const W,
-    /// Columns, which is also the stride of the rows.
-    pub cols: usize,
-    /// Rows.
-    pub rows: usize,
-    /// Lanes of the tokens, each padded with zeros to whole vectors.
-    pub x: *const f32,
-    /// Lanes from a token to the next.
-    pub x_row: usize,
-    /// Tokens.
-    pub tokens: usize,
-    /// Where result (token 0, first row) goes.
-    pub y: *mut f32,
-    /// Elements from a token's results to the next's.
-    pub y_row: usize,
-    /// Whether to add to what is in `y`.
-    pub accumulate: bool,
-}
 
 /// `y[t, r] (+)= Σ_c x[t, c] · w[r, c]`. One row after the other: reading several rows at once is half as fast from memory,
 /// for the hardware looks ahead best along one stream.
 ///
 /// # Safety
-/// The pointers hold what [`Dots`] says of them, and nobody else writes these parts of `y`.
+/// The pointers hold what [`RowProduct`] says of them, and nobody else writes these parts of `y`.
 #[inline(always)]
-pub unsafe fn dots<S: Simd, P: Product<S>>(s: S, d: Dots<P::W>) {
+pub unsafe fn dots<S: Simd, P: Product<S>>(s: S, d: RowProduct<P::W>) {
     for row in 0..d.rows {
         let mut token = 0;
         while token < d.tokens {
             let tokens = (d.tokens - token).min(8);
             // SAFETY: a part of what the caller promises.
             unsafe {
-                let part = Dots {
+                let part = RowProduct {
                     weights: d.weights.add(row * d.cols),
                     x: d.x.add(token * d.x_row),
                     y: d.y.add(token * d.y_row + row),
@@ -66,7 +44,7 @@ pub unsafe fn dots<S: Simd, P: Product<S>>(s: S, d: Dots<P::W>) {
 /// # Safety
 /// As [`dots`].
 #[inline(always)]
-unsafe fn one_row<S: Simd, P: Product<S>, const T: usize>(s: S, d: Dots<P::W>) {
+unsafe fn one_row<S: Simd, P: Product<S>, const T: usize>(s: S, d: RowProduct<P::W>) {
     let width = S::LANES * P::PER_LANE;
     let mut acc = [s.splat(0.0); T];
     let whole = d.cols / width * width;

@@ -2,15 +2,17 @@
 
 use std::ops::Range;
 
+use super::PANEL_ROWS;
+use super::fixed::{self, Fixed, panel_rows, quantize_steps};
 use super::product::{Fma, Pairs, Product};
 use super::steps::pack_steps;
 use super::tile::{Operands, product};
-use super::{PANEL_ROWS, uses_pairs};
 use crate::Tensor;
+use crate::cpu::FloatProducts;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_panel;
-use crate::cpu::simd::{MAX_LANES, Simd, for_isa};
+use crate::cpu::simd::{MAX_LANES, PairDot, Simd, for_isa, for_pairs};
 use crate::cpu::unwritten::Unwritten;
 
 /// Columns of a strip of `x`.
@@ -52,35 +54,35 @@ fn write(context: Context, x: &Tensor, dy: &Tensor, to: SendPtr<f32>, accumulate
     if outputs == 0 || inputs == 0 {
         return;
     }
-    let pairs = uses_pairs(context);
+    let kind = context.products;
     // Enough items to share out: an item's cost is its rows', for strips are brought in once for all.
     let rows = outputs.div_ceil(4 * context.pool.threads()).next_multiple_of(14).min(ROWS);
     for first in (0..x.rows()).step_by(TOKENS) {
         let tokens = TOKENS.min(x.rows() - first);
-        let steps = tokens.div_ceil(per_lane(pairs));
+        let steps = steps_of(kind, tokens);
         let group = (STRIPS_LEN / (steps * STRIP)).max(1) * STRIP;
         for start in (0..inputs).step_by(group) {
             let columns = start..inputs.min(start + group);
-            let strips = strips(context, pairs, x, first..first + tokens, columns.clone());
+            let strips = strips(context, kind, x, first..first + tokens, columns.clone());
             context.pool.for_ranges(outputs.div_ceil(rows), 1, |items| {
                 with_panel(steps * ROWS, |panel| {
                     for row in items.map(|item| item * rows) {
                         let rows = rows.min(outputs - row);
                         let data = &dy.host()[first * outputs + row..(first + tokens) * outputs];
-                        fill(context, pairs, &Rows { data, stride: outputs, cols: rows }, panel, ROWS);
+                        fill(context, kind, &Rows { data, stride: outputs, cols: rows }, panel, ROWS);
                         for (strip, lanes) in strips.chunks_exact(steps * STRIP).enumerate() {
                             let col = columns.start + strip * STRIP;
                             let part = Part {
                                 lanes: panel,
                                 strip: lanes,
-                                steps,
+                                tokens,
                                 to: to.get().wrapping_add(row * inputs + col),
                                 to_row: inputs,
                                 accumulate: accumulate || first > 0,
                                 rows,
                                 cols: STRIP.min(columns.end - col),
                             };
-                            run(context, pairs, &part);
+                            run(context, kind, &part);
                         }
                     }
                 });
@@ -90,8 +92,8 @@ fn write(context: Context, x: &Tensor, dy: &Tensor, to: SendPtr<f32>, accumulate
 }
 
 /// Columns of `x` as lanes, `[strips][steps][STRIP]`, zeros beyond the last.
-fn strips(context: Context, pairs: bool, x: &Tensor, tokens: Range<usize>, columns: Range<usize>) -> Vec<f32> {
-    let (inputs, len) = (x.cols(), tokens.len().div_ceil(per_lane(pairs)) * STRIP);
+fn strips(context: Context, kind: FloatProducts, x: &Tensor, tokens: Range<usize>, columns: Range<usize>) -> Vec<f32> {
+    let (inputs, len) = (x.cols(), steps_of(kind, tokens.len()) * STRIP);
     let count = columns.len().div_ceil(STRIP);
     let mut lanes = Unwritten::<f32>::new(count * len);
     let to = lanes.target();
@@ -105,15 +107,20 @@ fn strips(context: Context, pairs: bool, x: &Tensor, tokens: Range<usize>, colum
                 lanes.fill(0.0);
             }
             let data = &x.host()[tokens.start * inputs + col..tokens.end * inputs];
-            fill(context, pairs, &Rows { data, stride: inputs, cols }, lanes, STRIP);
+            fill(context, kind, &Rows { data, stride: inputs, cols }, lanes, STRIP);
         }
     });
     // SAFETY: every strip has been written: its columns, and zeros where these leave room.
     unsafe { lanes.written() }
 }
 
-fn per_lane(pairs: bool) -> usize {
-    if pairs { 2 } else { 1 }
+/// Lanes that a column of `tokens` takes, integers with their scales.
+fn steps_of(kind: FloatProducts, tokens: usize) -> usize {
+    match kind {
+        FloatProducts::F32 => tokens,
+        FloatProducts::Bf16 => tokens.div_ceil(2),
+        FloatProducts::Int16 => panel_rows(tokens),
+    }
 }
 
 /// Rows to bring into lanes; the last one may end after `cols`.
@@ -123,19 +130,32 @@ pub(super) struct Rows<'a, E> {
     pub cols: usize,
 }
 
-/// Brings rows into lanes.
-fn fill(context: Context, pairs: bool, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if pairs {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-        fn fill_pairs(rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
-            // SAFETY: this function is only called where its instructions are there.
-            fill_with::<_, Pairs>(unsafe { crate::cpu::simd::Avx512::assume() }, rows, to, to_row);
-        }
-        // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
-        return unsafe { fill_pairs(rows, to, to_row) };
+impl Rows<'_, f32> {
+    /// How many, which are in the data and fit lanes of `to_row`.
+    #[inline(always)]
+    fn count(&self, to_row: usize) -> usize {
+        let count = self.data.len().div_ceil(self.stride);
+        assert!(self.data.len() >= (count - 1) * self.stride + self.cols);
+        assert!(self.cols.next_multiple_of(MAX_LANES) <= to_row);
+        count
     }
-    fill_floats(context.isa, rows, to, to_row);
+}
+
+/// Brings rows into lanes.
+fn fill(context: Context, kind: FloatProducts, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
+    match kind {
+        FloatProducts::F32 => fill_floats(context.isa, rows, to, to_row),
+        FloatProducts::Bf16 => fill_pairs(rows, to, to_row),
+        FloatProducts::Int16 => fill_ints(rows, to, to_row),
+    }
+}
+
+for_pairs! {
+    fn fill_pairs(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Pairs>
+}
+
+for_pairs! {
+    fn fill_ints(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_ints_with
 }
 
 for_isa! {
@@ -149,11 +169,18 @@ fn fill_floats_with<S: Simd>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usi
 
 #[inline(always)]
 fn fill_with<S: Simd, P: Product<S>>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
-    let count = rows.data.len().div_ceil(rows.stride);
-    assert!(rows.data.len() >= (count - 1) * rows.stride + rows.cols);
-    assert!(rows.cols.next_multiple_of(S::LANES) <= to_row && count.div_ceil(P::PER_LANE) * to_row <= to.len());
+    let count = rows.count(to_row);
+    assert!(count.div_ceil(P::PER_LANE) * to_row <= to.len());
     // SAFETY: as asserted.
     unsafe { pack_steps::<S, P, f32>(s, rows.data.as_ptr(), rows.stride, count, rows.cols, to.as_mut_ptr(), to_row) }
+}
+
+#[inline(always)]
+fn fill_ints_with<S: PairDot>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
+    let count = rows.count(to_row);
+    assert!(panel_rows(count) * to_row <= to.len());
+    // SAFETY: as asserted.
+    unsafe { quantize_steps(s, rows.data.as_ptr(), rows.stride, count, rows.cols, to.as_mut_ptr(), to_row) }
 }
 
 /// Some rows and columns of `dw`.
@@ -162,7 +189,8 @@ struct Part<'a> {
     lanes: &'a [f32],
     /// `x`'s lanes, `[steps][STRIP]`.
     strip: &'a [f32],
-    steps: usize,
+    /// Terms of the sums.
+    tokens: usize,
     to: *mut f32,
     to_row: usize,
     accumulate: bool,
@@ -171,18 +199,20 @@ struct Part<'a> {
 }
 
 /// One work item.
-fn run(context: Context, pairs: bool, part: &Part) {
-    #[cfg(target_arch = "x86_64")]
-    if pairs {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-        fn run_pairs(part: &Part) {
-            // SAFETY: this function is only called where its instructions are there.
-            run_with::<_, Pairs>(unsafe { crate::cpu::simd::Avx512::assume() }, part);
-        }
-        // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
-        return unsafe { run_pairs(part) };
+fn run(context: Context, kind: FloatProducts, part: &Part) {
+    match kind {
+        FloatProducts::F32 => run_floats(context.isa, part),
+        FloatProducts::Bf16 => run_pairs(part),
+        FloatProducts::Int16 => run_ints(part),
     }
-    run_floats(context.isa, part);
+}
+
+for_pairs! {
+    fn run_pairs(part: &Part) = run_with::<_, Pairs>
+}
+
+for_pairs! {
+    fn run_ints(part: &Part) = run_ints_with
 }
 
 for_isa! {
@@ -196,17 +226,37 @@ fn run_floats_with<S: Simd>(s: S, part: &Part) {
 
 #[inline(always)]
 fn run_with<S: Simd, P: Product<S>>(s: S, part: &Part) {
-    let operands = Operands {
-        a: part.lanes.as_ptr(),
-        a_row: 1,
-        a_step: ROWS,
-        b: part.strip.as_ptr().cast(),
-        b_step: STRIP * P::PER_LANE,
-        c: part.to,
-        c_row: part.to_row,
-        steps: part.steps,
-        accumulate: part.accumulate,
+    let operands = part.operands(part.tokens.div_ceil(P::PER_LANE));
+    // SAFETY: the lanes hold `rows` columns in each step, the strip whole vectors of `cols`; items write disjoint parts of dw.
+    unsafe { product::<S, P>(s, operands.lanes::<S, P>(), part.rows, part.cols) }
+}
+
+#[inline(always)]
+fn run_ints_with<S: PairDot>(s: S, part: &Part) {
+    let lanes = part.operands(part.tokens.div_ceil(2));
+    let fixed = Fixed {
+        a_scales: part.lanes[lanes.steps * ROWS..].as_ptr(),
+        a_scale_row: 1,
+        a_scale_block: ROWS,
+        b_scales: part.strip[lanes.steps * STRIP..].as_ptr(),
+        lanes,
     };
-    // SAFETY: the lanes hold `rows` columns in each step, the panel whole vectors of `cols`; items write disjoint parts of dw.
-    unsafe { product::<S, P>(s, operands, part.rows, part.cols) }
+    // SAFETY: as in `run_with`; scales follow the lanes on both sides.
+    unsafe { fixed::product(s, fixed, part.rows, part.cols) }
+}
+
+impl Part<'_> {
+    fn operands(&self, steps: usize) -> Operands<f32> {
+        Operands {
+            a: self.lanes.as_ptr(),
+            a_row: 1,
+            a_step: ROWS,
+            b: self.strip.as_ptr(),
+            b_step: STRIP,
+            c: self.to,
+            c_row: self.to_row,
+            steps,
+            accumulate: self.accumulate,
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! are widened, or brought into panels of some 50 KB, as they are multiplied.
 
 mod dots;
+mod fixed;
 mod gradient;
 mod panel;
 mod product;
@@ -17,18 +18,17 @@ use half::bf16;
 pub use gradient::{new_weight_gradient, weight_gradient};
 pub use transposed::linear_transposed;
 
-use self::dots::{Dots, dots};
-use self::panel::{PANEL_ROWS, PanelProduct, panel_len, panel_product};
-#[cfg(target_arch = "x86_64")]
-pub(super) use self::product::Pairs;
-pub(super) use self::product::{Fma, Product};
+use self::dots::dots;
+use self::fixed::{TokenScales, quantize_row};
+use self::panel::{PANEL_ROWS, RowProduct, panel_len, panel_product};
+pub(super) use self::product::{Fma, Pairs, Product};
 pub(super) use self::steps::pack_steps;
 pub(super) use self::tile::{Operands, product};
 use super::pool::SendPtr;
 use super::quant::Context;
-use super::simd::{Element, MAX_LANES, Simd, for_isa};
+use super::simd::{Element, MAX_LANES, PairDot, Simd, for_isa, for_pairs};
 use super::unwritten::Unwritten;
-use super::{Activations, Isa};
+use super::{FloatProducts, Isa};
 use crate::Tensor;
 use crate::cpu::scratch::with_panel;
 
@@ -57,10 +57,11 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
         return args.iter().map(|arg| bias_rows(x, arg)).collect();
     }
     let mut outputs: Vec<Output> = args.iter().map(|arg| Output::new(x, arg)).collect();
-    let is_pairs = |arg: &DenseArg| matches!(arg.weight.data(), FloatBuffer::Bf16(_)) && uses_pairs(context);
-    let floats = (!args.iter().all(is_pairs)).then(|| Lanes::floats(context, x));
-    let pairs = args.iter().any(is_pairs).then(|| Lanes::pairs(context, x));
     let many = x.rows() >= PANEL_TOKENS;
+    // Each kind of product needs the tokens in its own lanes.
+    let kinds: Vec<FloatProducts> = args.iter().map(|arg| products(context, arg.weight, many)).collect();
+    let all_lanes =
+        FloatProducts::ALL.map(|kind| kinds.contains(&kind).then(|| Lanes::of(context, kind, x, 0..x.cols())));
     let unit = if many { PANEL_ROWS } else { DOT_ROWS };
     let panels: usize = args.iter().map(|arg| arg.rows.len().div_ceil(unit)).sum();
     let chunks = if many { token_chunks(context, x.rows(), panels) } else { 1 };
@@ -68,10 +69,9 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
     // Items are (weight, rows, tokens), tokens fastest.
     let mut jobs = Vec::with_capacity(args.len());
     let mut items = 0;
-    for (arg, y) in args.iter().zip(&mut outputs) {
-        let lanes = if is_pairs(arg) { pairs.as_ref() } else { floats.as_ref() };
-        let Some(lanes) = lanes else { continue };
-        jobs.push(Job { arg, lanes, pairs: is_pairs(arg), y: y.target(), first_item: items });
+    for ((arg, y), kind) in args.iter().zip(&mut outputs).zip(kinds) {
+        let Some(lanes) = &all_lanes[kind as usize] else { continue };
+        jobs.push(Job { arg, lanes, kind, y: y.target(), first_item: items });
         items += arg.rows.len().div_ceil(unit) * chunks;
     }
     context.pool.for_ranges(items, 1, |range| {
@@ -148,9 +148,13 @@ fn token_chunks(context: Context, tokens: usize, panels: usize) -> usize {
     wanted.clamp(1, tokens.div_ceil(TOKENS_PER_ITEM).max(1))
 }
 
-/// Whether bf16 weights meet activations rounded to bf16.
-pub(super) fn uses_pairs(context: Context) -> bool {
-    context.isa == Isa::Avx512 && context.activations == Activations::Fast && Isa::has_fast_pairs()
+/// What products with a weight are made in: only bf16's are fast, and integers pay for their scales with many tokens alone.
+fn products(context: Context, weight: &Dense, many: bool) -> FloatProducts {
+    match (context.products, weight.data()) {
+        (FloatProducts::Int16, FloatBuffer::Bf16(_)) if many => FloatProducts::Int16,
+        (FloatProducts::Bf16, FloatBuffer::Bf16(_)) => FloatProducts::Bf16,
+        _ => FloatProducts::F32,
+    }
 }
 
 fn check(x: &Tensor, arg: &DenseArg) {
@@ -186,6 +190,8 @@ pub(super) struct Lanes {
     pub data: Vec<f32>,
     /// Lanes from a row to the next.
     pub row: usize,
+    /// Of integers: each block's scale, row after row.
+    pub scales: Vec<f32>,
 }
 
 impl Lanes {
@@ -202,6 +208,15 @@ impl Lanes {
 
     pub fn pairs(context: Context, x: &Tensor) -> Self {
         Self::pairs_of(context, x, 0..x.cols())
+    }
+
+    /// Some columns, for a kind of product.
+    pub fn of(context: Context, kind: FloatProducts, x: &Tensor, cols: Range<usize>) -> Self {
+        match kind {
+            FloatProducts::F32 => Self::floats_of(context, x, cols),
+            FloatProducts::Bf16 => Self::pairs_of(context, x, cols),
+            FloatProducts::Int16 => Self::ints_of(context, x, cols),
+        }
     }
 
     /// Some columns.
@@ -221,6 +236,28 @@ impl Lanes {
         })
     }
 
+    /// Some columns.
+    fn ints_of(context: Context, x: &Tensor, cols: Range<usize>) -> Self {
+        let row = Self::stride(cols.len().div_ceil(2));
+        let blocks = cols.len().div_ceil(fixed::BLOCK);
+        let mut scales = Unwritten::<f32>::new(x.rows() * blocks);
+        let to = scales.target();
+        let lanes = Self::fill(context, x.rows(), row, cols.len() / 2, |t, lanes| {
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);
+            // SAFETY: row t's scales are inside the memory and this item's alone; they are written and not read.
+            let scales = unsafe { std::slice::from_raw_parts_mut(to.get().add(t * blocks), blocks) };
+            quantize(&x.row(t)[cols.clone()], &mut halves[..cols.len()], scales);
+        });
+        // SAFETY: every row's scales have been written.
+        Self { scales: unsafe { scales.written() }, ..lanes }
+    }
+
+    /// The scales from a token on.
+    fn scales_from(&self, token: usize) -> TokenScales {
+        let row = self.scales.len() * self.row / self.data.len().max(1);
+        TokenScales { at: self.scales[token * row..].as_ptr(), row }
+    }
+
     /// Rows of `row` lanes, of which `write` writes the first `whole`, or some more; the others are zero.
     fn fill(context: Context, rows: usize, row: usize, whole: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let mut data = Unwritten::<f32>::new(rows * row);
@@ -234,7 +271,7 @@ impl Lanes {
             }
         });
         // SAFETY: every row has been written.
-        Self { data: unsafe { data.written() }, row }
+        Self { data: unsafe { data.written() }, row, scales: Vec::new() }
     }
 }
 
@@ -261,40 +298,59 @@ fn round_to_bf16_with<S: Simd>(_s: S, from: &[f32], to: &mut [bf16]) {
     }
 }
 
+for_pairs! {
+    fn quantize(from: &[f32], to: &mut [bf16], scales: &mut [f32]) = quantize_row
+}
+
 /// One weight's part of a region.
 struct Job<'a> {
     arg: &'a DenseArg<'a>,
     lanes: &'a Lanes,
-    pairs: bool,
+    kind: FloatProducts,
     y: SendPtr<f32>,
     first_item: usize,
 }
 
 impl Job<'_> {
+    /// `rows` (counted from the first one wanted) of a weight's elements for `tokens`.
+    fn product<W>(&self, w: &[W], rows: Range<usize>, tokens: Range<usize>) -> RowProduct<W> {
+        let (cols, y_row, x_row) = (self.arg.weight.cols(), self.arg.rows.len(), self.lanes.row);
+        let first = self.arg.rows.start + rows.start;
+        RowProduct {
+            weights: w[first * cols..(first + rows.len()) * cols].as_ptr(),
+            cols,
+            rows: rows.len(),
+            x: self.lanes.data[tokens.start * x_row..tokens.end * x_row].as_ptr(),
+            x_row,
+            tokens: tokens.len(),
+            y: self.y.get().wrapping_add(tokens.start * y_row + rows.start),
+            y_row,
+            accumulate: self.arg.bias.is_some(),
+        }
+    }
+
     /// Computes `rows` (counted from the first one wanted) for `tokens`.
     fn run(&self, isa: Isa, panel: Option<&mut [f32]>, rows: Range<usize>, tokens: Range<usize>) {
         match self.arg.weight.data() {
             FloatBuffer::F32(w) => run_floats(isa, self, w, panel, rows, tokens),
             FloatBuffer::F16(w) => run_floats(isa, self, w, panel, rows, tokens),
-            #[cfg(target_arch = "x86_64")]
-            FloatBuffer::Bf16(w) if self.pairs => {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-                fn run_pairs(
-                    job: &Job,
-                    w: &[bf16],
-                    panel: Option<&mut [f32]>,
-                    rows: Range<usize>,
-                    tokens: Range<usize>,
-                ) {
-                    // SAFETY: this function is only called where its instructions are there.
-                    run_with::<_, Pairs>(unsafe { super::simd::Avx512::assume() }, job, w, panel, rows, tokens);
-                }
-                // SAFETY: `pairs` is set for AVX512 alone (`uses_pairs`), which `Cpu::new` has checked.
-                unsafe { run_pairs(self, w, panel, rows, tokens) }
-            }
-            FloatBuffer::Bf16(w) => run_floats(isa, self, w, panel, rows, tokens),
+            FloatBuffer::Bf16(w) => match (self.kind, panel) {
+                (FloatProducts::Bf16, panel) => run_pairs(self, w, panel, rows, tokens),
+                (FloatProducts::Int16, Some(panel)) => run_ints(self, w, panel, rows, tokens),
+                (_, panel) => run_floats(isa, self, w, panel, rows, tokens),
+            },
         }
     }
+}
+
+for_pairs! {
+    /// Both factors in pairs of bf16.
+    fn run_pairs(job: &Job, w: &[bf16], panel: Option<&mut [f32]>, rows: Range<usize>, tokens: Range<usize>) = run_with::<_, Pairs>
+}
+
+for_pairs! {
+    /// Both factors in pairs of integers.
+    fn run_ints(job: &Job, w: &[bf16], panel: &mut [f32], rows: Range<usize>, tokens: Range<usize>) = run_ints_with
 }
 
 for_isa! {
@@ -324,21 +380,19 @@ fn run_with<S: Simd, P: Product<S>>(
     rows: Range<usize>,
     tokens: Range<usize>,
 ) {
-    let cols = job.arg.weight.cols();
-    let first = job.arg.rows.start + rows.start;
-    let weights = w[first * cols..(first + rows.len()) * cols].as_ptr();
-    let x = job.lanes.data[tokens.start * job.lanes.row..tokens.end * job.lanes.row].as_ptr();
-    let (x_row, y_row, accumulate) = (job.lanes.row, job.arg.rows.len(), job.arg.bias.is_some());
-    // SAFETY: weights and tokens are the slices just taken; items write disjoint parts of y, which is alive and of
-    // [all tokens, y_row]; the instruction set has been checked, as the token says.
+    let p = job.product(w, rows, tokens);
+    // SAFETY: `product` has taken the slices; items write disjoint parts of y; the instruction set has been checked, as the token says.
     unsafe {
-        let y = job.y.get().add(tokens.start * y_row + rows.start);
-        let (rows, tokens) = (rows.len(), tokens.len());
-        if let Some(panel) = panel {
-            let product = PanelProduct { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate };
-            panel_product::<S, P>(s, product, panel);
-        } else {
-            dots::<S, P>(s, Dots { weights, cols, rows, x, x_row, tokens, y, y_row, accumulate });
+        match panel {
+            Some(panel) => panel_product::<S, P>(s, p, panel),
+            None => dots::<S, P>(s, p),
         }
     }
+}
+
+#[inline(always)]
+fn run_ints_with<S: PairDot>(s: S, job: &Job, w: &[bf16], panel: &mut [f32], rows: Range<usize>, tokens: Range<usize>) {
+    let scales = job.lanes.scales_from(tokens.start);
+    // SAFETY: as in `run_with`; the lanes are integers, which have scales.
+    unsafe { fixed::panel_product(s, job.product(w, rows, tokens), scales, panel) }
 }

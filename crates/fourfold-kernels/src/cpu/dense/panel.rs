@@ -1,5 +1,6 @@
 //! Many tokens: some rows of the weight are brought into a panel whose lanes are rows, and multiplied with all tokens.
 
+use super::fixed::panel_rows;
 use super::product::Product;
 use super::tile::{Operands, product};
 use crate::cpu::simd::{MAX_LANES, Simd};
@@ -8,23 +9,23 @@ use crate::cpu::simd::{MAX_LANES, Simd};
 pub const PANEL_ROWS: usize = 32;
 
 /// Lanes of a row that are brought in at a time: a panel of 256 KB stays in the second cache.
-const PANEL_STEPS: usize = 2048;
+pub const PANEL_STEPS: usize = 2048;
 
-/// Floats of a panel for rows of `cols` columns.
+/// Floats of a panel for rows of `cols` columns, of any kind of product.
 pub fn panel_len(cols: usize) -> usize {
-    PANEL_ROWS * cols.min(PANEL_STEPS)
+    PANEL_ROWS * cols.min(PANEL_STEPS).max(panel_rows(cols.min(2 * PANEL_STEPS)))
 }
 
-/// Rows of a weight against many tokens.
+/// Rows of a weight against tokens.
 #[derive(Clone, Copy)]
-pub struct PanelProduct<W> {
+pub struct RowProduct<W> {
     /// The first row.
     pub weights: *const W,
     /// Columns, which is also the stride of the rows.
     pub cols: usize,
-    /// Rows, at most [`PANEL_ROWS`].
+    /// Rows; of a panel at most [`PANEL_ROWS`].
     pub rows: usize,
-    /// Lanes of the tokens, the last one padded with zeros.
+    /// Lanes of the tokens, each padded with zeros to whole vectors.
     pub x: *const f32,
     /// Lanes from a token to the next.
     pub x_row: usize,
@@ -41,9 +42,9 @@ pub struct PanelProduct<W> {
 /// `y[t, r] (+)= Σ_c x[t, c] · w[r, c]`.
 ///
 /// # Safety
-/// The pointers hold what [`PanelProduct`] says of them, and nobody else writes these parts of `y`.
+/// The pointers hold what [`RowProduct`] says of them, and nobody else writes these parts of `y`.
 #[inline(always)]
-pub unsafe fn panel_product<S: Simd, P: Product<S>>(s: S, p: PanelProduct<P::W>, panel: &mut [f32]) {
+pub unsafe fn panel_product<S: Simd, P: Product<S>>(s: S, p: RowProduct<P::W>, panel: &mut [f32]) {
     let steps = p.cols.div_ceil(P::PER_LANE);
     assert!(panel.len() >= PANEL_ROWS * steps.min(PANEL_STEPS), "a panel of {} floats", panel.len());
     let mut first = 0;
@@ -75,7 +76,7 @@ pub unsafe fn panel_product<S: Simd, P: Product<S>>(s: S, p: PanelProduct<P::W>,
 /// # Safety
 /// Row r has `cols` readable elements at `weights + r · stride`; the panel has `steps · PANEL_ROWS` lanes.
 #[inline(always)]
-unsafe fn pack<S: Simd, P: Product<S>>(
+pub unsafe fn pack<S: Simd, P: Product<S>>(
     s: S,
     weights: *const P::W,
     stride: usize,

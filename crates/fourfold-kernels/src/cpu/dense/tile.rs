@@ -42,7 +42,7 @@ impl Operands<f32> {
 impl<W> Operands<W> {
     /// From row `row` and column `col` (of `c`) on; a column of `b` has `per_lane` elements.
     #[inline(always)]
-    fn at(self, row: usize, col: usize, per_lane: usize) -> Self {
+    pub fn at(self, row: usize, col: usize, per_lane: usize) -> Self {
         // `wrapping_add`: computing an address is no access; the accesses are the caller's promise.
         Self {
             a: self.a.wrapping_add(row * self.a_row),
@@ -152,7 +152,6 @@ pub unsafe fn tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usi
     o: Operands<P::W>,
     cols: usize,
 ) {
-    let whole = cols == VECTORS * S::LANES;
     if o.steps >= PREFETCH_STEPS {
         // Where `c` is far away, as a large gradient is, it comes while the sums are made.
         for r in 0..ROWS {
@@ -181,8 +180,27 @@ pub unsafe fn tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usi
         a = a.wrapping_add(o.a_step);
         b = b.wrapping_add(o.b_step);
     }
+    // SAFETY: as the caller promises.
+    unsafe { write_out(s, acc, o.c, o.c_row, cols, o.accumulate) };
+}
+
+/// Writes a tile's sums, or adds them to what is there.
+///
+/// # Safety
+/// `cols` columns of `ROWS` rows, `c_row` apart, are writable at `c`; `cols` as for [`tile`].
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+pub unsafe fn write_out<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    acc: [[S::V; VECTORS]; ROWS],
+    c: *mut f32,
+    c_row: usize,
+    cols: usize,
+    accumulate: bool,
+) {
+    let whole = cols == VECTORS * S::LANES;
     // Each way out names the sums by constants alone, so that they never leave their registers.
-    let to = |r: usize, v: usize| o.c.wrapping_add(r * o.c_row + v * S::LANES);
+    let to = |r: usize, v: usize| c.wrapping_add(r * c_row + v * S::LANES);
     if !whole {
         let mut sums = [[[0.0f32; MAX_LANES]; VECTORS]; ROWS];
         for (sums, acc) in sums.iter_mut().zip(&acc) {
@@ -197,12 +215,12 @@ pub unsafe fn tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usi
                     // SAFETY: `cols` columns of row r are `c`'s.
                     unsafe {
                         let to = to(r, v).add(i);
-                        *to = if o.accumulate { *to + sum } else { sum };
+                        *to = if accumulate { *to + sum } else { sum };
                     }
                 }
             }
         }
-    } else if o.accumulate {
+    } else if accumulate {
         for (r, acc) in acc.iter().enumerate() {
             for (v, &acc) in acc.iter().enumerate() {
                 // SAFETY: row r has all vectors.

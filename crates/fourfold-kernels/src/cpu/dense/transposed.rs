@@ -3,18 +3,19 @@
 use std::ops::Range;
 
 use fourfold_tensor::{Dense, FloatBuffer};
+use half::bf16;
 
-use super::product::Pairs;
-use super::product::{Fma, Product};
+use super::fixed::{self, Fixed, panel_rows, quantize_steps};
+use super::product::{Fma, Pairs, Product};
 use super::steps::pack_steps;
 use super::tile::{Operands, product, tile};
-use super::{Lanes, PANEL_ROWS, PANEL_TOKENS, shares, token_chunks, uses_pairs};
+use super::{Lanes, PANEL_ROWS, PANEL_TOKENS, products, shares, token_chunks};
 use crate::Tensor;
+use crate::cpu::FloatProducts;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
-#[cfg(target_arch = "x86_64")]
 use crate::cpu::scratch::with_panel;
-use crate::cpu::simd::{Element, MAX_LANES, Simd, for_isa};
+use crate::cpu::simd::{Element, MAX_LANES, PairDot, Simd, for_isa, for_pairs};
 use crate::cpu::unwritten::Unwritten;
 
 /// Columns of a work item where tokens are few.
@@ -38,20 +39,16 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
     let mut y = Unwritten::new(x.rows() * cols);
     let to = y.target();
     let many = x.rows() >= PANEL_TOKENS;
-    let pairs = many && uses_pairs(context) && matches!(weight.data(), FloatBuffer::Bf16(_));
+    let kind = if many { products(context, weight, many) } else { FloatProducts::F32 };
     let unit = if many { STRIP } else { COLUMNS };
     let chunks = if many { token_chunks(context, x.rows(), cols.div_ceil(unit)) } else { 1 };
     let step = if many { ROWS } else { rows.len() };
     for first in (0..rows.len()).step_by(step) {
         let block = first..rows.len().min(first + step);
-        let lanes = if pairs {
-            Lanes::pairs_of(context, x, block.clone())
-        } else {
-            Lanes::floats_of(context, x, block.clone())
-        };
+        let lanes = Lanes::of(context, kind, x, block.clone());
         let rows = rows.start + block.start..rows.start + block.end;
         context.pool.for_ranges(cols.div_ceil(unit) * chunks, 1, |items| {
-            with_panel(rows.len() * STRIP, |panel| {
+            with_panel(rows.len().max(panel_rows(rows.len())) * STRIP, |panel| {
                 for item in items {
                     let start = item / chunks * unit;
                     let columns = start..(start + unit).min(cols);
@@ -61,16 +58,8 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
                     match weight.data() {
                         FloatBuffer::F32(w) => run_floats(context.isa, &part, w, panel),
                         FloatBuffer::F16(w) => run_floats(context.isa, &part, w, panel),
-                        #[cfg(target_arch = "x86_64")]
-                        FloatBuffer::Bf16(w) if pairs => {
-                            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-                            fn run_pairs(part: &Part, w: &[half::bf16], panel: &mut [f32]) {
-                                // SAFETY: this function is only called where its instructions are there.
-                                by_panels::<_, Pairs, _>(unsafe { crate::cpu::simd::Avx512::assume() }, part, w, panel);
-                            }
-                            // SAFETY: `uses_pairs` holds for AVX512 alone, which `Cpu::new` has checked.
-                            unsafe { run_pairs(&part, w, panel) }
-                        }
+                        FloatBuffer::Bf16(w) if kind == FloatProducts::Bf16 => run_pairs(&part, w, panel),
+                        FloatBuffer::Bf16(w) if kind == FloatProducts::Int16 => run_ints(&part, w, panel),
                         FloatBuffer::Bf16(w) => run_floats(context.isa, &part, w, panel),
                     }
                 }
@@ -100,10 +89,41 @@ impl Part<'_> {
         &self.lanes.data[self.tokens.start * self.lanes.row..self.tokens.end * self.lanes.row]
     }
 
+    /// From the first row's first column to the last row's last.
+    fn weights<'w, E>(&self, w: &'w [E]) -> &'w [E] {
+        let start = self.rows.start * self.cols;
+        &w[start + self.columns.start..start + (self.rows.len() - 1) * self.cols + self.columns.end]
+    }
+
+    /// The tokens' lanes times a panel's.
+    fn operands(&self, panel: &[f32], steps: usize) -> Operands<f32> {
+        Operands {
+            a: self.x().as_ptr(),
+            a_row: self.lanes.row,
+            a_step: 1,
+            b: panel.as_ptr(),
+            b_step: STRIP,
+            c: self.y(self.columns.start),
+            c_row: self.cols,
+            steps,
+            accumulate: self.accumulate,
+        }
+    }
+
     /// Where the result of the first token goes, from `column` on.
     fn y(&self, column: usize) -> *mut f32 {
         self.y.get().wrapping_add(self.tokens.start * self.cols + column)
     }
+}
+
+for_pairs! {
+    /// One work item in pairs of bf16.
+    fn run_pairs(part: &Part, w: &[bf16], panel: &mut [f32]) = by_panels::<_, Pairs, _>
+}
+
+for_pairs! {
+    /// One work item in pairs of integers.
+    fn run_ints(part: &Part, w: &[bf16], panel: &mut [f32]) = by_int_panels
 }
 
 for_isa! {
@@ -123,26 +143,37 @@ fn run_floats_with<S: Simd, E: Element>(s: S, part: &Part, w: &[E], panel: &mut 
 /// Many tokens: a strip of the weight's columns is brought into a panel.
 #[inline(always)]
 fn by_panels<S: Simd, P: Product<S>, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) {
+    let weights = part.weights(w);
     let (rows, columns) = (part.rows.len(), part.columns.len());
-    let start = part.rows.start * part.cols;
-    let weights = &w[start + part.columns.start..start + (rows - 1) * part.cols + part.columns.end];
     assert!(columns <= STRIP && panel.len() >= rows.div_ceil(P::PER_LANE) * STRIP);
     // SAFETY: the weights end with the last row's last column; the panel was measured; x has its shape's lanes; items write
     // disjoint parts of y.
     unsafe {
         pack_steps::<S, P, E>(s, weights.as_ptr(), part.cols, rows, columns, panel.as_mut_ptr(), STRIP);
-        let operands = Operands {
-            a: part.x().as_ptr(),
-            a_row: part.lanes.row,
-            a_step: 1,
-            b: panel.as_ptr().cast(),
-            b_step: STRIP * P::PER_LANE,
-            c: part.y(part.columns.start),
-            c_row: part.cols,
-            steps: rows.div_ceil(P::PER_LANE),
-            accumulate: part.accumulate,
+        let operands = part.operands(panel, rows.div_ceil(P::PER_LANE));
+        product::<S, P>(s, operands.lanes::<S, P>(), part.tokens.len(), columns);
+    }
+}
+
+/// Many tokens, in integers.
+#[inline(always)]
+fn by_int_panels<S: PairDot>(s: S, part: &Part, w: &[bf16], panel: &mut [f32]) {
+    let weights = part.weights(w);
+    let (rows, columns) = (part.rows.len(), part.columns.len());
+    assert!(columns <= STRIP && panel.len() >= panel_rows(rows) * STRIP);
+    // SAFETY: as in `by_panels`; the scales follow the panel's lanes.
+    unsafe {
+        quantize_steps(s, weights.as_ptr(), part.cols, rows, columns, panel.as_mut_ptr(), STRIP);
+        let scales = part.lanes.scales_from(part.tokens.start);
+        let lanes = part.operands(panel, rows.div_ceil(2));
+        let fixed = Fixed {
+            b_scales: panel[lanes.steps * STRIP..].as_ptr(),
+            lanes,
+            a_scales: scales.at,
+            a_scale_row: scales.row,
+            a_scale_block: 1,
         };
-        product::<S, P>(s, operands, part.tokens.len(), columns);
+        fixed::product(s, fixed, part.tokens.len(), columns);
     }
 }
 

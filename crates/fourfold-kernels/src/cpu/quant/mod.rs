@@ -28,7 +28,7 @@ use self::factors::{OffsetKind, Spot, StripOffsets, StripScales};
 use self::kernel::{TileKernel, tile_kernel, widest_tile};
 use self::layout::{BLOCK, Columns, Line, STRIP, pack_block, quad_at};
 use super::pool::{Pool, SendPtr};
-use super::{Activations, Isa};
+use super::{Activations, FloatProducts, Isa};
 use crate::{KernelError, Tensor};
 
 /// Bytes of rounded activations that a thread goes through for strip after strip: half of a second-level cache.
@@ -43,6 +43,8 @@ pub struct Context<'a> {
     pub isa: Isa,
     /// Precision of the input.
     pub activations: Activations,
+    /// What products of floats are made in; must be the instruction set's.
+    pub products: FloatProducts,
 }
 
 /// A quantized weight in the kernels' layout.
@@ -198,7 +200,7 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &QuantWeight, row
 }
 
 fn multiply(context: Context, x: &Tensor, parts: &[(&QuantWeight, Range<usize>)]) -> Vec<Tensor> {
-    let Context { pool, isa, activations } = context;
+    let Context { pool, isa, activations, .. } = context;
     assert!(isa.is_available(), "{} kernels on a machine without", isa.name());
     for (weight, rows) in parts {
         assert_eq!(x.cols(), weight.cols(), "input of {} columns for a weight of {}", x.cols(), weight.cols());

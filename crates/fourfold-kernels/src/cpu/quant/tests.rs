@@ -182,7 +182,7 @@ fn check(case: Case, tokens: usize, seed: u64, pools: &[Pool]) {
             let results: Vec<_> = pools
                 .iter()
                 .map(|pool| {
-                    let context = Context { pool, isa, activations };
+                    let context = Context { pool, isa, activations, products: FloatProducts::fastest(isa) };
                     let y = linear(context, &x, &[&weight]).swap_remove(0);
                     let part_y = linear_rows(context, &x, &weight, part.clone());
                     (y, part_y, linear_transposed(context, &xt, &weight, part.clone()))
@@ -257,7 +257,8 @@ fn one_wrong_bit_is_noticed() {
     x[..4].copy_from_slice(&[1.0, 0.5, 0.25, 0.125]);
     let wanted: f64 = x.iter().zip(&w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
     for isa in available() {
-        let context = Context { pool: &pool, isa, activations: Activations::Fast };
+        let context =
+            Context { pool: &pool, isa, activations: Activations::Fast, products: FloatProducts::fastest(isa) };
         let y = linear(context, &Tensor::new(1, 96, x.clone()), &[&weight]).swap_remove(0);
         let error = (f64::from(y.row(0)[0]) - wanted).abs();
         assert!(error > bound(&x, &w, true, false), "{isa:?}: {error}");
@@ -294,7 +295,8 @@ fn a_token_alone_and_among_others_gives_the_same_bits() {
             let weight = QuantWeight::prepare(case.build(3), &pool).unwrap();
             let x = Tensor::new(23, 200, Numbers(9).floats(23 * 200));
             for isa in available() {
-                let context = Context { pool: &pool, isa, activations: Activations::Fast };
+                let context =
+                    Context { pool: &pool, isa, activations: Activations::Fast, products: FloatProducts::fastest(isa) };
                 let together = linear(context, &x, &[&weight, &weight]);
                 assert_eq!(together[0], together[1]);
                 for t in 0..23 {
@@ -316,7 +318,7 @@ fn what_is_not_finite_shows() {
             for isa in available() {
                 for activations in [Activations::Fast, Activations::F32] {
                     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                        let context = Context { pool: &pool, isa, activations };
+                        let context = Context { pool: &pool, isa, activations, products: FloatProducts::fastest(isa) };
                         let mut x = Tensor::new(5, 96, Numbers(1).floats(5 * 96));
                         let clean = linear(context, &x, &[&weight]).swap_remove(0);
                         x.host_mut()[2 * 96 + 40] = bad;

@@ -1,12 +1,9 @@
 //! `fourfold eval` of a network that reads images.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use fourfold_kernels::backward::Backward;
-use fourfold_kernels::{Activations, Cpu, CpuOptions};
 use fourfold_models::{ConvNet, ConvNetSpec};
 use fourfold_train::images::in_order;
 use fourfold_train::network::Score;
@@ -43,12 +40,7 @@ pub fn run(name: &str, folder: &Path, context: &Context) -> Result<()> {
     );
     let spec = ConvNetSpec::from_config(&checkpoint.config).with_context(|| path.display().to_string())?;
     let images = images::open(folder, Split::Test, &spec)?;
-    let options = CpuOptions {
-        threads: context.threads,
-        isa: context.global.isa.map(Into::into),
-        activations: Activations::from(context.global.activations),
-    };
-    let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
+    let backend = context.backward.clone();
     let net = ConvNet::load(&spec, &*checkpoint.weights, backend.clone())?;
     let start = Instant::now();
     let mut total = Score::default();

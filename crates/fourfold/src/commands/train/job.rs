@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use fourfold_kernels::backward::{Backward, SoftTargets};
 use fourfold_kernels::cpu::keep_freed_memory;
-use fourfold_kernels::{Activations, Cpu, CpuOptions};
+use fourfold_kernels::{Activations, Cpu};
 use fourfold_train::checkpoint::{CheckpointError, State};
 use fourfold_train::network::{BatchSource, HeldOut, Network, Score};
 use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, resume, run as run_steps};
@@ -137,14 +137,10 @@ impl Job<'_> {
             human::bytes(weight_bytes as u64),
             human::bytes(optimizer_bytes as u64),
         ));
-        let options = CpuOptions {
-            threads: context.threads,
-            isa: context.global.isa.map(Into::into),
-            activations: match settings.recipe.activations() {
-                Activations::F32 => Activations::F32,
-                Activations::Fast => context.global.activations.into(),
-            },
-        };
+        let mut options = context.global.cpu(context.threads);
+        if settings.recipe.activations() == Activations::F32 {
+            options.activations = Activations::F32;
+        }
         let backend: Arc<dyn Backward> = Arc::new(Cpu::new(options)?);
         network.prepare(&store, &backend)?;
         keep_freed_memory();
