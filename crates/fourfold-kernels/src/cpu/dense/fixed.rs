@@ -121,6 +121,8 @@ unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, fixed:
             s.prefetch(o.c.wrapping_add(r * o.c_row + v * S::LANES));
         }
     }
+    // Beside the registers of the loop below, but near: rows of `c` often meet in one set of the first cache.
+    let mut totals = [[s.splat(0.0); VECTORS]; ROWS];
     let (mut a, mut b) = (o.a, o.b);
     for (block, first) in (0..o.steps).step_by(STEPS).enumerate() {
         let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
@@ -147,16 +149,16 @@ unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, fixed:
             // SAFETY: columns have scales up to whole vectors.
             *columns = unsafe { s.load(b_scales.add(v * S::LANES)) };
         }
-        for (r, acc) in acc.iter_mut().enumerate() {
+        for (r, (acc, total)) in acc.iter().zip(&mut totals).enumerate() {
             // SAFETY: each row has its scale.
             let row = s.splat(unsafe { *a_scales.add(r * fixed.a_scale_row) });
-            for (acc, &column) in acc.iter_mut().zip(&columns) {
-                *acc = s.mul(s.mul(s.of_ints(*acc), column), row);
+            for ((&acc, &column), total) in acc.iter().zip(&columns).zip(total) {
+                *total = s.mul_add(s.mul(s.of_ints(acc), column), row, *total);
             }
         }
-        // SAFETY: as the caller promises.
-        unsafe { write_out(s, acc, o.c, o.c_row, cols, o.accumulate || block > 0) };
     }
+    // SAFETY: as the caller promises.
+    unsafe { write_out(s, totals, o.c, o.c_row, cols, o.accumulate) };
 }
 
 /// The factor that makes a block's values integers, and the scale that makes them values again, from its largest magnitude. A NaN or an
@@ -173,39 +175,46 @@ fn factor_and_scale(largest: f32) -> (f32, f32) {
 /// Brings a row into integers, with a scale for each block: those of columns beyond `from` are left as they are.
 #[inline(always)]
 pub fn quantize_row<S: PairDot, E: Element>(s: S, from: &[E], to: &mut [bf16], scales: &mut [f32]) {
-    let blocks = from.chunks(BLOCK).zip(to.chunks_mut(BLOCK));
-    for ((from, to), scale) in blocks.zip(scales) {
-        assert!(to.len() >= from.len());
-        let mut largest = s.splat(0.0);
-        for col in (0..from.len()).step_by(S::LANES) {
-            // SAFETY: so many elements are left in the row.
-            let v = unsafe { s.load_first(from.as_ptr().add(col), S::LANES.min(from.len() - col)) };
-            largest = s.largest_magnitudes(largest, v);
-        }
-        let factor;
-        (factor, *scale) = factor_and_scale(s.largest_bits(largest));
-        let factor = s.splat(factor);
-        for col in (0..from.len()).step_by(2 * S::LANES) {
-            let left = from.len() - col;
-            // SAFETY: so many elements are left in the row, and as many places for them.
-            unsafe {
-                let at = from.as_ptr().add(col);
-                let first = s.load_first(at, S::LANES.min(left));
-                let second = match left.saturating_sub(S::LANES) {
-                    0 => s.splat(0.0),
-                    more => s.load_first(at.add(S::LANES), S::LANES.min(more)),
-                };
-                let lanes = s.int_neighbours(s.mul(first, factor), s.mul(second, factor));
-                if left >= 2 * S::LANES {
-                    s.store(to.as_mut_ptr().add(col).cast(), lanes);
-                } else {
-                    let mut ends = [bf16::ZERO; 2 * MAX_LANES];
-                    s.store(ends.as_mut_ptr().cast(), lanes);
-                    to[col..from.len()].copy_from_slice(&ends[..left]);
-                }
-            }
+    assert!(to.len() >= from.len() && scales.len() >= from.len().div_ceil(BLOCK));
+    for (block, scale) in scales.iter_mut().enumerate().take(from.len().div_ceil(BLOCK)) {
+        let (first, count) = (block * BLOCK, BLOCK.min(from.len() - block * BLOCK));
+        if count == BLOCK {
+            // SAFETY: the block is inside both.
+            *scale = unsafe { quantize_block(s, from.as_ptr().add(first), to.as_mut_ptr().add(first)) };
+        } else {
+            let (mut whole, mut ints) = ([E::default(); BLOCK], [bf16::ZERO; BLOCK]);
+            whole[..count].copy_from_slice(&from[first..]);
+            // SAFETY: both are a block.
+            *scale = unsafe { quantize_block(s, whole.as_ptr(), ints.as_mut_ptr()) };
+            to[first..from.len()].copy_from_slice(&ints[..count]);
         }
     }
+}
+
+/// Brings a block into integers: its scale.
+///
+/// # Safety
+/// [`BLOCK`] elements are readable, and as many places writable.
+#[inline(always)]
+unsafe fn quantize_block<S: PairDot, E: Element>(s: S, from: *const E, to: *mut bf16) -> f32 {
+    const VECTORS: usize = BLOCK / MAX_LANES;
+    const { assert!(S::LANES == MAX_LANES, "a block's vectors are counted") };
+    // Read once: a block's vectors stay in registers.
+    let mut values = [s.splat(0.0); VECTORS];
+    let mut largest = [s.splat(0.0); 2];
+    for (i, value) in values.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *value = unsafe { E::load(s, from.add(i * S::LANES)) };
+        largest[i % 2] = s.largest_magnitudes(largest[i % 2], *value);
+    }
+    let (factor, scale) = factor_and_scale(s.largest_bits(s.largest_magnitudes(largest[0], largest[1])));
+    let factor = s.splat(factor);
+    for i in 0..VECTORS / 2 {
+        let lanes = s.int_neighbours(s.mul(values[2 * i], factor), s.mul(values[2 * i + 1], factor));
+        // SAFETY: the caller's promise; stores need no alignment.
+        unsafe { s.store(to.add(2 * i * S::LANES).cast(), lanes) };
+    }
+    scale
 }
 
 /// Brings `rows` rows of `cols` elements, which are terms of a sum, into lanes `to[step][to_row]` of two rows each, with the columns'
@@ -224,28 +233,43 @@ pub unsafe fn quantize_steps<S: PairDot, E: Element>(
     to_row: usize,
 ) {
     let scales = to.wrapping_add(rows.div_ceil(2) * to_row);
+    // Rows far apart meet in one set of the first cache: they are read once and kept side by side.
+    let mut near = [0.0f32; 2 * MAX_LANES * BLOCK];
     for (block, first) in (0..rows).step_by(BLOCK).enumerate() {
-        let last = rows.min(first + BLOCK);
-        for col in (0..cols).step_by(S::LANES) {
-            let count = S::LANES.min(cols - col);
-            // SAFETY: `count` elements are left in each row; steps and scales have room for whole vectors.
+        let count = BLOCK.min(rows - first);
+        for col in (0..cols).step_by(2 * S::LANES) {
+            let vectors = (cols - col).div_ceil(S::LANES).min(2);
+            // SAFETY: so many elements are left in each row; steps and scales have room for whole vectors, `near` for a block's.
             unsafe {
-                let load = |row: usize| s.load_first(from.add(row * stride + col), count);
-                let mut largest = s.splat(0.0);
-                for row in first..last {
-                    largest = s.largest_magnitudes(largest, load(row));
+                let near = near.as_mut_ptr();
+                let mut largest = [s.splat(0.0); 2];
+                for row in 0..count {
+                    for (v, largest) in largest.iter_mut().enumerate().take(vectors) {
+                        let col = col + v * S::LANES;
+                        let value = s.load_first(from.add((first + row) * stride + col), S::LANES.min(cols - col));
+                        *largest = s.largest_magnitudes(*largest, value);
+                        s.store(near.add((2 * row + v) * S::LANES), value);
+                    }
                 }
-                let (mut factors, mut lane_scales) = ([0.0f32; MAX_LANES], [0.0f32; MAX_LANES]);
-                s.store(factors.as_mut_ptr(), largest);
-                for (factor, scale) in factors.iter_mut().zip(&mut lane_scales) {
-                    (*factor, *scale) = factor_and_scale(*factor);
+                if count % 2 == 1 {
+                    s.store(near.add(2 * count * S::LANES), s.splat(0.0));
+                    s.store(near.add((2 * count + 1) * S::LANES), s.splat(0.0));
                 }
-                let factors = s.load(factors.as_ptr());
-                s.store(scales.add(block * to_row + col), s.load(lane_scales.as_ptr()));
-                for row in (first..last).step_by(2) {
-                    let above = s.mul(load(row), factors);
-                    let below = if row + 1 < last { s.mul(load(row + 1), factors) } else { s.splat(0.0) };
-                    s.store(to.add(row / 2 * to_row + col), s.int_pairs(above, below));
+                for (v, &largest) in largest.iter().enumerate().take(vectors) {
+                    let (mut factors, mut lane_scales) = ([0.0f32; MAX_LANES], [0.0f32; MAX_LANES]);
+                    s.store(factors.as_mut_ptr(), largest);
+                    for (factor, scale) in factors.iter_mut().zip(&mut lane_scales) {
+                        (*factor, *scale) = factor_and_scale(*factor);
+                    }
+                    let factors = s.load(factors.as_ptr());
+                    let col = col + v * S::LANES;
+                    s.store(scales.add(block * to_row + col), s.load(lane_scales.as_ptr()));
+                    for row in (0..count).step_by(2) {
+                        let above = s.load(near.add((2 * row + v) * S::LANES).cast_const());
+                        let below = s.load(near.add((2 * row + 2 + v) * S::LANES).cast_const());
+                        let lanes = s.int_pairs(s.mul(above, factors), s.mul(below, factors));
+                        s.store(to.add((first + row) / 2 * to_row + col), lanes);
+                    }
                 }
             }
         }
