@@ -1,25 +1,29 @@
-//! Rows of a block in the forms that products read. A lane is a float, or two neighbours rounded to bf16 (`Product`).
+//! Rows of a block in the forms that products read: floats, or two neighbours rounded to bf16 or to integers (`Form`).
 
 use super::block::padded;
 use crate::Tensor;
 use crate::cpu::FloatProducts;
-use crate::cpu::dense::{Lanes, Product, pack_steps};
+use crate::cpu::dense::{BLOCK, Form, Lanes};
 use crate::cpu::quant::Context;
 use crate::cpu::simd::{MAX_LANES, Simd};
 
-/// Whether products of heads with so many elements are made in pairs of bf16.
-pub fn in_pairs(context: Context, key_dim: usize, value_dim: usize) -> bool {
-    context.products == FloatProducts::Bf16 && key_dim.is_multiple_of(2) && value_dim.is_multiple_of(2)
+/// What products of heads with so many elements are made in: two at once where the heads are even, integers where a scale covers a head.
+pub fn products(context: Context, key_dim: usize, value_dim: usize) -> FloatProducts {
+    match context.products {
+        _ if key_dim % 2 + value_dim % 2 > 0 => FloatProducts::F32,
+        FloatProducts::Int16 if key_dim.max(value_dim) > BLOCK => FloatProducts::F32,
+        products => products,
+    }
 }
 
-/// A whole tensor as lanes of neighbours.
-pub fn lanes(context: Context, pairs: bool, x: &Tensor) -> Lanes {
-    if pairs { Lanes::pairs(context, x) } else { Lanes::floats(context, x) }
+/// A whole tensor as lanes of neighbours, by heads of `dim` elements.
+pub fn lanes(context: Context, products: FloatProducts, x: &Tensor, dim: usize) -> Lanes {
+    Lanes::by_head(context, products, x, dim)
 }
 
-/// Floats of working memory for `rows` rows of `dim` elements in any form, whole vectors.
+/// Floats of working memory for `rows` rows of `dim` elements in any form, whole vectors, with a scale for each row.
 pub fn room(rows: usize, dim: usize) -> usize {
-    padded(rows) * padded(dim) + MAX_LANES
+    padded(rows) * (padded(dim) + 1) + MAX_LANES
 }
 
 /// Cuts working memory into parts.
@@ -36,13 +40,14 @@ impl<'a> Scratch<'a> {
 
 /// Lanes of `dim` elements.
 #[inline(always)]
-pub fn lane_count<S: Simd, P: Product<S>>(dim: usize) -> usize {
-    dim.div_ceil(P::PER_LANE)
+pub fn lane_count<S: Simd, F: Form<S>>(dim: usize) -> usize {
+    dim.div_ceil(F::PER_LANE)
 }
 
-/// `rows` `[width][padded dim]`, zero beyond `dim`, as `transposed[lane][width]`; `lanes` is working memory.
+/// `rows` `[width][padded dim]`, zero beyond `dim`, as `transposed[lane][width]`, their scales after the last lane; `lanes` is working
+/// memory.
 #[inline(always)]
-pub fn transpose<S: Simd, P: Product<S>>(
+pub fn transpose<S: Simd, F: Form<S>>(
     s: S,
     rows: &[f32],
     width: usize,
@@ -50,14 +55,15 @@ pub fn transpose<S: Simd, P: Product<S>>(
     lanes: &mut [f32],
     transposed: &mut [f32],
 ) {
-    let (row, lane_row) = (padded(dim), padded(lane_count::<S, P>(dim)));
+    let (row, lane_row) = (padded(dim), padded(lane_count::<S, F>(dim)));
     assert!(width.is_multiple_of(MAX_LANES) && rows.len() >= width * row);
-    assert!(lanes.len() >= width * lane_row && transposed.len() >= lane_row * width);
+    assert!(lanes.len() >= width * lane_row);
+    let (transposed, scales) = transposed.split_at_mut(lane_row * width);
     let mut square = [s.splat(0.0); MAX_LANES];
     // SAFETY: as asserted; all counts are whole vectors.
     unsafe {
-        for r in 0..width {
-            P::lanes_of_row(s, rows.as_ptr().add(r * row), row, lanes.as_mut_ptr().add(r * lane_row));
+        for (r, scale) in scales[..width].iter_mut().enumerate() {
+            *scale = F::lanes_of_row(s, rows.as_ptr().add(r * row), row, lanes.as_mut_ptr().add(r * lane_row));
         }
         for r in (0..width).step_by(S::LANES) {
             for lane in (0..lane_row).step_by(S::LANES) {
@@ -73,23 +79,40 @@ pub fn transpose<S: Simd, P: Product<S>>(
     }
 }
 
+/// The scales that [`transpose`] writes.
+#[inline(always)]
+pub fn transposed_scales<S: Simd, F: Form<S>>(transposed: &[f32], width: usize, dim: usize) -> *const f32 {
+    transposed[padded(lane_count::<S, F>(dim)) * width..].as_ptr()
+}
+
+/// Rows as steps of a sum over rows.
+#[derive(Clone, Copy)]
+pub struct Steps {
+    /// `[step][row]`.
+    pub data: *const f32,
+    /// Elements from a step to the next.
+    pub row: usize,
+    /// The columns' scales.
+    pub scales: *const f32,
+}
+
 /// `rows` rows of `cols` elements, `stride` apart, as steps of a sum over rows, `[step][padded cols]`. Rows that are steps as they
 /// lie stay there.
 #[inline(always)]
-pub fn steps<'a, S: Simd, P: Product<S>>(
+pub fn steps<S: Simd, F: Form<S>>(
     s: S,
-    from: &'a [f32],
+    from: &[f32],
     stride: usize,
     rows: usize,
     cols: usize,
-    to: &'a mut [f32],
-) -> (&'a [f32], usize) {
-    let to_row = padded(cols);
-    if P::PER_LANE == 1 && stride == to_row {
-        return (from, stride);
+    to: &mut [f32],
+) -> Steps {
+    let row = padded(cols);
+    if F::PER_LANE == 1 && stride == row {
+        return Steps { data: from.as_ptr(), row, scales: from.as_ptr() };
     }
-    assert!(rows > 0 && from.len() >= (rows - 1) * stride + cols && to.len() >= rows.div_ceil(P::PER_LANE) * to_row);
+    assert!(rows > 0 && from.len() >= (rows - 1) * stride + cols && to.len() >= F::rows(rows) * row);
     // SAFETY: as asserted.
-    unsafe { pack_steps::<S, P, f32>(s, from.as_ptr(), stride, rows, cols, to.as_mut_ptr(), to_row) }
-    (to, to_row)
+    unsafe { F::steps(s, from.as_ptr(), stride, rows, cols, to.as_mut_ptr(), row) }
+    Steps { data: to.as_ptr(), row, scales: to[lane_count::<S, F>(rows) * row..].as_ptr() }
 }

@@ -8,14 +8,15 @@ use std::ops::Range;
 
 use super::QUERY_ROWS;
 use super::block::{Block, KEYS, padded};
-use super::forms::{Scratch, in_pairs, lane_count, lanes, room, steps, transpose};
+use super::forms::{Scratch, Steps, lane_count, lanes, products, room, steps, transpose, transposed_scales};
 use super::training::{block_of, block_tokens, check, head_blocks};
 use crate::backward::{AttentionGradient, AttentionOutput, SelfAttention};
-use crate::cpu::dense::{Fma, Lanes, Operands, Pairs, Product, product};
+use crate::cpu::FloatProducts;
+use crate::cpu::dense::{Fma, Form, Ints, Lanes, Matrices, Operands, Pairs};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_attention;
-use crate::cpu::simd::{Simd, dot, for_isa, for_pairs, softmax_exp};
+use crate::cpu::simd::{MAX_LANES, Simd, dot, for_isa, for_pairs, softmax_exp};
 use crate::cpu::unwritten::Unwritten;
 use crate::{AttentionSpec, Tensor};
 
@@ -30,8 +31,8 @@ pub fn attention_backward(
     let [q, k, v] = inputs;
     check(q, k, v, spec);
     assert_eq!((dy.rows(), dy.cols()), (output.y.rows(), output.y.cols()), "a gradient of another shape");
-    let pairs = in_pairs(context, spec.key_dim, spec.value_dim);
-    let (keys, values) = (lanes(context, pairs, k), lanes(context, pairs, v));
+    let products = products(context, spec.key_dim, spec.value_dim);
+    let (keys, values) = (lanes(context, products, k, spec.key_dim), lanes(context, products, v, spec.value_dim));
     let [mut dq, mut dk, mut dv] = inputs.map(|x| Unwritten::new(x.rows() * x.cols()));
     let gradients = [dq.target(), dk.target(), dv.target()];
     let items = spec.documents.len() * spec.kv_heads;
@@ -39,12 +40,10 @@ pub fn attention_backward(
         for item in items {
             let (document, kv_head) = (&spec.documents[item / spec.kv_heads], item % spec.kv_heads);
             let part = Part { q, k, keys: &keys, values: &values, output, dy, spec, document, kv_head, gradients };
-            with_attention(part.room(), |scratch| {
-                if pairs {
-                    backward_pairs(&part, scratch);
-                } else {
-                    backward_floats(context.isa, &part, scratch);
-                }
+            with_attention(part.room(), |scratch| match products {
+                FloatProducts::F32 => backward_floats(context.isa, &part, scratch),
+                FloatProducts::Bf16 => backward_pairs(&part, scratch),
+                FloatProducts::Int16 => backward_ints(&part, scratch),
             });
         }
     });
@@ -116,24 +115,30 @@ impl<'a> Rows<'a> {
     }
 
     #[inline(always)]
-    fn load<S: Simd, P: Product<S>>(&mut self, s: S, block: &Block, x: &Tensor, dim: usize, factor: f32) {
+    fn load<S: Simd, F: Form<S>>(&mut self, s: S, block: &Block, x: &Tensor, dim: usize, factor: f32) {
         let width = padded(block.tokens.len() * block.heads.len());
         block.rows_of(x, dim, factor, self.rows);
-        transpose::<S, P>(s, self.rows, width, dim, self.lanes, self.transposed);
-        if P::PER_LANE > 1 {
-            steps::<S, P>(s, self.rows, padded(dim), width, padded(dim), self.steps);
+        transpose::<S, F>(s, self.rows, width, dim, self.lanes, self.transposed);
+        if F::PER_LANE > 1 {
+            steps::<S, F>(s, self.rows, padded(dim), width, padded(dim), self.steps);
         }
     }
 
-    /// Steps of a sum over rows.
+    /// Steps of a sum over rows, of which [`Rows::load`] has loaded `width`.
     #[inline(always)]
-    fn steps<S: Simd, P: Product<S>>(&self) -> *const f32 {
-        if P::PER_LANE > 1 { self.steps.as_ptr() } else { self.rows.as_ptr() }
+    fn steps<S: Simd, F: Form<S>>(&self, width: usize, dim: usize) -> Steps {
+        let row = padded(dim);
+        let data = if F::PER_LANE > 1 { &*self.steps } else { &*self.rows };
+        Steps { data: data.as_ptr(), row, scales: data[lane_count::<S, F>(width) * row..].as_ptr() }
     }
 }
 
 for_pairs! {
     fn backward_pairs(part: &Part, scratch: &mut [f32]) = backward_with::<_, Pairs>
+}
+
+for_pairs! {
+    fn backward_ints(part: &Part, scratch: &mut [f32]) = backward_with::<_, Ints>
 }
 
 for_isa! {
@@ -146,7 +151,7 @@ fn backward_floats_with<S: Simd>(s: S, part: &Part, scratch: &mut [f32]) {
 }
 
 #[inline(always)]
-fn backward_with<S: Simd, P: Product<S>>(s: S, part: &Part, scratch: &mut [f32]) {
+fn backward_with<S: Simd, F: Form<S>>(s: S, part: &Part, scratch: &mut [f32]) {
     let SelfAttention { key_dim, value_dim, scale, .. } = *part.spec;
     let mut scratch = Scratch(scratch);
     let mut state = State {
@@ -175,12 +180,12 @@ fn backward_with<S: Simd, P: Product<S>>(s: S, part: &Part, scratch: &mut [f32])
             let tokens = start..(start + step).min(part.document.end);
             start = tokens.end;
             let block = block_of(part.q, part.spec, tokens, heads.clone(), part.document.start);
-            load::<S, P>(s, part, &block, &mut state);
+            load::<S, F>(s, part, &block, &mut state);
             let mut first = block.positions.start;
             while first < block.positions.end {
                 let positions = first..(first + KEYS).min(block.positions.end);
                 first = positions.end;
-                add_block::<S, P>(s, part, &block, &positions, &mut state);
+                add_block::<S, F>(s, part, &block, &positions, &mut state);
             }
             for (t, token) in block.tokens.clone().enumerate() {
                 for (h, head) in block.heads.clone().enumerate() {
@@ -199,10 +204,10 @@ fn backward_with<S: Simd, P: Product<S>>(s: S, part: &Part, scratch: &mut [f32])
 
 /// Brings the block's queries and gradients into the working memory. Rows beyond the block's are zero: they add nothing.
 #[inline(always)]
-fn load<S: Simd, P: Product<S>>(s: S, part: &Part, block: &Block, state: &mut State) {
+fn load<S: Simd, F: Form<S>>(s: S, part: &Part, block: &Block, state: &mut State) {
     let AttentionSpec { heads, key_dim, value_dim, scale, .. } = block.spec;
-    state.queries.load::<S, P>(s, block, part.q, key_dim, scale);
-    state.dy.load::<S, P>(s, block, part.dy, value_dim, 1.0);
+    state.queries.load::<S, F>(s, block, part.q, key_dim, scale);
+    state.dy.load::<S, F>(s, block, part.dy, value_dim, 1.0);
     for memory in [&mut *state.dq, state.lse, state.delta] {
         memory.fill(0.0);
     }
@@ -218,30 +223,39 @@ fn load<S: Simd, P: Product<S>>(s: S, part: &Part, block: &Block, state: &mut St
 
 /// Adds what these positions give to the gradients.
 #[inline(always)]
-fn add_block<S: Simd, P: Product<S>>(s: S, part: &Part, block: &Block, positions: &Range<usize>, state: &mut State) {
+fn add_block<S: Simd, F: Form<S>>(s: S, part: &Part, block: &Block, positions: &Range<usize>, state: &mut State) {
     let AttentionSpec { key_dim, value_dim, .. } = block.spec;
     let (count, rows) = (positions.len(), block.tokens.len() * block.heads.len());
     let width = padded(rows);
     let [probabilities, probability_lanes] = &mut state.probabilities;
     let [d_scores, d_score_lanes, d_score_steps] = &mut state.d_scores;
     // Scores, and the gradients of the probabilities: [positions][rows].
-    let into_rows = |of: &Lanes, dim: usize, b: &[f32], c: &mut [f32]| Operands {
-        a: of.data[positions.start * of.row + lane_count::<S, P>(part.kv_head * dim)..].as_ptr(),
-        a_row: of.row,
-        a_step: 1,
-        b: b.as_ptr(),
-        b_step: width,
-        c: c.as_mut_ptr(),
-        c_row: width,
-        steps: lane_count::<S, P>(dim),
-        accumulate: false,
+    let into_rows = |of: &Lanes, dim: usize, b: &[f32], c: &mut [f32]| {
+        let scales = of.run_scales(positions.start, part.kv_head);
+        Matrices {
+            lanes: Operands {
+                a: of.data[positions.start * of.row + lane_count::<S, F>(part.kv_head * dim)..].as_ptr(),
+                a_row: of.row,
+                a_step: 1,
+                b: b.as_ptr(),
+                b_step: width,
+                c: c.as_mut_ptr(),
+                c_row: width,
+                steps: lane_count::<S, F>(dim),
+                accumulate: false,
+            },
+            a_scales: scales.at,
+            a_scale_row: scales.row,
+            a_scale_block: 1,
+            b_scales: transposed_scales::<S, F>(b, width, dim),
+        }
     };
     let scored = into_rows(part.keys, key_dim, state.queries.transposed, probabilities);
     let d_probabilities = into_rows(part.values, value_dim, state.dy.transposed, d_scores);
     // SAFETY: lanes of all positions; the other matrices have this width, whole vectors.
     unsafe {
-        product::<S, P>(s, scored.lanes::<S, P>(), count, width);
-        product::<S, P>(s, d_probabilities.lanes::<S, P>(), count, width);
+        F::multiply(s, scored, count, width);
+        F::multiply(s, d_probabilities, count, width);
     }
     block.mask(positions, probabilities, width, 1);
     for lane in (0..width).step_by(S::LANES) {
@@ -263,53 +277,80 @@ fn add_block<S: Simd, P: Product<S>>(s: S, part: &Part, block: &Block, positions
     let value_at = positions.start * block.value_width + part.kv_head * value_dim;
     let [_, to_dk, to_dv] = part.gradients.map(|gradient| gradient.get());
     let (dv, dk) = (to_dv.wrapping_add(value_at), to_dk.wrapping_add(key_at));
-    let over_rows = |b: *const f32, dim: usize, c: *mut f32, c_row: usize| Operands {
-        a: std::ptr::null(),
-        a_row: lane_count::<S, P>(width),
-        a_step: 1,
-        b,
-        b_step: padded(dim),
-        c,
-        c_row,
-        steps: lane_count::<S, P>(rows),
-        accumulate: true,
+    let over_rows = |a: Along, b: Steps, c: *mut f32, c_row: usize| Matrices {
+        lanes: Operands {
+            a: a.lanes,
+            a_row: lane_count::<S, F>(width),
+            a_step: 1,
+            b: b.data,
+            b_step: b.row,
+            c,
+            c_row,
+            steps: lane_count::<S, F>(rows),
+            accumulate: true,
+        },
+        a_scales: a.scales,
+        a_scale_row: 1,
+        a_scale_block: 0,
+        b_scales: b.scales,
     };
-    let dv = over_rows(state.dy.steps::<S, P>(), value_dim, dv, block.value_width);
-    let dk = over_rows(state.queries.steps::<S, P>(), key_dim, dk, block.key_width);
     // SAFETY: the steps are those of the rows; the gradients of this key head in these positions are this item's alone.
     unsafe {
-        let a = along_rows::<S, P>(s, probabilities, count * width, probability_lanes);
-        product::<S, P>(s, Operands { a, ..dv }.lanes::<S, P>(), count, value_dim);
-        let a = along_rows::<S, P>(s, d_scores, count * width, d_score_lanes);
-        product::<S, P>(s, Operands { a, ..dk }.lanes::<S, P>(), count, key_dim);
+        let a = along_rows::<S, F>(s, probabilities, count, width, probability_lanes);
+        let b = state.dy.steps::<S, F>(width, value_dim);
+        F::multiply(s, over_rows(a, b, dv, block.value_width), count, value_dim);
+        let a = along_rows::<S, F>(s, d_scores, count, width, d_score_lanes);
+        let b = state.queries.steps::<S, F>(width, key_dim);
+        F::multiply(s, over_rows(a, b, dk, block.key_width), count, key_dim);
     }
     // dq: a sum over positions.
-    let (weights, weights_row) = steps::<S, P>(s, d_scores, width, count, width, d_score_steps);
-    let (keys, keys_row) = steps::<S, P>(s, &part.k.host()[key_at..], block.key_width, count, key_dim, state.keys);
-    let dq = Operands {
-        a: weights.as_ptr(),
-        a_row: 1,
-        a_step: weights_row,
-        b: keys.as_ptr(),
-        b_step: keys_row,
-        c: state.dq.as_mut_ptr(),
-        c_row: padded(key_dim),
-        steps: lane_count::<S, P>(count),
-        accumulate: true,
+    let weights = steps::<S, F>(s, d_scores, width, count, width, d_score_steps);
+    let keys = steps::<S, F>(s, &part.k.host()[key_at..], block.key_width, count, key_dim, state.keys);
+    let dq = Matrices {
+        lanes: Operands {
+            a: weights.data,
+            a_row: 1,
+            a_step: weights.row,
+            b: keys.data,
+            b_step: keys.row,
+            c: state.dq.as_mut_ptr(),
+            c_row: padded(key_dim),
+            steps: lane_count::<S, F>(count),
+            accumulate: true,
+        },
+        a_scales: weights.scales,
+        a_scale_row: 1,
+        a_scale_block: 0,
+        b_scales: keys.scales,
     };
     // SAFETY: both have so many steps; keys are whole vectors.
-    unsafe { product::<S, P>(s, dq.lanes::<S, P>(), rows, key_dim) };
+    unsafe { F::multiply(s, dq, rows, key_dim) };
 }
 
-/// The first `n` floats as lanes of neighbours, where they lie if those are floats. The rows are whole vectors, so that no lane has
-/// two positions.
+/// Rows as lanes along them.
+#[derive(Clone, Copy)]
+struct Along {
+    lanes: *const f32,
+    scales: *const f32,
+}
+
+/// `count` rows of `width` floats, whole vectors, as lanes of neighbours, their scales after the last; where they lie if lanes are floats.
 #[inline(always)]
-fn along_rows<S: Simd, P: Product<S>>(s: S, from: &[f32], n: usize, lanes: &mut [f32]) -> *const f32 {
-    if P::PER_LANE == 1 {
-        return from.as_ptr();
+fn along_rows<S: Simd, F: Form<S>>(s: S, from: &[f32], count: usize, width: usize, lanes: &mut [f32]) -> Along {
+    if F::PER_LANE == 1 {
+        return Along { lanes: from.as_ptr(), scales: from.as_ptr() };
     }
-    assert!(from.len() >= n && lanes.len() >= padded(n));
-    // SAFETY: as asserted; there are not more lanes than floats.
-    unsafe { P::lanes_of_row(s, from.as_ptr(), n, lanes.as_mut_ptr()) };
-    lanes.as_ptr()
+    let lane_row = lane_count::<S, F>(width);
+    let end = count * lane_row;
+    assert!(from.len() >= count * width && count <= KEYS && lanes.len() >= end + count.max(MAX_LANES));
+    let mut scales = [0.0; KEYS];
+    for (row, scale) in scales.iter_mut().enumerate().take(count) {
+        // SAFETY: as asserted; what a row's last vector writes beyond its lanes is the next row's or follows the last.
+        unsafe {
+            let to = lanes.as_mut_ptr().add(row * lane_row);
+            *scale = F::lanes_of_row(s, from.as_ptr().add(row * width), width, to);
+        }
+    }
+    lanes[end..end + count].copy_from_slice(&scales[..count]);
+    Along { lanes: lanes.as_ptr(), scales: lanes[end..].as_ptr() }
 }

@@ -6,9 +6,10 @@ use std::ops::Range;
 
 use super::QUERY_ROWS;
 use super::block::{Block, KEYS, LOWEST, Softmax, padded, scale_rows, soften_rows};
-use super::forms::{Scratch, in_pairs, lane_count, lanes, room, steps, transpose};
+use super::forms::{Scratch, lane_count, lanes, products, room, steps, transpose, transposed_scales};
 use crate::backward::{AttentionOutput, SelfAttention};
-use crate::cpu::dense::{Fma, Lanes, Operands, Pairs, Product, product};
+use crate::cpu::FloatProducts;
+use crate::cpu::dense::{Fma, Form, Ints, Lanes, Matrices, Operands, Pairs};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_attention;
@@ -27,8 +28,8 @@ pub fn attention_forward(
     check(q, k, v, spec);
     let (y_row, lse_row) = (spec.heads * spec.value_dim, spec.heads);
     let (mut y, mut lse) = (Unwritten::new(q.rows() * y_row), Unwritten::new(q.rows() * lse_row));
-    let pairs = in_pairs(context, spec.key_dim, spec.value_dim);
-    let keys = lanes(context, pairs, k);
+    let products = products(context, spec.key_dim, spec.value_dim);
+    let keys = lanes(context, products, k, spec.key_dim);
     let heads = head_blocks(spec);
     let step = block_tokens(&heads[0]);
     // Tokens of a block, and where their document begins.
@@ -44,10 +45,10 @@ pub fn attention_forward(
                 let ((tokens, document), heads) = (&blocks[item / heads.len()], &heads[item % heads.len()]);
                 let block = block_of(q, spec, tokens.clone(), heads.clone(), *document);
                 let part = Forward { block, keys: &keys, v, y: to, lse: to_lse };
-                if pairs {
-                    forward_pairs(&part, scratch);
-                } else {
-                    forward_floats(context.isa, &part, scratch);
+                match products {
+                    FloatProducts::F32 => forward_floats(context.isa, &part, scratch),
+                    FloatProducts::Bf16 => forward_pairs(&part, scratch),
+                    FloatProducts::Int16 => forward_ints(&part, scratch),
                 }
             }
         });
@@ -89,6 +90,10 @@ for_pairs! {
     fn forward_pairs(part: &Forward, scratch: &mut [f32]) = forward_with::<_, Pairs>
 }
 
+for_pairs! {
+    fn forward_ints(part: &Forward, scratch: &mut [f32]) = forward_with::<_, Ints>
+}
+
 for_isa! {
     fn forward_floats(part: &Forward, scratch: &mut [f32]) = forward_floats_with
 }
@@ -99,7 +104,7 @@ fn forward_floats_with<S: Simd>(s: S, part: &Forward, scratch: &mut [f32]) {
 }
 
 #[inline(always)]
-fn forward_with<S: Simd, P: Product<S>>(s: S, part: &Forward, scratch: &mut [f32]) {
+fn forward_with<S: Simd, F: Form<S>>(s: S, part: &Forward, scratch: &mut [f32]) {
     let block = &part.block;
     let AttentionSpec { heads, kv_heads, key_dim, value_dim, scale, .. } = block.spec;
     let rows = block.tokens.len() * block.heads.len();
@@ -112,7 +117,7 @@ fn forward_with<S: Simd, P: Product<S>>(s: S, part: &Forward, scratch: &mut [f32
     let (largest, rest) = (scratch.take(QUERY_ROWS), scratch.take(2 * QUERY_ROWS));
     let (totals, factors) = rest.split_at_mut(QUERY_ROWS);
     block.rows_of(block.q, key_dim, scale, query_rows);
-    transpose::<S, P>(s, query_rows, width, key_dim, query_lanes, queries);
+    transpose::<S, F>(s, query_rows, width, key_dim, query_lanes, queries);
     sums[..width * value_row].fill(0.0);
     totals.fill(0.0);
     largest.fill(LOWEST);
@@ -122,40 +127,52 @@ fn forward_with<S: Simd, P: Product<S>>(s: S, part: &Forward, scratch: &mut [f32
         let positions = first..(first + KEYS).min(block.positions.end);
         let count = positions.len();
         first = positions.end;
-        let key_at = positions.start * part.keys.row + lane_count::<S, P>(kv_head * key_dim);
-        let scored = Operands {
-            a: part.keys.data[key_at..].as_ptr(),
-            a_row: part.keys.row,
-            a_step: 1,
-            b: queries.as_ptr(),
-            b_step: width,
-            c: scores.as_mut_ptr(),
-            c_row: width,
-            steps: lane_count::<S, P>(key_dim),
-            accumulate: false,
+        let key_at = positions.start * part.keys.row + lane_count::<S, F>(kv_head * key_dim);
+        let key_scales = part.keys.run_scales(positions.start, kv_head);
+        let scored = Matrices {
+            lanes: Operands {
+                a: part.keys.data[key_at..].as_ptr(),
+                a_row: part.keys.row,
+                a_step: 1,
+                b: queries.as_ptr(),
+                b_step: width,
+                c: scores.as_mut_ptr(),
+                c_row: width,
+                steps: lane_count::<S, F>(key_dim),
+                accumulate: false,
+            },
+            a_scales: key_scales.at,
+            a_scale_row: key_scales.row,
+            a_scale_block: 1,
+            b_scales: transposed_scales::<S, F>(queries, width, key_dim),
         };
         // SAFETY: keys are lanes of all positions; queries and scores have this width, whole vectors.
-        unsafe { product::<S, P>(s, scored.lanes::<S, P>(), count, width) };
+        unsafe { F::multiply(s, scored, count, width) };
         block.mask(&positions, scores, width, 1);
         soften_rows(s, scores, width, count, Softmax { largest, totals, factors });
         scale_rows(sums, value_row, &factors[..rows]);
-        let (weights, weights_row) = steps::<S, P>(s, scores, width, count, width, exponentials);
+        let weights = steps::<S, F>(s, scores, width, count, width, exponentials);
         let value_at = positions.start * block.value_width + kv_head * value_dim;
-        let (values, values_row) =
-            steps::<S, P>(s, &part.v.host()[value_at..], block.value_width, count, value_dim, values);
-        let weighted = Operands {
-            a: weights.as_ptr(),
-            a_row: 1,
-            a_step: weights_row,
-            b: values.as_ptr(),
-            b_step: values_row,
-            c: sums.as_mut_ptr(),
-            c_row: value_row,
-            steps: lane_count::<S, P>(count),
-            accumulate: true,
+        let values = steps::<S, F>(s, &part.v.host()[value_at..], block.value_width, count, value_dim, values);
+        let weighted = Matrices {
+            lanes: Operands {
+                a: weights.data,
+                a_row: 1,
+                a_step: weights.row,
+                b: values.data,
+                b_step: values.row,
+                c: sums.as_mut_ptr(),
+                c_row: value_row,
+                steps: lane_count::<S, F>(count),
+                accumulate: true,
+            },
+            a_scales: weights.scales,
+            a_scale_row: 1,
+            a_scale_block: 0,
+            b_scales: values.scales,
         };
         // SAFETY: both have so many steps; values are whole vectors, as sums are.
-        unsafe { product::<S, P>(s, weighted.lanes::<S, P>(), rows, value_dim) };
+        unsafe { F::multiply(s, weighted, rows, value_dim) };
     }
     for (t, token) in block.tokens.clone().enumerate() {
         for (h, head) in block.heads.clone().enumerate() {

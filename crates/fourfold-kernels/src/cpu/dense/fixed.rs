@@ -9,6 +9,7 @@
 use half::bf16;
 
 use super::PANEL_ROWS;
+use super::form::{Form, Matrices, two_vectors};
 use super::panel::{RowProduct, pack};
 use super::product::Pairs;
 use super::tile::{Operands, write_out};
@@ -31,41 +32,77 @@ pub fn panel_rows(terms: usize) -> usize {
     terms.div_ceil(2) + terms.div_ceil(BLOCK)
 }
 
-/// A product of lanes of two integers each, with their scales.
+/// Pairs of integers with scales.
 #[derive(Clone, Copy)]
-pub struct Fixed {
-    /// The lanes. `b` is `[steps][b_step]`, a row of `a` any.
-    pub lanes: Operands<f32>,
-    /// Scales of `a`.
-    pub a_scales: *const f32,
-    /// From a row's scale to the next's.
-    pub a_scale_row: usize,
-    /// From a block's scale to the next's.
-    pub a_scale_block: usize,
-    /// Scales of `b`: one a column, block after block `lanes.b_step` apart.
-    pub b_scales: *const f32,
+pub struct Ints;
+
+impl<S: PairDot> Form<S> for Ints {
+    const PER_LANE: usize = 2;
+
+    fn rows(terms: usize) -> usize {
+        panel_rows(terms)
+    }
+
+    #[inline(always)]
+    unsafe fn steps<E: Element>(
+        s: S,
+        from: *const E,
+        stride: usize,
+        rows: usize,
+        cols: usize,
+        to: *mut f32,
+        to_row: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { quantize_steps(s, from, stride, rows, cols, to, to_row) }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32) -> f32 {
+        debug_assert!(n <= BLOCK, "a scale for {n} terms");
+        let mut largest = s.splat(0.0);
+        for i in (0..n).step_by(S::LANES) {
+            // SAFETY: the caller's promise.
+            largest = s.largest_magnitudes(largest, unsafe { s.load_first(from.add(i), S::LANES.min(n - i)) });
+        }
+        let (factor, scale) = factor_and_scale(s.largest_bits(largest));
+        let factor = s.splat(factor);
+        for i in (0..n).step_by(2 * S::LANES) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (first, second) = two_vectors(s, from.add(i), n - i);
+                s.store(to.add(i / 2), s.int_neighbours(s.mul(first, factor), s.mul(second, factor)));
+            }
+        }
+        scale
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(s: S, matrices: Matrices, rows: usize, cols: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { product(s, matrices, rows, cols) }
+    }
 }
 
-impl Fixed {
-    #[inline(always)]
-    fn at(self, row: usize, col: usize) -> Self {
-        Self {
-            lanes: self.lanes.at(row, col, 1),
-            a_scales: self.a_scales.wrapping_add(row * self.a_scale_row),
-            b_scales: self.b_scales.wrapping_add(col),
-            ..self
-        }
+/// From a row and a column on.
+#[inline(always)]
+fn part(m: Matrices, row: usize, col: usize) -> Matrices {
+    Matrices {
+        lanes: m.lanes.at(row, col, 1),
+        a_scales: m.a_scales.wrapping_add(row * m.a_scale_row),
+        b_scales: m.b_scales.wrapping_add(col),
+        ..m
     }
 }
 
 /// `c (+)= a · b`, tile by tile.
 ///
 /// # Safety
-/// As `tile::product`, and there is a scale for each block of each row and of each column, these up to whole vectors.
+/// As [`Form::multiply`].
 #[inline(always)]
-pub unsafe fn product<S: PairDot>(s: S, fixed: Fixed, rows: usize, cols: usize) {
+unsafe fn product<S: PairDot>(s: S, matrices: Matrices, rows: usize, cols: usize) {
     struct Call {
-        fixed: Fixed,
+        matrices: Matrices,
         rows: usize,
         cols: usize,
     }
@@ -75,14 +112,14 @@ pub unsafe fn product<S: PairDot>(s: S, fixed: Fixed, rows: usize, cols: usize) 
             let height = self.rows.div_ceil(self.rows.div_ceil(S::TILE_ROWS).max(1));
             for col in (0..self.cols).step_by(2 * S::LANES) {
                 for row in (0..self.rows).step_by(height) {
-                    let part = self.fixed.at(row, col);
+                    let part = part(self.matrices, row, col);
                     // SAFETY: a part of what `product`'s caller promises.
                     unsafe { of_height(s, part, height.min(self.rows - row), self.cols - col) };
                 }
             }
         }
     }
-    s.call(Call { fixed, rows, cols });
+    s.call(Call { matrices, rows, cols });
 }
 
 /// The tile of the right height and width, known to the compiler.
@@ -90,16 +127,16 @@ pub unsafe fn product<S: PairDot>(s: S, fixed: Fixed, rows: usize, cols: usize) 
 /// # Safety
 /// As [`product`].
 #[inline(always)]
-unsafe fn of_height<S: PairDot>(s: S, fixed: Fixed, height: usize, cols: usize) {
+unsafe fn of_height<S: PairDot>(s: S, m: Matrices, height: usize, cols: usize) {
     macro_rules! heights {
         ($($h:literal)*) => {
             match height.min(S::TILE_ROWS) {
                 // SAFETY: as the caller promises.
                 $($h => if const { $h <= S::TILE_ROWS } { unsafe {
                     if cols > S::LANES {
-                        tile::<S, $h, 2>(s, fixed, cols.min(2 * S::LANES));
+                        tile::<S, $h, 2>(s, m, cols.min(2 * S::LANES));
                     } else {
-                        tile::<S, $h, 1>(s, fixed, cols);
+                        tile::<S, $h, 1>(s, m, cols);
                     }
                 } },)*
                 _ => unreachable!("tiles have 1 to {} rows", S::TILE_ROWS),
@@ -114,8 +151,8 @@ unsafe fn of_height<S: PairDot>(s: S, fixed: Fixed, height: usize, cols: usize) 
 /// # Safety
 /// As [`product`], for `ROWS` and `cols ≤ VECTORS · LANES`, more than `(VECTORS − 1) · LANES`.
 #[inline(always)]
-unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, fixed: Fixed, cols: usize) {
-    let o = fixed.lanes;
+unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, m: Matrices, cols: usize) {
+    let o = m.lanes;
     for r in 0..ROWS {
         for v in 0..VECTORS {
             s.prefetch(o.c.wrapping_add(r * o.c_row + v * S::LANES));
@@ -143,7 +180,7 @@ unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, fixed:
             b = b.wrapping_add(o.b_step);
         }
         let (a_scales, b_scales) =
-            (fixed.a_scales.wrapping_add(block * fixed.a_scale_block), fixed.b_scales.wrapping_add(block * o.b_step));
+            (m.a_scales.wrapping_add(block * m.a_scale_block), m.b_scales.wrapping_add(block * o.b_step));
         let mut columns = [s.splat(0.0); VECTORS];
         for (v, columns) in columns.iter_mut().enumerate() {
             // SAFETY: columns have scales up to whole vectors.
@@ -151,7 +188,7 @@ unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, fixed:
         }
         for (r, (acc, total)) in acc.iter().zip(&mut totals).enumerate() {
             // SAFETY: each row has its scale.
-            let row = s.splat(unsafe { *a_scales.add(r * fixed.a_scale_row) });
+            let row = s.splat(unsafe { *a_scales.add(r * m.a_scale_row) });
             for ((&acc, &column), total) in acc.iter().zip(&columns).zip(total) {
                 *total = s.mul_add(s.mul(s.of_ints(acc), column), row, *total);
             }
@@ -223,7 +260,7 @@ unsafe fn quantize_block<S: PairDot, E: Element>(s: S, from: *const E, to: *mut 
 /// # Safety
 /// Row r has `cols` readable elements at `from + r · stride`; `to` has [`panel_rows`] rows, whole vectors long.
 #[inline(always)]
-pub unsafe fn quantize_steps<S: PairDot, E: Element>(
+unsafe fn quantize_steps<S: PairDot, E: Element>(
     s: S,
     from: *const E,
     stride: usize,
@@ -317,7 +354,7 @@ pub unsafe fn panel_product<S: PairDot>(s: S, p: RowProduct<bf16>, x_scales: Tok
                 pack::<S, Pairs>(s, ints.as_ptr(), BLOCK, p.rows, count, count.div_ceil(2), to);
             }
         }
-        let fixed = Fixed {
+        let matrices = Matrices {
             lanes: Operands {
                 a: p.x.wrapping_add(start / 2),
                 a_row: p.x_row,
@@ -335,6 +372,6 @@ pub unsafe fn panel_product<S: PairDot>(s: S, p: RowProduct<bf16>, x_scales: Tok
             b_scales: scales.as_ptr(),
         };
         // SAFETY: the panel's lanes and scales have just been written, the tokens' are the caller's promise.
-        unsafe { product(s, fixed, p.tokens, p.rows) };
+        unsafe { product(s, matrices, p.tokens, p.rows) };
     }
 }

@@ -3,16 +3,16 @@
 use std::ops::Range;
 
 use super::PANEL_ROWS;
-use super::fixed::{self, Fixed, panel_rows, quantize_steps};
-use super::product::{Fma, Pairs, Product};
-use super::steps::pack_steps;
-use super::tile::{Operands, product};
+use super::fixed::{Ints, panel_rows};
+use super::form::{Form, Matrices};
+use super::product::{Fma, Pairs};
+use super::tile::Operands;
 use crate::Tensor;
 use crate::cpu::FloatProducts;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_panel;
-use crate::cpu::simd::{MAX_LANES, PairDot, Simd, for_isa, for_pairs};
+use crate::cpu::simd::{MAX_LANES, Simd, for_isa, for_pairs};
 use crate::cpu::unwritten::Unwritten;
 
 /// Columns of a strip of `x`.
@@ -130,17 +130,6 @@ pub(super) struct Rows<'a, E> {
     pub cols: usize,
 }
 
-impl Rows<'_, f32> {
-    /// How many, which are in the data and fit lanes of `to_row`.
-    #[inline(always)]
-    fn count(&self, to_row: usize) -> usize {
-        let count = self.data.len().div_ceil(self.stride);
-        assert!(self.data.len() >= (count - 1) * self.stride + self.cols);
-        assert!(self.cols.next_multiple_of(MAX_LANES) <= to_row);
-        count
-    }
-}
-
 /// Brings rows into lanes.
 fn fill(context: Context, kind: FloatProducts, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
     match kind {
@@ -155,7 +144,7 @@ for_pairs! {
 }
 
 for_pairs! {
-    fn fill_ints(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_ints_with
+    fn fill_ints(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Ints>
 }
 
 for_isa! {
@@ -168,19 +157,12 @@ fn fill_floats_with<S: Simd>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usi
 }
 
 #[inline(always)]
-fn fill_with<S: Simd, P: Product<S>>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
-    let count = rows.count(to_row);
-    assert!(count.div_ceil(P::PER_LANE) * to_row <= to.len());
+fn fill_with<S: Simd, F: Form<S>>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
+    let count = rows.data.len().div_ceil(rows.stride);
+    assert!(rows.data.len() >= (count - 1) * rows.stride + rows.cols);
+    assert!(rows.cols.next_multiple_of(S::LANES) <= to_row && F::rows(count) * to_row <= to.len());
     // SAFETY: as asserted.
-    unsafe { pack_steps::<S, P, f32>(s, rows.data.as_ptr(), rows.stride, count, rows.cols, to.as_mut_ptr(), to_row) }
-}
-
-#[inline(always)]
-fn fill_ints_with<S: PairDot>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
-    let count = rows.count(to_row);
-    assert!(panel_rows(count) * to_row <= to.len());
-    // SAFETY: as asserted.
-    unsafe { quantize_steps(s, rows.data.as_ptr(), rows.stride, count, rows.cols, to.as_mut_ptr(), to_row) }
+    unsafe { F::steps(s, rows.data.as_ptr(), rows.stride, count, rows.cols, to.as_mut_ptr(), to_row) }
 }
 
 /// Some rows and columns of `dw`.
@@ -212,7 +194,7 @@ for_pairs! {
 }
 
 for_pairs! {
-    fn run_ints(part: &Part) = run_ints_with
+    fn run_ints(part: &Part) = run_with::<_, Ints>
 }
 
 for_isa! {
@@ -225,38 +207,25 @@ fn run_floats_with<S: Simd>(s: S, part: &Part) {
 }
 
 #[inline(always)]
-fn run_with<S: Simd, P: Product<S>>(s: S, part: &Part) {
-    let operands = part.operands(part.tokens.div_ceil(P::PER_LANE));
-    // SAFETY: the lanes hold `rows` columns in each step, the strip whole vectors of `cols`; items write disjoint parts of dw.
-    unsafe { product::<S, P>(s, operands.lanes::<S, P>(), part.rows, part.cols) }
-}
-
-#[inline(always)]
-fn run_ints_with<S: PairDot>(s: S, part: &Part) {
-    let lanes = part.operands(part.tokens.div_ceil(2));
-    let fixed = Fixed {
-        a_scales: part.lanes[lanes.steps * ROWS..].as_ptr(),
-        a_scale_row: 1,
-        a_scale_block: ROWS,
-        b_scales: part.strip[lanes.steps * STRIP..].as_ptr(),
-        lanes,
-    };
-    // SAFETY: as in `run_with`; scales follow the lanes on both sides.
-    unsafe { fixed::product(s, fixed, part.rows, part.cols) }
-}
-
-impl Part<'_> {
-    fn operands(&self, steps: usize) -> Operands<f32> {
-        Operands {
-            a: self.lanes.as_ptr(),
+fn run_with<S: Simd, F: Form<S>>(s: S, part: &Part) {
+    let steps = part.tokens.div_ceil(F::PER_LANE);
+    let matrices = Matrices {
+        lanes: Operands {
+            a: part.lanes.as_ptr(),
             a_row: 1,
             a_step: ROWS,
-            b: self.strip.as_ptr(),
+            b: part.strip.as_ptr(),
             b_step: STRIP,
-            c: self.to,
-            c_row: self.to_row,
+            c: part.to,
+            c_row: part.to_row,
             steps,
-            accumulate: self.accumulate,
-        }
-    }
+            accumulate: part.accumulate,
+        },
+        a_scales: part.lanes[steps * ROWS..].as_ptr(),
+        a_scale_row: 1,
+        a_scale_block: ROWS,
+        b_scales: part.strip[steps * STRIP..].as_ptr(),
+    };
+    // SAFETY: the lanes hold `rows` columns in each step, the strip whole vectors of `cols`; items write disjoint parts of dw.
+    unsafe { F::multiply(s, matrices, part.rows, part.cols) }
 }

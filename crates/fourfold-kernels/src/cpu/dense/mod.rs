@@ -3,6 +3,7 @@
 
 mod dots;
 mod fixed;
+mod form;
 mod gradient;
 mod panel;
 mod product;
@@ -19,10 +20,12 @@ pub use gradient::{new_weight_gradient, weight_gradient};
 pub use transposed::linear_transposed;
 
 use self::dots::dots;
+pub(super) use self::fixed::{BLOCK, Ints};
 use self::fixed::{TokenScales, quantize_row};
+pub(super) use self::form::{Form, Matrices};
 use self::panel::{PANEL_ROWS, RowProduct, panel_len, panel_product};
-pub(super) use self::product::{Fma, Pairs, Product};
-pub(super) use self::steps::pack_steps;
+use self::product::Product;
+pub(super) use self::product::{Fma, Pairs};
 pub(super) use self::tile::{Operands, product};
 use super::pool::SendPtr;
 use super::quant::Context;
@@ -202,12 +205,12 @@ impl Lanes {
         (vectors | 1) * MAX_LANES
     }
 
-    pub fn floats(context: Context, x: &Tensor) -> Self {
-        Self::floats_of(context, x, 0..x.cols())
-    }
-
-    pub fn pairs(context: Context, x: &Tensor) -> Self {
-        Self::pairs_of(context, x, 0..x.cols())
+    /// All columns for a kind of product, integers with a scale for each run of `dim`.
+    pub fn by_head(context: Context, kind: FloatProducts, x: &Tensor, dim: usize) -> Self {
+        match kind {
+            FloatProducts::Int16 => Self::ints_of(context, x, 0..x.cols(), dim),
+            kind => Self::of(context, kind, x, 0..x.cols()),
+        }
     }
 
     /// Some columns, for a kind of product.
@@ -215,7 +218,7 @@ impl Lanes {
         match kind {
             FloatProducts::F32 => Self::floats_of(context, x, cols),
             FloatProducts::Bf16 => Self::pairs_of(context, x, cols),
-            FloatProducts::Int16 => Self::ints_of(context, x, cols),
+            FloatProducts::Int16 => Self::ints_of(context, x, cols, BLOCK),
         }
     }
 
@@ -236,20 +239,27 @@ impl Lanes {
         })
     }
 
-    /// Some columns.
-    fn ints_of(context: Context, x: &Tensor, cols: Range<usize>) -> Self {
+    /// Some columns, with a scale for each run of `run`, at most a block and even.
+    fn ints_of(context: Context, x: &Tensor, cols: Range<usize>, run: usize) -> Self {
+        assert!(run <= BLOCK && (run.is_multiple_of(2) || run >= cols.len()), "a scale for {run} columns");
         let row = Self::stride(cols.len().div_ceil(2));
-        let blocks = cols.len().div_ceil(fixed::BLOCK);
-        let mut scales = Unwritten::<f32>::new(x.rows() * blocks);
+        let runs = cols.len().div_ceil(run);
+        let mut scales = Unwritten::<f32>::new(x.rows() * runs);
         let to = scales.target();
         let lanes = Self::fill(context, x.rows(), row, cols.len() / 2, |t, lanes| {
-            let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);
+            let halves: &mut [bf16] = &mut bytemuck::cast_slice_mut(lanes)[..cols.len()];
             // SAFETY: row t's scales are inside the memory and this item's alone; they are written and not read.
-            let scales = unsafe { std::slice::from_raw_parts_mut(to.get().add(t * blocks), blocks) };
-            quantize(&x.row(t)[cols.clone()], &mut halves[..cols.len()], scales);
+            let scales = unsafe { std::slice::from_raw_parts_mut(to.get().add(t * runs), runs) };
+            quantize(&x.row(t)[cols.clone()], halves, scales, run);
         });
         // SAFETY: every row's scales have been written.
         Self { scales: unsafe { scales.written() }, ..lanes }
+    }
+
+    /// The scales of run `run` from a token on.
+    pub fn run_scales(&self, token: usize, run: usize) -> TokenScales {
+        let scales = self.scales_from(token);
+        TokenScales { at: scales.at.wrapping_add(run), ..scales }
     }
 
     /// The scales from a token on.
@@ -299,7 +309,18 @@ fn round_to_bf16_with<S: Simd>(_s: S, from: &[f32], to: &mut [bf16]) {
 }
 
 for_pairs! {
-    fn quantize(from: &[f32], to: &mut [bf16], scales: &mut [f32]) = quantize_row
+    /// Brings a row into integers, with a scale for each run of `run`.
+    fn quantize(from: &[f32], to: &mut [bf16], scales: &mut [f32], run: usize) = quantize_runs
+}
+
+#[inline(always)]
+fn quantize_runs<S: PairDot>(s: S, from: &[f32], to: &mut [bf16], scales: &mut [f32], run: usize) {
+    if run == BLOCK {
+        return quantize_row(s, from, to, scales);
+    }
+    for ((from, to), scale) in from.chunks(run).zip(to.chunks_mut(run)).zip(scales) {
+        quantize_row(s, from, to, std::slice::from_mut(scale));
+    }
 }
 
 /// One weight's part of a region.

@@ -5,8 +5,9 @@ use std::ops::Range;
 use fourfold_tensor::{Dense, FloatBuffer};
 use half::bf16;
 
-use super::fixed::{self, Fixed, panel_rows, quantize_steps};
-use super::product::{Fma, Pairs, Product};
+use super::fixed::{Ints, panel_rows};
+use super::form::{Form, Matrices};
+use super::product::{Fma, Pairs};
 use super::steps::pack_steps;
 use super::tile::{Operands, product, tile};
 use super::{Lanes, PANEL_ROWS, PANEL_TOKENS, products, shares, token_chunks};
@@ -15,7 +16,7 @@ use crate::cpu::FloatProducts;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_panel;
-use crate::cpu::simd::{Element, MAX_LANES, PairDot, Simd, for_isa, for_pairs};
+use crate::cpu::simd::{Element, MAX_LANES, Simd, for_isa, for_pairs};
 use crate::cpu::unwritten::Unwritten;
 
 /// Columns of a work item where tokens are few.
@@ -89,27 +90,6 @@ impl Part<'_> {
         &self.lanes.data[self.tokens.start * self.lanes.row..self.tokens.end * self.lanes.row]
     }
 
-    /// From the first row's first column to the last row's last.
-    fn weights<'w, E>(&self, w: &'w [E]) -> &'w [E] {
-        let start = self.rows.start * self.cols;
-        &w[start + self.columns.start..start + (self.rows.len() - 1) * self.cols + self.columns.end]
-    }
-
-    /// The tokens' lanes times a panel's.
-    fn operands(&self, panel: &[f32], steps: usize) -> Operands<f32> {
-        Operands {
-            a: self.x().as_ptr(),
-            a_row: self.lanes.row,
-            a_step: 1,
-            b: panel.as_ptr(),
-            b_step: STRIP,
-            c: self.y(self.columns.start),
-            c_row: self.cols,
-            steps,
-            accumulate: self.accumulate,
-        }
-    }
-
     /// Where the result of the first token goes, from `column` on.
     fn y(&self, column: usize) -> *mut f32 {
         self.y.get().wrapping_add(self.tokens.start * self.cols + column)
@@ -118,12 +98,12 @@ impl Part<'_> {
 
 for_pairs! {
     /// One work item in pairs of bf16.
-    fn run_pairs(part: &Part, w: &[bf16], panel: &mut [f32]) = by_panels::<_, Pairs, _>
+    fn run_pairs(part: &Part, w: &[bf16], panel: &mut [f32]) = by_panels::<_, Pairs, bf16>
 }
 
 for_pairs! {
     /// One work item in pairs of integers.
-    fn run_ints(part: &Part, w: &[bf16], panel: &mut [f32]) = by_int_panels
+    fn run_ints(part: &Part, w: &[bf16], panel: &mut [f32]) = by_panels::<_, Ints, bf16>
 }
 
 for_isa! {
@@ -142,38 +122,35 @@ fn run_floats_with<S: Simd, E: Element>(s: S, part: &Part, w: &[E], panel: &mut 
 
 /// Many tokens: a strip of the weight's columns is brought into a panel.
 #[inline(always)]
-fn by_panels<S: Simd, P: Product<S>, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) {
-    let weights = part.weights(w);
+fn by_panels<S: Simd, F: Form<S>, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) {
     let (rows, columns) = (part.rows.len(), part.columns.len());
-    assert!(columns <= STRIP && panel.len() >= rows.div_ceil(P::PER_LANE) * STRIP);
+    let start = part.rows.start * part.cols;
+    let weights = &w[start + part.columns.start..start + (rows - 1) * part.cols + part.columns.end];
+    assert!(columns <= STRIP && panel.len() >= F::rows(rows) * STRIP);
+    let steps = rows.div_ceil(F::PER_LANE);
+    let scales = part.lanes.scales_from(part.tokens.start);
     // SAFETY: the weights end with the last row's last column; the panel was measured; x has its shape's lanes; items write
     // disjoint parts of y.
     unsafe {
-        pack_steps::<S, P, E>(s, weights.as_ptr(), part.cols, rows, columns, panel.as_mut_ptr(), STRIP);
-        let operands = part.operands(panel, rows.div_ceil(P::PER_LANE));
-        product::<S, P>(s, operands.lanes::<S, P>(), part.tokens.len(), columns);
-    }
-}
-
-/// Many tokens, in integers.
-#[inline(always)]
-fn by_int_panels<S: PairDot>(s: S, part: &Part, w: &[bf16], panel: &mut [f32]) {
-    let weights = part.weights(w);
-    let (rows, columns) = (part.rows.len(), part.columns.len());
-    assert!(columns <= STRIP && panel.len() >= panel_rows(rows) * STRIP);
-    // SAFETY: as in `by_panels`; the scales follow the panel's lanes.
-    unsafe {
-        quantize_steps(s, weights.as_ptr(), part.cols, rows, columns, panel.as_mut_ptr(), STRIP);
-        let scales = part.lanes.scales_from(part.tokens.start);
-        let lanes = part.operands(panel, rows.div_ceil(2));
-        let fixed = Fixed {
-            b_scales: panel[lanes.steps * STRIP..].as_ptr(),
-            lanes,
+        F::steps(s, weights.as_ptr(), part.cols, rows, columns, panel.as_mut_ptr(), STRIP);
+        let matrices = Matrices {
+            lanes: Operands {
+                a: part.x().as_ptr(),
+                a_row: part.lanes.row,
+                a_step: 1,
+                b: panel.as_ptr(),
+                b_step: STRIP,
+                c: part.y(part.columns.start),
+                c_row: part.cols,
+                steps,
+                accumulate: part.accumulate,
+            },
             a_scales: scales.at,
             a_scale_row: scales.row,
             a_scale_block: 1,
+            b_scales: panel[steps * STRIP..].as_ptr(),
         };
-        fixed::product(s, fixed, part.tokens.len(), columns);
+        F::multiply(s, matrices, part.tokens.len(), columns);
     }
 }
 
