@@ -146,56 +146,86 @@ unsafe fn of_height<S: PairDot>(s: S, m: Matrices, height: usize, cols: usize) {
     heights!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 }
 
-/// `ROWS` by `VECTORS · LANES` results: a block's sums are made in registers and added to `c`.
+/// `ROWS` by `VECTORS · LANES` results.
 ///
 /// # Safety
 /// As [`product`], for `ROWS` and `cols ≤ VECTORS · LANES`, more than `(VECTORS − 1) · LANES`.
 #[inline(always)]
 unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, m: Matrices, cols: usize) {
     let o = m.lanes;
-    for r in 0..ROWS {
-        for v in 0..VECTORS {
-            s.prefetch(o.c.wrapping_add(r * o.c_row + v * S::LANES));
+    // SAFETY: as the caller promises.
+    unsafe {
+        if o.steps <= STEPS {
+            // Attention's products, mostly.
+            let sums = block_sums::<S, ROWS, VECTORS>(s, m, 0, o.steps);
+            write_out(s, sums, o.c, o.c_row, cols, o.accumulate);
+            return;
         }
-    }
-    // Beside the registers of the loop below, but near: rows of `c` often meet in one set of the first cache.
-    let mut totals = [[s.splat(0.0); VECTORS]; ROWS];
-    let (mut a, mut b) = (o.a, o.b);
-    for (block, first) in (0..o.steps).step_by(STEPS).enumerate() {
-        let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
-        for _ in first..o.steps.min(first + STEPS) {
-            let mut right = [s.splat(0.0); VECTORS];
-            for (v, right) in right.iter_mut().enumerate() {
-                // SAFETY: `b` is readable up to whole vectors.
-                *right = unsafe { s.load(b.add(v * S::LANES)) };
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                s.prefetch(o.c.wrapping_add(r * o.c_row + v * S::LANES));
             }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: row r of this step.
-                let left = s.splat(unsafe { *a.add(r * o.a_row) });
-                for (acc, &right) in acc.iter_mut().zip(&right) {
-                    *acc = s.dot_ints(*acc, left, right);
+        }
+        // Beside the registers of a block's loop, but near: rows of `c` often meet in one set of the first cache.
+        let mut totals = [[s.splat(0.0); VECTORS]; ROWS];
+        for block in 0..o.steps.div_ceil(STEPS) {
+            let sums = block_sums::<S, ROWS, VECTORS>(s, m, block, STEPS.min(o.steps - block * STEPS));
+            for (total, sum) in totals.iter_mut().zip(&sums) {
+                for (total, &sum) in total.iter_mut().zip(sum) {
+                    *total = s.add(*total, sum);
                 }
             }
-            a = a.wrapping_add(o.a_step);
-            b = b.wrapping_add(o.b_step);
         }
-        let (a_scales, b_scales) =
-            (m.a_scales.wrapping_add(block * m.a_scale_block), m.b_scales.wrapping_add(block * o.b_step));
-        let mut columns = [s.splat(0.0); VECTORS];
-        for (v, columns) in columns.iter_mut().enumerate() {
-            // SAFETY: columns have scales up to whole vectors.
-            *columns = unsafe { s.load(b_scales.add(v * S::LANES)) };
+        write_out(s, totals, o.c, o.c_row, cols, o.accumulate);
+    }
+}
+
+/// A block's sums, made of integers in registers and scaled.
+///
+/// # Safety
+/// As [`tile`]; the block has so many steps.
+#[inline(always)]
+unsafe fn block_sums<S: PairDot, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    m: Matrices,
+    block: usize,
+    steps: usize,
+) -> [[S::V; VECTORS]; ROWS] {
+    let o = m.lanes;
+    let mut a = o.a.wrapping_add(block * STEPS * o.a_step);
+    let mut b = o.b.wrapping_add(block * STEPS * o.b_step);
+    let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
+    for _ in 0..steps {
+        let mut right = [s.splat(0.0); VECTORS];
+        for (v, right) in right.iter_mut().enumerate() {
+            // SAFETY: `b` is readable up to whole vectors.
+            *right = unsafe { s.load(b.add(v * S::LANES)) };
         }
-        for (r, (acc, total)) in acc.iter().zip(&mut totals).enumerate() {
-            // SAFETY: each row has its scale.
-            let row = s.splat(unsafe { *a_scales.add(r * m.a_scale_row) });
-            for ((&acc, &column), total) in acc.iter().zip(&columns).zip(total) {
-                *total = s.mul_add(s.mul(s.of_ints(acc), column), row, *total);
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: row r of this step.
+            let left = s.splat(unsafe { *a.add(r * o.a_row) });
+            for (acc, &right) in acc.iter_mut().zip(&right) {
+                *acc = s.dot_ints(*acc, left, right);
             }
         }
+        a = a.wrapping_add(o.a_step);
+        b = b.wrapping_add(o.b_step);
     }
-    // SAFETY: as the caller promises.
-    unsafe { write_out(s, totals, o.c, o.c_row, cols, o.accumulate) };
+    let (a_scales, b_scales) =
+        (m.a_scales.wrapping_add(block * m.a_scale_block), m.b_scales.wrapping_add(block * o.b_step));
+    let mut columns = [s.splat(0.0); VECTORS];
+    for (v, columns) in columns.iter_mut().enumerate() {
+        // SAFETY: columns have scales up to whole vectors.
+        *columns = unsafe { s.load(b_scales.add(v * S::LANES)) };
+    }
+    for (r, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: each row has its scale.
+        let row = s.splat(unsafe { *a_scales.add(r * m.a_scale_row) });
+        for (acc, &column) in acc.iter_mut().zip(&columns) {
+            *acc = s.mul(s.mul(s.of_ints(*acc), column), row);
+        }
+    }
+    acc
 }
 
 /// The factor that makes a block's values integers, and the scale that makes them values again, from its largest magnitude. A NaN or an

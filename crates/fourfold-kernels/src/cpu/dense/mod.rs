@@ -146,7 +146,7 @@ impl Output {
 
 /// Into how many items the tokens of a panel are cut: no more than it takes to share out the work, for each packs the panel anew.
 fn token_chunks(context: Context, tokens: usize, panels: usize) -> usize {
-    const ITEMS_A_THREAD: usize = 8;
+    const ITEMS_A_THREAD: usize = 4;
     let wanted = (ITEMS_A_THREAD * context.pool.threads()).div_ceil(panels.max(1));
     wanted.clamp(1, tokens.div_ceil(TOKENS_PER_ITEM).max(1))
 }
