@@ -1,10 +1,10 @@
 //! A convolutional classifier as a [`Network`].
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
+use fourfold_kernels::{Bf16Tensor, Tensor};
 use fourfold_models::layers::{Gradients, LayerSpec, Running, StackPass, Trained};
 use fourfold_models::{ConvNet, ConvNetSpec, Role, WeightSpec};
 
@@ -153,11 +153,20 @@ impl Network for Classifier {
         run: &Run,
         apply: Apply,
     ) -> Result<f64, TrainError> {
-        let pass = StackPass { backend: &*run.backend, recompute: run.recipe.recompute };
+        let images = batch.labels.len();
+        // Side by side before anything that is freed again, as a language model's: between a step's buffers they would lie where a few
+        // bytes decide, and leave holes there.
+        let inputs = match run.recipe.recompute {
+            true => {
+                self.spec.kept_inputs().into_iter().map(|[rows, cols]| Bf16Tensor::zeros(images * rows, cols)).collect()
+            }
+            false => VecDeque::new(),
+        };
+        let pass = StackPass { backend: &*run.backend, recompute: run.recipe.recompute, inputs: inputs.into() };
         let parts = self.spec.parts();
         let mut running = Vec::new();
         let mut kept = Vec::with_capacity(parts.len());
-        let rooms = rooms(&self.spec, batch.labels.len() as u64);
+        let rooms = rooms(&self.spec, images as u64);
         let mut x = Arc::new(normalized(&self.spec, &batch.pixels));
         for (part, &room) in parts.iter().zip(&rooms) {
             make_room(room);

@@ -17,7 +17,7 @@ use fourfold_kernels::spatial::Window;
 use serde_json::Value;
 
 use crate::config::{COUNTS, Config, WIDTHS};
-use crate::layers::{BatchNormSpec, Conv2dSpec, LayerSpec, LinearSpec, segments};
+use crate::layers::{BatchNormSpec, Conv2dSpec, LayerSpec, LinearSpec, kept_inputs, segments};
 use crate::{ModelError, Role, WeightSpec};
 
 /// Residual blocks inside one another.
@@ -100,6 +100,12 @@ impl ConvNetSpec {
     pub fn parameters(&self) -> u64 {
         let is_trained = |w: &&WeightSpec| !matches!(w.role, Role::RunningMean | Role::RunningVariance);
         self.weights().iter().filter(is_trained).map(WeightSpec::elements).sum()
+    }
+
+    /// The inputs that training with recomputation keeps of an image: rows and columns.
+    pub fn kept_inputs(&self) -> Vec<[usize; 2]> {
+        let [channels, height, width] = self.image;
+        kept_inputs(&self.layers, [height * width, channels])
     }
 
     /// The parts of the stack that are run, learned and compressed one at a time.

@@ -39,7 +39,7 @@ pub use norm::{Norm, NormSpec};
 pub(crate) use rope::yarn_mscale;
 pub use rope::{Rotary, RotaryScaling, RotarySpec};
 pub use router::{CORRECTION_BIAS, ExpertLoad, Router, RouterScores, RouterSpec, Selection};
-pub use stack::{LayerSpec, Running, Stack, StackPass, StackSaved, segments};
+pub use stack::{LayerSpec, Running, Stack, StackPass, StackSaved, kept_inputs, segments};
 pub use train::{Gradients, Masks, TrainPass, Trained, Tunings};
 
 /// What a forward pass carries through the layers.

@@ -4,6 +4,8 @@
 //! keeps its input alone, in bf16, and the batch's statistics: normalisation, rectification and pooling are done anew on the way
 //! back, products never are, since a segment's gradient needs its last layer's input and not its output.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -69,6 +71,20 @@ impl LayerSpec {
         }
     }
 
+    /// Rows (pixels) and columns (channels) of what it makes of an image of so many.
+    pub fn output(&self, [rows, cols]: [usize; 2]) -> [usize; 2] {
+        let area = |size: [usize; 2]| size[0] * size[1];
+        match self {
+            Self::Conv2d(conv) => [conv.window.output().map_or(0, area), conv.outputs],
+            Self::Linear(linear) => [rows, linear.outputs],
+            Self::MaxPool(window) | Self::AveragePool(window) => [window.output().map_or(0, area), cols],
+            Self::AdaptiveAveragePool { output, .. } => [area(*output), cols],
+            Self::Flatten { .. } => [1, rows * cols],
+            Self::Residual { body, .. } => body.iter().fold([rows, cols], |shape, layer| layer.output(shape)),
+            Self::BatchNorm(_) | Self::Relu => [rows, cols],
+        }
+    }
+
     /// Whether a segment ends with it.
     fn ends_segment(&self) -> bool {
         match self {
@@ -104,12 +120,45 @@ pub fn segments(layers: &[LayerSpec]) -> Vec<Range<usize>> {
     segments
 }
 
+/// The inputs that segments keep where they are recomputed, in their order: rows and columns for an image of so many.
+pub fn kept_inputs(layers: &[LayerSpec], image: [usize; 2]) -> Vec<[usize; 2]> {
+    let mut shape = image;
+    let mut all = Vec::new();
+    for segment in segments(layers) {
+        let layers = &layers[segment];
+        match layers {
+            [LayerSpec::Residual { body, shortcut, .. }] => {
+                all.append(&mut kept_inputs(shortcut, shape));
+                all.append(&mut kept_inputs(body, shape));
+            }
+            _ => all.push(shape),
+        }
+        shape = layers.iter().fold(shape, |shape, layer| layer.output(shape));
+    }
+    all
+}
+
 /// What a training pass carries through a stack.
 pub struct StackPass<'a> {
     /// Runs the operations.
     pub backend: &'a dyn Backward,
     /// Keep a segment's input alone, in bf16.
     pub recompute: bool,
+    /// Memory for these inputs, in the order of [`kept_inputs`]; where there is none left it is taken as it is needed.
+    pub inputs: RefCell<VecDeque<Bf16Tensor>>,
+}
+
+impl StackPass<'_> {
+    fn keep(&self, x: &Tensor) -> Bf16Tensor {
+        let mut inputs = self.inputs.borrow_mut();
+        let fits = |input: &Bf16Tensor| (input.rows(), input.cols()) == (x.rows(), x.cols());
+        if !inputs.front().is_some_and(fits) {
+            return self.backend.to_bf16(x);
+        }
+        let mut input = inputs.pop_front().unwrap_or_else(|| unreachable!("just seen"));
+        self.backend.write_bf16(x, &mut input);
+        input
+    }
 }
 
 /// What a batch adds to the running statistics of all norms.
@@ -200,7 +249,7 @@ impl Stack {
         for segment in &self.segments {
             let layers = &self.layers[segment.clone()];
             let is_residual = matches!(layers, [Layer::Residual { .. }]);
-            let input = (pass.recompute && !is_residual).then(|| pass.backend.to_bf16(&x));
+            let input = (pass.recompute && !is_residual).then(|| pass.keep(&x));
             let mut saved = Vec::new();
             let mut moments = Vec::new();
             for layer in layers {

@@ -3,6 +3,7 @@
 //! the same order of making and dropping as in the step itself.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::ops::{Add, Range, Sub};
 use std::rc::Rc;
 
@@ -136,7 +137,7 @@ enum Saved<'a> {
 /// The most that tensors of a step of `images` images of `pixels` values take.
 pub(super) fn most_alive(spec: &ConvNetSpec, recipe: &Recipe, images: u64) -> Alive {
     let tensors = Tensors::beside(&spec.weights(), recipe);
-    let replay = Replay { tensors: &tensors, recipe, images };
+    let replay = Replay { tensors: &tensors, recipe, images, inputs: RefCell::default() };
     // The second step finds the holes that the first one leaves.
     replay.step(spec);
     replay.step(spec);
@@ -179,9 +180,15 @@ struct Replay<'a> {
     tensors: &'a Tensors,
     recipe: &'a Recipe,
     images: u64,
+    /// Memory for the inputs that segments keep.
+    inputs: RefCell<VecDeque<Held<'a>>>,
 }
 
 impl<'a> Replay<'a> {
+    fn keep(&self) -> Held<'a> {
+        self.inputs.borrow_mut().pop_front().unwrap_or_else(|| unreachable!("one for each segment"))
+    }
+
     fn tensor(&self, elements: u64) -> Sized<'a> {
         Sized { elements, held: Rc::new(self.activations(elements * F32)) }
     }
@@ -207,6 +214,9 @@ impl<'a> Replay<'a> {
         let copies = |part: &[LayerSpec]| {
             self.tensors.hold(Alive { copies: elements(part) * copy_bytes(self.recipe), ..Alive::default() })
         };
+        let inputs = if self.recipe.recompute { spec.kept_inputs() } else { Vec::new() };
+        let bytes = |[rows, cols]: [usize; 2]| self.images * (rows * cols) as u64 * BF16;
+        self.inputs.borrow_mut().extend(inputs.into_iter().map(|shape| self.activations(bytes(shape))));
         let mut x = self.tensor(self.images * pixels(spec));
         let mut kept = Vec::with_capacity(parts.len());
         for (part, &room) in parts.iter().zip(&rooms) {
@@ -235,7 +245,7 @@ impl<'a> Replay<'a> {
         for segment in segments(layers) {
             let layers = &layers[segment];
             let is_residual = matches!(layers, [LayerSpec::Residual { .. }]);
-            let input = (self.recipe.recompute && !is_residual).then(|| self.activations(x.elements * BF16));
+            let input = (self.recipe.recompute && !is_residual).then(|| self.keep());
             let mut saved = Vec::new();
             for layer in layers {
                 let (y, kept) = self.layer_forward(layer, x, input.is_none());
