@@ -109,7 +109,7 @@ unsafe fn product<S: PairDot>(s: S, matrices: Matrices, rows: usize, cols: usize
     impl<S: PairDot> Kernel<S> for Call {
         #[inline(always)]
         fn run(self, s: S) {
-            let height = self.rows.div_ceil(self.rows.div_ceil(S::TILE_ROWS).max(1));
+            let height = self.rows.div_ceil(self.rows.div_ceil(S::TILE_ROWS).max(1)).max(1);
             for col in (0..self.cols).step_by(2 * S::LANES) {
                 for row in (0..self.rows).step_by(height) {
                     let part = part(self.matrices, row, col);
