@@ -1,6 +1,6 @@
 //! Self-attention inside documents, forward (FlashAttention-2, Dao 2023, section 3.1), and what the way back shares with it. With
-//! fast activations both factors of every product are rounded to bf16, as mixed-precision training does; softmax and sums are
-//! f32.
+//! fast activations both factors of every product are rounded, to bf16 as mixed-precision training does or to integers with scales
+//! (`FloatProducts`); softmax and sums are f32.
 
 use std::ops::Range;
 

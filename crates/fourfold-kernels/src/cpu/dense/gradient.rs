@@ -28,8 +28,8 @@ const ROWS: usize = 7 * MAX_LANES;
 /// Lanes of strips of `x` that are brought in at a time: with a work item's lanes of `dy` they stay in the second cache.
 const STRIPS_LEN: usize = 1 << 17;
 
-/// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`. With fast activations both are rounded to bf16, as
-/// mixed-precision training does (Micikevicius et al. 2018); sums are f32.
+/// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`. With fast activations both are rounded, to bf16
+/// as mixed-precision training does (Micikevicius et al. 2018) or to integers with scales ([`FloatProducts`]); sums are f32.
 pub fn weight_gradient(context: Context, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
     assert_eq!((x.rows(), dw.rows(), dw.cols()), (dy.rows(), dy.cols(), x.cols()), "weight gradient: shapes");
     write(context, x, dy, SendPtr::new(dw.host_mut()), true);

@@ -131,10 +131,14 @@ fn dequantized(w: &Quantized) -> Vec<Vec<f32>> {
     (0..w.rows).map(row).collect()
 }
 
+/// The largest magnitude.
+fn most(x: &[f32]) -> f64 {
+    x.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())))
+}
+
 /// Largest error that rounding x to int8 in blocks of 32 may cause in `x · w`: half a unit, `absmax / 254`, for each column
 /// (whatever order the columns are blocked in, so with the absmax of all), and f32 arithmetic.
 fn bound(x: &[f32], w: &[f32], order_kept: bool, exact: bool) -> f64 {
-    let most = |x: &[f32]| x.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
     let whole = most(x);
     let mut rounding = 0.0;
     let mut size = 0.0;
@@ -178,11 +182,13 @@ fn check(case: Case, tokens: usize, seed: u64, pools: &[Pool]) {
     let part = case.rows / 3..case.rows - case.rows / 4;
     let xt = Tensor::new(tokens, part.len(), n.floats(tokens * part.len()));
     for isa in available() {
-        for activations in [Activations::Fast, Activations::F32] {
+        let fast = FloatProducts::ALL.into_iter().filter(|products| products.is_of(isa));
+        let precisions = fast.map(|products| (Activations::Fast, products));
+        for (activations, products) in precisions.chain([(Activations::F32, FloatProducts::F32)]) {
             let results: Vec<_> = pools
                 .iter()
                 .map(|pool| {
-                    let context = Context { pool, isa, activations, products: FloatProducts::fastest(isa) };
+                    let context = Context { pool, isa, activations, products };
                     let y = linear(context, &x, &[&weight]).swap_remove(0);
                     let part_y = linear_rows(context, &x, &weight, part.clone());
                     (y, part_y, linear_transposed(context, &xt, &weight, part.clone()))
@@ -204,8 +210,13 @@ fn check(case: Case, tokens: usize, seed: u64, pools: &[Pool]) {
                     let magnitude: f64 = xt.row(t).iter().zip(&column).map(|(a, b)| f64::from((a * b).abs())).sum();
                     // Both factors are rounded to bf16, by 2^−8 of them at most.
                     let in_bf16 = isa == Isa::Avx512 && activations == Activations::Fast && tokens >= turned::TOKENS;
-                    let rounding = if in_bf16 { magnitude / 127.0 } else { 0.0 };
-                    close(found, wanted, bound(xt.row(t), &column, true, true) + rounding, &(isa, t, c, case));
+                    let mut rounding = if in_bf16 { magnitude / 127.0 } else { 0.0 };
+                    if in_bf16 && products == FloatProducts::Int16 {
+                        // And to a 4095th of the largest, half of it at most.
+                        rounding += column.len() as f64 * most(xt.row(t)) * most(&column) / 4095.0;
+                    }
+                    let what = (isa, products, t, c, case);
+                    close(found, wanted, bound(xt.row(t), &column, true, true) + rounding, &what);
                 }
             }
         }

@@ -26,12 +26,12 @@ const PART: usize = 1 << 19;
 /// Strips written out at a time, at most: so many columns of the input are copied.
 const STRIPS: usize = 64;
 
-/// Whether weights are to be written out in bf16. Where the dense product then multiplies in f32 it is still faster than from the codes.
+/// Whether weights are to be written out in bf16. Whatever the dense product makes of it, that is faster than from the codes.
 pub(super) fn is_wanted(context: Context, tokens: usize) -> bool {
     tokens >= TOKENS && context.isa == Isa::Avx512 && context.activations == Activations::Fast
 }
 
-/// `y = x · W[rows, :]`, both factors rounded to bf16: x `[tokens, rows.len()]`, y `[tokens, cols]`.
+/// `y = x · W[rows, :]`, both factors rounded to bf16, or from there to what [`dense`] multiplies: x `[tokens, rows.len()]`, y `[tokens, cols]`.
 pub(super) fn linear_transposed(context: Context, x: &Tensor, w: &QuantWeight, rows: Range<usize>) -> Tensor {
     let strips = rows.start / STRIP..rows.end.div_ceil(STRIP);
     let step = (PART / (w.cols().max(1) * STRIP)).clamp(4, STRIPS);

@@ -131,7 +131,7 @@ pub trait Kernel<S: Simd> {
     fn run(self, s: S);
 }
 
-/// An instruction set that multiplies pairs of bf16 (AVX512-BF16's `vdpbf16ps`).
+/// An instruction set that multiplies pairs of 16-bit numbers: bf16 (AVX512-BF16's `vdpbf16ps`) and integers (AVX512-VNNI's `vpdpwssd`).
 pub trait PairDot: Simd {
     /// Each 32-bit lane of `a` and `b` holds two bf16: adds both products to the f32 lane of `acc`.
     fn dot_pairs(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
