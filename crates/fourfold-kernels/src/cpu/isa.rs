@@ -73,8 +73,12 @@ impl FloatProducts {
     pub fn fastest(isa: Isa) -> Self {
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Avx512 {
-            let maker = std::arch::x86_64::__cpuid(0);
-            let is_intel = [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel";
+            // Asked once: under a hypervisor `cpuid` takes long, and predictions of memory ask for every product.
+            static IS_INTEL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+            let is_intel = *IS_INTEL.get_or_init(|| {
+                let maker = std::arch::x86_64::__cpuid(0);
+                [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+            });
             return if is_intel { Self::Int16 } else { Self::Bf16 };
         }
         let _ = isa;

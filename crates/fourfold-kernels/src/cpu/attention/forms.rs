@@ -1,9 +1,8 @@
 //! Rows of a block in the forms that products read: floats, or two neighbours rounded to bf16 or to integers (`Form`).
 
 use super::block::padded;
-use crate::Tensor;
 use crate::cpu::FloatProducts;
-use crate::cpu::dense::{BLOCK, Form, Lanes};
+use crate::cpu::dense::{BLOCK, Form, Lanes, Matrices, Operands};
 use crate::cpu::quant::Context;
 use crate::cpu::simd::{MAX_LANES, Simd};
 
@@ -14,11 +13,6 @@ pub fn products(context: Context, key_dim: usize, value_dim: usize) -> FloatProd
         FloatProducts::Int16 if key_dim.max(value_dim) > BLOCK => FloatProducts::F32,
         products => products,
     }
-}
-
-/// A whole tensor as lanes of neighbours, by heads of `dim` elements.
-pub fn lanes(context: Context, products: FloatProducts, x: &Tensor, dim: usize) -> Lanes {
-    Lanes::by_head(context, products, x, dim)
 }
 
 /// Floats of working memory for `rows` rows of `dim` elements in any form, whole vectors, with a scale for each row.
@@ -81,7 +75,7 @@ pub fn transpose<S: Simd, F: Form<S>>(
 
 /// The scales that [`transpose`] writes.
 #[inline(always)]
-pub fn transposed_scales<S: Simd, F: Form<S>>(transposed: &[f32], width: usize, dim: usize) -> *const f32 {
+fn transposed_scales<S: Simd, F: Form<S>>(transposed: &[f32], width: usize, dim: usize) -> *const f32 {
     transposed[padded(lane_count::<S, F>(dim)) * width..].as_ptr()
 }
 
@@ -115,4 +109,57 @@ pub fn steps<S: Simd, F: Form<S>>(
     // SAFETY: as asserted.
     unsafe { F::steps(s, from.as_ptr(), stride, rows, cols, to.as_mut_ptr(), row) }
     Steps { data: to.as_ptr(), row, scales: to[lane_count::<S, F>(rows) * row..].as_ptr() }
+}
+
+/// `c [count][width] = x · bᵀ` for rows of `x` from `position` on, of one head, and transposed rows `b` of as many elements.
+#[inline(always)]
+pub fn rows_by_rows<S: Simd, F: Form<S>>(
+    x: &Lanes,
+    position: usize,
+    head: usize,
+    dim: usize,
+    b: &[f32],
+    width: usize,
+    c: &mut [f32],
+) -> Matrices {
+    let scales = x.run_scales(position, head);
+    Matrices {
+        lanes: Operands {
+            a: x.data[position * x.row + lane_count::<S, F>(head * dim)..].as_ptr(),
+            a_row: x.row,
+            a_step: 1,
+            b: b.as_ptr(),
+            b_step: width,
+            c: c.as_mut_ptr(),
+            c_row: width,
+            steps: lane_count::<S, F>(dim),
+            accumulate: false,
+        },
+        a_scales: scales.at,
+        a_scale_row: scales.row,
+        a_scale_block: 1,
+        b_scales: transposed_scales::<S, F>(b, width, dim),
+    }
+}
+
+/// `c += aᵀ · b`, a sum over `count` rows of both.
+#[inline(always)]
+pub fn over_steps<S: Simd, F: Form<S>>(a: Steps, b: Steps, count: usize, c: &mut [f32], c_row: usize) -> Matrices {
+    Matrices {
+        lanes: Operands {
+            a: a.data,
+            a_row: 1,
+            a_step: a.row,
+            b: b.data,
+            b_step: b.row,
+            c: c.as_mut_ptr(),
+            c_row,
+            steps: lane_count::<S, F>(count),
+            accumulate: true,
+        },
+        a_scales: a.scales,
+        a_scale_row: 1,
+        a_scale_block: 0,
+        b_scales: b.scales,
+    }
 }

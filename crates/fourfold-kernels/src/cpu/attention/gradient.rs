@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use super::QUERY_ROWS;
 use super::block::{Block, KEYS, padded};
-use super::forms::{Scratch, Steps, lane_count, lanes, products, room, steps, transpose, transposed_scales};
+use super::forms::{Scratch, Steps, lane_count, over_steps, products, room, rows_by_rows, steps, transpose};
 use super::training::{block_of, block_tokens, check, head_blocks};
 use crate::backward::{AttentionGradient, AttentionOutput, SelfAttention};
 use crate::cpu::FloatProducts;
-use crate::cpu::dense::{Fma, Form, Ints, Lanes, Matrices, Operands, Pairs};
+use crate::cpu::dense::{Fma, Form, Ints, Lanes, Matrices, Operands, Pairs, Plain};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_attention;
@@ -32,7 +32,8 @@ pub fn attention_backward(
     check(q, k, v, spec);
     assert_eq!((dy.rows(), dy.cols()), (output.y.rows(), output.y.cols()), "a gradient of another shape");
     let products = products(context, spec.key_dim, spec.value_dim);
-    let (keys, values) = (lanes(context, products, k, spec.key_dim), lanes(context, products, v, spec.value_dim));
+    let [keys, values] =
+        [(k, spec.key_dim), (v, spec.value_dim)].map(|(x, dim)| Lanes::by_head(context, products, x, dim));
     let [mut dq, mut dk, mut dv] = inputs.map(|x| Unwritten::new(x.rows() * x.cols()));
     let gradients = [dq.target(), dk.target(), dv.target()];
     let items = spec.documents.len() * spec.kv_heads;
@@ -134,7 +135,7 @@ impl<'a> Rows<'a> {
 }
 
 for_pairs! {
-    fn backward_pairs(part: &Part, scratch: &mut [f32]) = backward_with::<_, Pairs>
+    fn backward_pairs(part: &Part, scratch: &mut [f32]) = backward_with::<_, Plain<Pairs>>
 }
 
 for_pairs! {
@@ -147,7 +148,7 @@ for_isa! {
 
 #[inline(always)]
 fn backward_floats_with<S: Simd>(s: S, part: &Part, scratch: &mut [f32]) {
-    backward_with::<S, Fma<f32>>(s, part, scratch);
+    backward_with::<S, Plain<Fma<f32>>>(s, part, scratch);
 }
 
 #[inline(always)]
@@ -230,28 +231,11 @@ fn add_block<S: Simd, F: Form<S>>(s: S, part: &Part, block: &Block, positions: &
     let [probabilities, probability_lanes] = &mut state.probabilities;
     let [d_scores, d_score_lanes, d_score_steps] = &mut state.d_scores;
     // Scores, and the gradients of the probabilities: [positions][rows].
-    let into_rows = |of: &Lanes, dim: usize, b: &[f32], c: &mut [f32]| {
-        let scales = of.run_scales(positions.start, part.kv_head);
-        Matrices {
-            lanes: Operands {
-                a: of.data[positions.start * of.row + lane_count::<S, F>(part.kv_head * dim)..].as_ptr(),
-                a_row: of.row,
-                a_step: 1,
-                b: b.as_ptr(),
-                b_step: width,
-                c: c.as_mut_ptr(),
-                c_row: width,
-                steps: lane_count::<S, F>(dim),
-                accumulate: false,
-            },
-            a_scales: scales.at,
-            a_scale_row: scales.row,
-            a_scale_block: 1,
-            b_scales: transposed_scales::<S, F>(b, width, dim),
-        }
-    };
-    let scored = into_rows(part.keys, key_dim, state.queries.transposed, probabilities);
-    let d_probabilities = into_rows(part.values, value_dim, state.dy.transposed, d_scores);
+    let (first, head) = (positions.start, part.kv_head);
+    let queries = &state.queries.transposed;
+    let scored = rows_by_rows::<S, F>(part.keys, first, head, key_dim, queries, width, probabilities);
+    let dy = &state.dy.transposed;
+    let d_probabilities = rows_by_rows::<S, F>(part.values, first, head, value_dim, dy, width, d_scores);
     // SAFETY: lanes of all positions; the other matrices have this width, whole vectors.
     unsafe {
         F::multiply(s, scored, count, width);
@@ -306,23 +290,7 @@ fn add_block<S: Simd, F: Form<S>>(s: S, part: &Part, block: &Block, positions: &
     // dq: a sum over positions.
     let weights = steps::<S, F>(s, d_scores, width, count, width, d_score_steps);
     let keys = steps::<S, F>(s, &part.k.host()[key_at..], block.key_width, count, key_dim, state.keys);
-    let dq = Matrices {
-        lanes: Operands {
-            a: weights.data,
-            a_row: 1,
-            a_step: weights.row,
-            b: keys.data,
-            b_step: keys.row,
-            c: state.dq.as_mut_ptr(),
-            c_row: padded(key_dim),
-            steps: lane_count::<S, F>(count),
-            accumulate: true,
-        },
-        a_scales: weights.scales,
-        a_scale_row: 1,
-        a_scale_block: 0,
-        b_scales: keys.scales,
-    };
+    let dq = over_steps::<S, F>(weights, keys, count, state.dq, padded(key_dim));
     // SAFETY: both have so many steps; keys are whole vectors.
     unsafe { F::multiply(s, dq, rows, key_dim) };
 }

@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use super::QUERY_ROWS;
 use super::block::{Block, KEYS, LOWEST, Softmax, padded, scale_rows, soften_rows};
-use super::forms::{Scratch, lane_count, lanes, products, room, steps, transpose, transposed_scales};
+use super::forms::{Scratch, over_steps, products, room, rows_by_rows, steps, transpose};
 use crate::backward::{AttentionOutput, SelfAttention};
 use crate::cpu::FloatProducts;
-use crate::cpu::dense::{Fma, Form, Ints, Lanes, Matrices, Operands, Pairs};
+use crate::cpu::dense::{Fma, Form, Ints, Lanes, Pairs, Plain};
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_attention;
@@ -29,7 +29,7 @@ pub fn attention_forward(
     let (y_row, lse_row) = (spec.heads * spec.value_dim, spec.heads);
     let (mut y, mut lse) = (Unwritten::new(q.rows() * y_row), Unwritten::new(q.rows() * lse_row));
     let products = products(context, spec.key_dim, spec.value_dim);
-    let keys = lanes(context, products, k, spec.key_dim);
+    let keys = Lanes::by_head(context, products, k, spec.key_dim);
     let heads = head_blocks(spec);
     let step = block_tokens(&heads[0]);
     // Tokens of a block, and where their document begins.
@@ -87,7 +87,7 @@ impl Forward<'_> {
 }
 
 for_pairs! {
-    fn forward_pairs(part: &Forward, scratch: &mut [f32]) = forward_with::<_, Pairs>
+    fn forward_pairs(part: &Forward, scratch: &mut [f32]) = forward_with::<_, Plain<Pairs>>
 }
 
 for_pairs! {
@@ -100,7 +100,7 @@ for_isa! {
 
 #[inline(always)]
 fn forward_floats_with<S: Simd>(s: S, part: &Forward, scratch: &mut [f32]) {
-    forward_with::<S, Fma<f32>>(s, part, scratch);
+    forward_with::<S, Plain<Fma<f32>>>(s, part, scratch);
 }
 
 #[inline(always)]
@@ -127,25 +127,7 @@ fn forward_with<S: Simd, F: Form<S>>(s: S, part: &Forward, scratch: &mut [f32]) 
         let positions = first..(first + KEYS).min(block.positions.end);
         let count = positions.len();
         first = positions.end;
-        let key_at = positions.start * part.keys.row + lane_count::<S, F>(kv_head * key_dim);
-        let key_scales = part.keys.run_scales(positions.start, kv_head);
-        let scored = Matrices {
-            lanes: Operands {
-                a: part.keys.data[key_at..].as_ptr(),
-                a_row: part.keys.row,
-                a_step: 1,
-                b: queries.as_ptr(),
-                b_step: width,
-                c: scores.as_mut_ptr(),
-                c_row: width,
-                steps: lane_count::<S, F>(key_dim),
-                accumulate: false,
-            },
-            a_scales: key_scales.at,
-            a_scale_row: key_scales.row,
-            a_scale_block: 1,
-            b_scales: transposed_scales::<S, F>(queries, width, key_dim),
-        };
+        let scored = rows_by_rows::<S, F>(part.keys, positions.start, kv_head, key_dim, queries, width, scores);
         // SAFETY: keys are lanes of all positions; queries and scores have this width, whole vectors.
         unsafe { F::multiply(s, scored, count, width) };
         block.mask(&positions, scores, width, 1);
@@ -154,23 +136,7 @@ fn forward_with<S: Simd, F: Form<S>>(s: S, part: &Forward, scratch: &mut [f32]) 
         let weights = steps::<S, F>(s, scores, width, count, width, exponentials);
         let value_at = positions.start * block.value_width + kv_head * value_dim;
         let values = steps::<S, F>(s, &part.v.host()[value_at..], block.value_width, count, value_dim, values);
-        let weighted = Matrices {
-            lanes: Operands {
-                a: weights.data,
-                a_row: 1,
-                a_step: weights.row,
-                b: values.data,
-                b_step: values.row,
-                c: sums.as_mut_ptr(),
-                c_row: value_row,
-                steps: lane_count::<S, F>(count),
-                accumulate: true,
-            },
-            a_scales: weights.scales,
-            a_scale_row: 1,
-            a_scale_block: 0,
-            b_scales: values.scales,
-        };
+        let weighted = over_steps::<S, F>(weights, values, count, sums, value_row);
         // SAFETY: both have so many steps; values are whole vectors, as sums are.
         unsafe { F::multiply(s, weighted, rows, value_dim) };
     }

@@ -1,10 +1,12 @@
 //! In which form matrices are multiplied: f32, pairs of bf16, pairs of integers with scales. A kernel that is generic over [`Form`] is
 //! written once for all three.
 
-use super::product::{Fma, Pairs};
+use std::marker::PhantomData;
+
+use super::product::Product;
 use super::steps::pack_steps;
 use super::tile::{Operands, product};
-use crate::cpu::simd::{Element, PairDot, Simd};
+use crate::cpu::simd::{Element, Simd};
 
 /// Two matrices in lanes, with scales where the form has them.
 #[derive(Clone, Copy)]
@@ -58,11 +60,15 @@ pub trait Form<S: Simd>: Copy {
     unsafe fn multiply(s: S, matrices: Matrices, rows: usize, cols: usize);
 }
 
-impl<S: Simd> Form<S> for Fma<f32> {
-    const PER_LANE: usize = 1;
+/// The lanes of a product, without scales.
+#[derive(Clone, Copy)]
+pub struct Plain<P>(PhantomData<P>);
+
+impl<S: Simd, P: Product<S>> Form<S> for Plain<P> {
+    const PER_LANE: usize = P::PER_LANE;
 
     fn rows(terms: usize) -> usize {
-        terms
+        terms.div_ceil(P::PER_LANE)
     }
 
     #[inline(always)]
@@ -76,62 +82,20 @@ impl<S: Simd> Form<S> for Fma<f32> {
         to_row: usize,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { pack_steps::<S, Self, E>(s, from, stride, rows, cols, to, to_row) }
+        unsafe { pack_steps::<S, P, E>(s, from, stride, rows, cols, to, to_row) }
     }
 
     #[inline(always)]
     unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32) -> f32 {
-        for i in (0..n).step_by(S::LANES) {
-            // SAFETY: the caller's promise.
-            unsafe { s.store(to.add(i), s.load_first(from.add(i), S::LANES.min(n - i))) }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { P::lanes_of_row(s, from, n, to) };
         1.0
     }
 
     #[inline(always)]
     unsafe fn multiply(s: S, matrices: Matrices, rows: usize, cols: usize) {
         // SAFETY: the caller's promise.
-        unsafe { product::<S, Self>(s, matrices.lanes, rows, cols) }
-    }
-}
-
-impl<S: PairDot> Form<S> for Pairs {
-    const PER_LANE: usize = 2;
-
-    fn rows(terms: usize) -> usize {
-        terms.div_ceil(2)
-    }
-
-    #[inline(always)]
-    unsafe fn steps<E: Element>(
-        s: S,
-        from: *const E,
-        stride: usize,
-        rows: usize,
-        cols: usize,
-        to: *mut f32,
-        to_row: usize,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { pack_steps::<S, Self, E>(s, from, stride, rows, cols, to, to_row) }
-    }
-
-    #[inline(always)]
-    unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32) -> f32 {
-        for i in (0..n).step_by(2 * S::LANES) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let (first, second) = two_vectors(s, from.add(i), n - i);
-                s.store(to.add(i / 2), s.round_neighbours(first, second));
-            }
-        }
-        1.0
-    }
-
-    #[inline(always)]
-    unsafe fn multiply(s: S, matrices: Matrices, rows: usize, cols: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { product::<S, Self>(s, matrices.lanes.lanes::<S, Self>(), rows, cols) }
+        unsafe { product::<S, P>(s, matrices.lanes.lanes::<S, P>(), rows, cols) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::PANEL_ROWS;
 use super::fixed::{Ints, panel_rows};
-use super::form::{Form, Matrices};
+use super::form::{Form, Matrices, Plain};
 use super::product::{Fma, Pairs};
 use super::tile::Operands;
 use crate::Tensor;
@@ -140,7 +140,7 @@ fn fill(context: Context, kind: FloatProducts, rows: &Rows<f32>, to: &mut [f32],
 }
 
 for_pairs! {
-    fn fill_pairs(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Pairs>
+    fn fill_pairs(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Plain<Pairs>>
 }
 
 for_pairs! {
@@ -153,7 +153,7 @@ for_isa! {
 
 #[inline(always)]
 fn fill_floats_with<S: Simd>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
-    fill_with::<S, Fma<f32>>(s, rows, to, to_row);
+    fill_with::<S, Plain<Fma<f32>>>(s, rows, to, to_row);
 }
 
 #[inline(always)]
@@ -190,7 +190,7 @@ fn run(context: Context, kind: FloatProducts, part: &Part) {
 }
 
 for_pairs! {
-    fn run_pairs(part: &Part) = run_with::<_, Pairs>
+    fn run_pairs(part: &Part) = run_with::<_, Plain<Pairs>>
 }
 
 for_pairs! {
@@ -203,7 +203,7 @@ for_isa! {
 
 #[inline(always)]
 fn run_floats_with<S: Simd>(s: S, part: &Part) {
-    run_with::<S, Fma<f32>>(s, part);
+    run_with::<S, Plain<Fma<f32>>>(s, part);
 }
 
 #[inline(always)]

@@ -22,7 +22,7 @@ pub use transposed::linear_transposed;
 use self::dots::dots;
 pub(super) use self::fixed::{BLOCK, Ints};
 use self::fixed::{TokenScales, quantize_row};
-pub(super) use self::form::{Form, Matrices};
+pub(super) use self::form::{Form, Matrices, Plain};
 use self::panel::{PANEL_ROWS, RowProduct, panel_len, panel_product};
 use self::product::Product;
 pub(super) use self::product::{Fma, Pairs};

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+use super::form::two_vectors;
 use crate::cpu::simd::{Element, PairDot, Simd};
 
 /// How weights are loaded into lanes and multiplied. Activations are lanes of 32 bits too: an f32, or two bf16.
@@ -32,6 +33,12 @@ pub trait Product<S: Simd>: Copy {
     /// # Safety
     /// `LANES` elements are readable at each.
     unsafe fn load_step<E: Element>(s: S, first: *const E, second: *const E) -> S::V;
+
+    /// Brings `n` floats into lanes of neighbours, in whole vectors: zeros follow the last.
+    ///
+    /// # Safety
+    /// `n` floats are readable, and so many lanes writable as `n.div_ceil(PER_LANE)` rounded up to whole vectors.
+    unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32);
 
     /// `acc + a · b` in each lane.
     fn step(s: S, acc: S::V, a: S::V, b: S::V) -> S::V;
@@ -62,6 +69,14 @@ impl<S: Simd, E: Element> Product<S> for Fma<E> {
     unsafe fn load_step<T: Element>(s: S, first: *const T, _second: *const T) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { T::load(s, first) }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32) {
+        for i in (0..n).step_by(S::LANES) {
+            // SAFETY: the caller's promise.
+            unsafe { s.store(to.add(i), s.load_first(from.add(i), S::LANES.min(n - i))) }
+        }
     }
 
     #[inline(always)]
@@ -99,6 +114,17 @@ impl<S: PairDot> Product<S> for Pairs {
     unsafe fn load_step<E: Element>(s: S, first: *const E, second: *const E) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { E::load_pairs(s, first, second) }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes_of_row(s: S, from: *const f32, n: usize, to: *mut f32) {
+        for i in (0..n).step_by(2 * S::LANES) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (first, second) = two_vectors(s, from.add(i), n - i);
+                s.store(to.add(i / 2), s.round_neighbours(first, second));
+            }
+        }
     }
 
     #[inline(always)]

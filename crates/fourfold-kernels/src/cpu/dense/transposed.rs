@@ -6,7 +6,7 @@ use fourfold_tensor::{Dense, FloatBuffer};
 use half::bf16;
 
 use super::fixed::{Ints, panel_rows};
-use super::form::{Form, Matrices};
+use super::form::{Form, Matrices, Plain};
 use super::product::{Fma, Pairs};
 use super::steps::pack_steps;
 use super::tile::{Operands, product, tile};
@@ -98,7 +98,7 @@ impl Part<'_> {
 
 for_pairs! {
     /// One work item in pairs of bf16.
-    fn run_pairs(part: &Part, w: &[bf16], panel: &mut [f32]) = by_panels::<_, Pairs, bf16>
+    fn run_pairs(part: &Part, w: &[bf16], panel: &mut [f32]) = by_panels::<_, Plain<Pairs>, bf16>
 }
 
 for_pairs! {
@@ -114,7 +114,7 @@ for_isa! {
 #[inline(always)]
 fn run_floats_with<S: Simd, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) {
     if part.many {
-        by_panels::<S, Fma<f32>, E>(s, part, w, panel);
+        by_panels::<S, Plain<Fma<f32>>, E>(s, part, w, panel);
     } else {
         in_place(s, part, w, panel);
     }
