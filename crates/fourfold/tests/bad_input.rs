@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Folder, command, config, folder, fourfold, model, text, tokenizer, weights};
+use common::{Folder, command, config, folder, fourfold, model, text, tokenizer, until_stopped, weights};
 use serde_json::{Value, json};
 
 /// A good model whose files `spoil` then changes.
@@ -263,36 +263,39 @@ fn killed_in_the_middle() {
     fs::write(source.join(WEIGHTS), weights(&large)).unwrap();
     let calibration = text(dir.path(), 3000);
     let with_text = args!["--calibration", calibration, "--calibration-samples", "4", "--calibration-length", "64"];
-    let mut taken_up = 0;
     for (name, more) in [("nearest", &[][..]), ("gptq", &with_text[..])] {
         let compress = |out: &Path| {
             let args = args!["compress", &source, out, "--bits", "4", "--quiet"];
             args.into_iter().chain(more.iter().cloned()).collect::<Vec<_>>()
         };
-        let (whole, out) = (dir.path().join(format!("{name}-whole")), dir.path().join(name));
-        assert_eq!(fourfold(compress(&whole)).code, Some(0));
-        let mut child = command(compress(&out)).stdout(Stdio::null()).spawn().unwrap();
-        let partial = dir.path().join(format!("{name}.partial"));
-        let journal = partial.join("fourfold-journal.jsonl");
-        let begun = Instant::now();
-        // As soon as some tensors are done.
-        let lines = || fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
-        while lines() < 20 && begun.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        child.kill().unwrap();
-        if child.wait().unwrap().code().is_none() {
-            assert!(!out.exists(), "a killed run left something under the final name");
-            taken_up += usize::from(partial.exists());
-            let again = fourfold(compress(&out));
-            assert_eq!(again.code, Some(0), "{}", again.stderr);
-        }
-        assert!(!partial.exists());
         let files = |dir: &Path| {
             let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap());
             entries.map(|e| (e.file_name(), fs::read(e.path()).unwrap())).collect::<BTreeMap<_, _>>()
         };
-        assert!(files(&out) == files(&whole), "{name}: not the bytes of an uninterrupted run");
+        let (whole, out) = (dir.path().join(format!("{name}-whole")), dir.path().join(name));
+        assert_eq!(fourfold(compress(&whole)).code, Some(0));
+        let partial = dir.path().join(format!("{name}.partial"));
+        let journal = partial.join("fourfold-journal.jsonl");
+        let lines = || fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+        until_stopped(|_| {
+            let _ = fs::remove_dir_all(&out);
+            let mut child = command(compress(&out)).stdout(Stdio::null()).spawn().unwrap();
+            let begun = Instant::now();
+            // As soon as some tensors are done.
+            while lines() < 20 && begun.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            // Under the final name is all or nothing.
+            let (unfinished, taken_up) = (!out.exists(), partial.exists());
+            if unfinished {
+                let again = fourfold(compress(&out));
+                assert_eq!(again.code, Some(0), "{}", again.stderr);
+            }
+            assert!(!partial.exists());
+            assert!(files(&out) == files(&whole), "{name}: not the bytes of an uninterrupted run");
+            unfinished && taken_up
+        });
     }
-    assert!(taken_up > 0, "both runs had ended before they were killed");
 }

@@ -5,38 +5,46 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::train::{sources, train, train_on};
-use common::{command, folder, fourfold, model};
+use common::{command, folder, fourfold, model, until_stopped};
 
-/// Kills a run again and again, each time after a longer while, until it comes to its end.
+/// Kills a run again and again, each time after a longer part of the time that it takes, until it comes to its end.
 fn killed_ends_as_uninterrupted(arguments: &dyn Fn(&Path, &str) -> Vec<String>, weights: &str) {
     let place = folder();
-    let report = fourfold(arguments(place.path(), "whole")).json();
+    let at = |run: &str| place.path().join(run);
+    let to_the_whole = arguments(place.path(), "whole");
+    let begun = Instant::now();
+    let report = fourfold(to_the_whole).json();
+    let whole = begun.elapsed();
     assert!(report["peak_memory"].as_u64() > Some(0) && report["predicted_memory"].as_u64() > Some(0));
     let mut arguments = arguments(place.path(), "killed");
     arguments.push("--resume".into());
-    let mut kills = 0;
-    for round in 1.. {
-        let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(70 * round));
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success(), "a run failed by itself after {kills} kills");
-            break;
+    until_stopped(|attempt| {
+        let _ = fs::remove_dir_all(at("killed"));
+        let (mut kills, mut with_checkpoints) = (0, 0);
+        for round in 1.. {
+            let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(whole * round / (5 + attempt));
+            // SIGKILL: the program has no say. Nothing happens to one that has ended.
+            child.kill().unwrap();
+            let status = child.wait().unwrap();
+            if status.success() {
+                break;
+            }
+            assert_eq!(status.code(), None, "a run failed by itself after {kills} kills");
+            kills += 1;
+            let begins = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("checkpoint-");
+            let saved = fs::read_dir(at("killed")).is_ok_and(|entries| entries.flatten().any(|e| begins(&e)));
+            with_checkpoints += u32::from(saved);
         }
-        // SIGKILL: the program has no say.
-        child.kill().unwrap();
-        if child.wait().unwrap().success() {
-            break;
+        for file in [&format!("final/{weights}"), &format!("best/{weights}"), "checkpoint-24/optimizer.safetensors"] {
+            let of = |run: &str| fs::read(at(run).join(file)).unwrap();
+            assert!(of("whole") == of("killed"), "{file} differs after {kills} kills");
         }
-        kills += 1;
-    }
-    assert!(kills > 0);
-    for file in [&format!("final/{weights}"), &format!("best/{weights}"), "checkpoint-24/optimizer.safetensors"] {
-        let of = |run: &str| fs::read(place.path().join(run).join(file)).unwrap();
-        assert!(of("whole") == of("killed"), "{file} differs after {kills} kills");
-    }
+        with_checkpoints > 0
+    });
 }
 
 #[test]
@@ -147,33 +155,37 @@ fn ctrl_c_at_any_moment_loses_nothing() {
     fourfold(train(place.path(), "whole", &often)).json();
     let mut arguments = train(place.path(), "stopped", &often);
     arguments.push("--resume".into());
-    let mut stops = 0;
-    for round in 0.. {
-        let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Once the run has begun, some further milliseconds each time.
-        let metrics = place.path().join("stopped/metrics.jsonl");
-        let written = || fs::metadata(&metrics).map_or(0, |m| m.len());
-        let before = written();
-        while written() <= before && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
+    until_stopped(|_| {
+        let _ = fs::remove_dir_all(place.path().join("stopped"));
+        let mut stops = 0;
+        for round in 0.. {
+            let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            // Once the run has begun, some further milliseconds each time.
+            let metrics = place.path().join("stopped/metrics.jsonl");
+            let written = || fs::metadata(&metrics).map_or(0, |m| m.len());
+            let before = written();
+            while written() <= before && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_millis(round % 9));
+            std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+            let code = child.wait().unwrap().code();
+            stops += usize::from(code == Some(130));
+            assert!(code == Some(130) || code == Some(0), "{code:?}");
+            let names = fs::read_dir(place.path().join("stopped")).unwrap().map(|e| e.unwrap().file_name());
+            let unfinished =
+                names.filter(|n| [".tmp", ".new", ".old"].iter().any(|e| n.to_string_lossy().ends_with(e)));
+            assert_eq!(unfinished.count(), 0);
+            if code == Some(0) {
+                break;
+            }
         }
-        std::thread::sleep(Duration::from_millis(round % 9));
-        std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        let code = child.wait().unwrap().code();
-        stops += usize::from(code == Some(130));
-        assert!(code == Some(130) || code == Some(0), "{code:?}");
-        let names = fs::read_dir(place.path().join("stopped")).unwrap().map(|e| e.unwrap().file_name());
-        let unfinished = names.filter(|n| [".tmp", ".new", ".old"].iter().any(|e| n.to_string_lossy().ends_with(e)));
-        assert_eq!(unfinished.count(), 0);
-        if code == Some(0) {
-            break;
+        for file in ["final/model.safetensors", "best/model.safetensors", "checkpoint-24/optimizer.safetensors"] {
+            let of = |run: &str| fs::read(place.path().join(run).join(file)).unwrap();
+            assert!(of("whole") == of("stopped"), "{file} differs after {stops} interruptions");
         }
-    }
-    assert!(stops > 2, "{stops}");
-    for file in ["final/model.safetensors", "best/model.safetensors", "checkpoint-24/optimizer.safetensors"] {
-        let of = |run: &str| fs::read(place.path().join(run).join(file)).unwrap();
-        assert!(of("whole") == of("stopped"), "{file} differs after {stops} interruptions");
-    }
+        stops > 2
+    });
 }
 
 /// A merged model predicts as the model with its adapter on it, whether dense or packed; the model alone does not.

@@ -106,6 +106,12 @@ pub fn text(dir: &Path, tokens: usize) -> PathBuf {
     file
 }
 
+/// Makes attempts to stop a run in its middle, until one says that it did. When a run is stopped is in the hands of the
+/// machine: a fast or a busy one may end it before.
+pub fn until_stopped(attempt: impl FnMut(u32) -> bool) {
+    assert!((1..=20).any(attempt), "each of 20 runs had ended before it was stopped");
+}
+
 /// A run of the program.
 pub struct Run {
     pub code: Option<i32>,
