@@ -1,6 +1,6 @@
 //! Speed of the float linear layers and of attention, on the shapes of SmolLM2-135M:
-//! `cargo run --release -p fourfold-kernels --example dense_bench [threads [training [f32 | bf16 | int16]]]`,
-//! where the last says what fast products are made in.
+//! `cargo run --release -p fourfold-kernels --example dense_bench [threads [training [f32 | bf16 | int16 [portable | avx2 | avx512]]]]`,
+//! where the third says what fast products are made in.
 //!
 //! With one thread, times are the time it spent on a core (Linux), which other programs disturb little.
 
@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use fourfold_kernels::backward::{Backward, SelfAttention};
 use fourfold_kernels::{
-    Activations, AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, FloatProducts, KvCache, KvDtype, LinearArg,
-    Tensor, Values,
+    Activations, AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, FloatProducts, Isa, KvCache, KvDtype,
+    LinearArg, Tensor, Values,
 };
 use fourfold_tensor::{DType, Dense, FloatBuffer};
 
@@ -29,7 +29,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).map_or(Ok(0), |n| n.parse())?;
     let name = std::env::args().nth(3);
     let products = FloatProducts::ALL.into_iter().find(|products| Some(products.name()) == name.as_deref());
-    let cpu = Cpu::new(CpuOptions { threads, products, ..CpuOptions::default() })?;
+    let name = std::env::args().nth(4);
+    let isa = Isa::ALL.into_iter().find(|isa| Some(isa.name()) == name.as_deref());
+    let cpu = Cpu::new(CpuOptions { threads, isa, products, ..CpuOptions::default() })?;
     let bandwidth = cpu.read_bandwidth();
     println!("{}, {} threads, {:.1} GB/s read from memory", cpu.name(), cpu.threads(), bandwidth / 1e9);
     let only_training = std::env::args().nth(2).is_some_and(|part| part == "training");
@@ -40,14 +42,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (DType::F32, Activations::F32),
     ];
     for (dtype, activations) in inference.into_iter().filter(|_| !only_training) {
-        let cpu = Cpu::new(CpuOptions { threads, activations, products, ..CpuOptions::default() })?;
+        let cpu = Cpu::new(CpuOptions { threads, isa, activations, products })?;
         linear(&cpu, dtype, &format!("{dtype} weights, {activations:?} activations"), bandwidth)?;
     }
     for (tokens, cached) in [(512, 0), (1, 128), (1, 512), (1, 2048)].into_iter().filter(|_| !only_training) {
         attention(&cpu, tokens, cached);
     }
     for activations in [Activations::Fast, Activations::F32] {
-        training(&Cpu::new(CpuOptions { threads, activations, products, ..CpuOptions::default() })?, activations)?;
+        training(&Cpu::new(CpuOptions { threads, isa, activations, products })?, activations)?;
     }
     Ok(())
 }

@@ -10,13 +10,13 @@ use fourfold_tensor::{DType, Dense, FloatBuffer};
 
 const BLOCK: usize = 128;
 
-/// The backend, where this machine has one.
-fn int16() -> Option<Cpu> {
-    let found = Isa::Avx512.is_available();
-    if !found {
-        eprintln!("skipped: no AVX512");
-    }
-    found.then(|| Cpu::new(CpuOptions { products: Some(FloatProducts::Int16), ..CpuOptions::default() }).unwrap())
+/// A backend for each instruction set of this machine.
+fn int16() -> impl Iterator<Item = Cpu> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| backend(isa, FloatProducts::Int16))
+}
+
+fn backend(isa: Isa, products: FloatProducts) -> Cpu {
+    Cpu::new(CpuOptions { isa: Some(isa), products: Some(products), ..CpuOptions::default() }).unwrap()
 }
 
 fn weight(cpu: &Cpu, w: &Tensor) -> DeviceWeight {
@@ -55,80 +55,109 @@ const SHAPES: [(usize, usize, usize); 6] =
 
 #[test]
 fn products_are_as_defined() {
-    let Some(cpu) = int16() else { return };
-    for (tokens, inputs, outputs) in SHAPES {
-        let (x, w, dy) = (noise(tokens, inputs, 1), halves(outputs, inputs, 2), noise(tokens, outputs, 3));
-        let stored = weight(&cpu, &w);
-        let near = |what: &str, found: &Tensor, expected: &Tensor, terms: usize| {
-            // f32 sums of a few blocks.
-            let bound = 1e-6 * (terms as f32).max(1.0);
-            common::check(&format!("{what} {tokens}x{inputs}x{outputs}"), found, expected, |_| bound);
-        };
-        let y = cpu.linear(&x, &[LinearArg { weight: &stored, bias: None }]).remove(0);
-        near("forward", &y, &definition(&x, &w), inputs / 8);
-        let dx = cpu.linear_transposed(&dy, &stored, 0..outputs);
-        near("input gradient", &dx, &definition(&dy, &transposed(&w)), outputs / 8);
-        let mut dw = Tensor::zeros(outputs, inputs);
-        cpu.linear_weight_gradient(&x, &dy, &mut dw);
-        near("weight gradient", &dw, &definition(&transposed(&dy), &transposed(&x)), tokens / 8);
-        // The check can fail: what is not rounded so differs by more.
-        let exact = Cpu::new(CpuOptions { products: Some(FloatProducts::F32), ..CpuOptions::default() }).unwrap();
-        let other = exact.linear(&x, &[LinearArg { weight: &weight(&exact, &w), bias: None }]).remove(0);
-        assert!(inputs < 100 || other.host().iter().zip(y.host()).any(|(a, b)| (a - b).abs() > 1e-4), "no rounding");
+    for cpu in int16() {
+        for (tokens, inputs, outputs) in SHAPES {
+            let (x, w, dy) = (noise(tokens, inputs, 1), halves(outputs, inputs, 2), noise(tokens, outputs, 3));
+            let stored = weight(&cpu, &w);
+            let near = |what: &str, found: &Tensor, expected: &Tensor, terms: usize| {
+                // f32 sums of a few blocks.
+                let bound = 1e-6 * (terms as f32).max(1.0);
+                common::check(&format!("{what} {tokens}x{inputs}x{outputs}"), found, expected, |_| bound);
+            };
+            let y = cpu.linear(&x, &[LinearArg { weight: &stored, bias: None }]).remove(0);
+            near("forward", &y, &definition(&x, &w), inputs / 8);
+            let dx = cpu.linear_transposed(&dy, &stored, 0..outputs);
+            near("input gradient", &dx, &definition(&dy, &transposed(&w)), outputs / 8);
+            let mut dw = Tensor::zeros(outputs, inputs);
+            cpu.linear_weight_gradient(&x, &dy, &mut dw);
+            near("weight gradient", &dw, &definition(&transposed(&dy), &transposed(&x)), tokens / 8);
+            // The check can fail: what is not rounded so differs by more.
+            let exact = backend(cpu.isa(), FloatProducts::F32);
+            let other = exact.linear(&x, &[LinearArg { weight: &weight(&exact, &w), bias: None }]).remove(0);
+            assert!(
+                inputs < 100 || other.host().iter().zip(y.host()).any(|(a, b)| (a - b).abs() > 1e-4),
+                "no rounding"
+            );
+        }
     }
 }
 
 #[test]
 fn the_largest_sums_do_not_overflow() {
-    let Some(cpu) = int16() else { return };
-    for value in [1.0f32, -1.0, 3e30, 1e-15] {
-        let x = Tensor::new(16, 1000, vec![value; 16_000]);
-        let w = Tensor::new(20, 1000, vec![1.0; 20_000]);
-        let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
-        let expected = value * 1000.0;
-        assert!(y.host().iter().all(|y| (y / expected - 1.0).abs() < 1e-6), "{value}: {}", y.host()[0]);
+    for cpu in int16() {
+        for value in [1.0f32, -1.0, 3e30, 1e-15] {
+            let x = Tensor::new(16, 1000, vec![value; 16_000]);
+            let w = Tensor::new(20, 1000, vec![1.0; 20_000]);
+            let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
+            let expected = value * 1000.0;
+            assert!(y.host().iter().all(|y| (y / expected - 1.0).abs() < 1e-6), "{value}: {}", y.host()[0]);
+        }
     }
 }
 
 #[test]
 fn what_is_no_number_stays_in_its_rows() {
-    let Some(cpu) = int16() else { return };
-    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let (mut x, w, dy) = (noise(40, 200, 1), halves(50, 200, 2), noise(40, 50, 3));
-        x.host_mut()[7 * 200 + 150] = bad;
-        let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
-        for token in 0..40 {
-            assert!(y.row(token).iter().all(|v| v.is_finite() == (token != 7)), "{bad}: token {token}");
+    for cpu in int16() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (mut x, w, dy) = (noise(40, 200, 1), halves(50, 200, 2), noise(40, 50, 3));
+            x.host_mut()[7 * 200 + 150] = bad;
+            let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
+            for token in 0..40 {
+                assert!(y.row(token).iter().all(|v| v.is_finite() == (token != 7)), "{bad}: token {token}");
+            }
+            let mut dw = Tensor::zeros(50, 200);
+            cpu.linear_weight_gradient(&x, &dy, &mut dw);
+            for row in 0..50 {
+                assert!(dw.row(row).iter().enumerate().all(|(c, v)| v.is_finite() == (c != 150)), "{bad}: row {row}");
+            }
+            let mut w = w;
+            w.host_mut()[3 * 200 + 9] = bad;
+            let x = noise(40, 200, 1);
+            let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
+            assert!(
+                (0..40).all(|t| y.row(t).iter().enumerate().all(|(c, v)| v.is_finite() == (c != 3))),
+                "{bad}: weight"
+            );
+            let dx = cpu.linear_transposed(&dy, &weight(&cpu, &w), 0..50);
+            assert!(
+                (0..40).all(|t| dx.row(t).iter().enumerate().all(|(c, v)| v.is_finite() == (c != 9))),
+                "{bad}: weight"
+            );
         }
-        let mut dw = Tensor::zeros(50, 200);
-        cpu.linear_weight_gradient(&x, &dy, &mut dw);
-        for row in 0..50 {
-            assert!(dw.row(row).iter().enumerate().all(|(c, v)| v.is_finite() == (c != 150)), "{bad}: row {row}");
-        }
-        let mut w = w;
-        w.host_mut()[3 * 200 + 9] = bad;
-        let x = noise(40, 200, 1);
-        let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
-        assert!((0..40).all(|t| y.row(t).iter().enumerate().all(|(c, v)| v.is_finite() == (c != 3))), "{bad}: weight");
-        let dx = cpu.linear_transposed(&dy, &weight(&cpu, &w), 0..50);
-        assert!((0..40).all(|t| dx.row(t).iter().enumerate().all(|(c, v)| v.is_finite() == (c != 9))), "{bad}: weight");
     }
 }
 
 #[test]
 fn nothing_and_next_to_nothing_are_zeros() {
-    let Some(cpu) = int16() else { return };
-    for value in [0.0f32, 1e-38, 1e-42] {
-        let (x, w) = (Tensor::new(16, 130, vec![value; 16 * 130]), halves(5, 130, 2));
-        let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
-        assert!(y.host().iter().all(|&v| v == 0.0), "{value}");
+    for cpu in int16() {
+        for value in [0.0f32, 1e-38, 1e-42] {
+            let (x, w) = (Tensor::new(16, 130, vec![value; 16 * 130]), halves(5, 130, 2));
+            let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
+            assert!(y.host().iter().all(|&v| v == 0.0), "{value}");
+        }
+    }
+}
+
+/// Sums of integers are exact, and scales are applied in one order.
+#[test]
+fn instruction_sets_come_to_the_same_bits() {
+    for (tokens, inputs, outputs) in SHAPES {
+        let (x, w, dy) = (noise(tokens, inputs, 1), halves(outputs, inputs, 2), noise(tokens, outputs, 3));
+        let mut all = int16().map(|cpu| {
+            let stored = weight(&cpu, &w);
+            let y = cpu.linear(&x, &[LinearArg { weight: &stored, bias: None }]).remove(0);
+            let mut dw = Tensor::zeros(outputs, inputs);
+            cpu.linear_weight_gradient(&x, &dy, &mut dw);
+            [y, cpu.linear_transposed(&dy, &stored, 0..outputs), dw]
+        });
+        let first = all.next().unwrap();
+        assert!(all.all(|other| other == first), "{tokens}x{inputs}x{outputs}");
     }
 }
 
 #[test]
-fn other_instruction_sets_refuse_them() {
-    let options =
-        CpuOptions { isa: Some(Isa::Portable), products: Some(FloatProducts::Int16), ..CpuOptions::default() };
+fn instruction_sets_without_products_of_bf16_refuse_them() {
+    let options = CpuOptions { isa: Some(Isa::Portable), products: Some(FloatProducts::Bf16), ..CpuOptions::default() };
     let error = Cpu::new(options).err().map(|e| e.to_string());
-    assert_eq!(error.as_deref(), Some("portable has no fast int16 products"));
+    assert_eq!(error.as_deref(), Some("portable has no fast bf16 products"));
 }

@@ -44,7 +44,7 @@ pub fn attention_backward(
             with_attention(part.room(), |scratch| match products {
                 FloatProducts::F32 => backward_floats(context.isa, &part, scratch),
                 FloatProducts::Bf16 => backward_pairs(&part, scratch),
-                FloatProducts::Int16 => backward_ints(&part, scratch),
+                FloatProducts::Int16 => backward_ints(context.isa, &part, scratch),
             });
         }
     });
@@ -138,7 +138,7 @@ for_pairs! {
     fn backward_pairs(part: &Part, scratch: &mut [f32]) = backward_with::<_, Plain<Pairs>>
 }
 
-for_pairs! {
+for_isa! {
     fn backward_ints(part: &Part, scratch: &mut [f32]) = backward_with::<_, Ints>
 }
 

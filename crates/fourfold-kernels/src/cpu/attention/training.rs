@@ -48,7 +48,7 @@ pub fn attention_forward(
                 match products {
                     FloatProducts::F32 => forward_floats(context.isa, &part, scratch),
                     FloatProducts::Bf16 => forward_pairs(&part, scratch),
-                    FloatProducts::Int16 => forward_ints(&part, scratch),
+                    FloatProducts::Int16 => forward_ints(context.isa, &part, scratch),
                 }
             }
         });
@@ -90,7 +90,7 @@ for_pairs! {
     fn forward_pairs(part: &Forward, scratch: &mut [f32]) = forward_with::<_, Plain<Pairs>>
 }
 
-for_pairs! {
+for_isa! {
     fn forward_ints(part: &Forward, scratch: &mut [f32]) = forward_with::<_, Ints>
 }
 

@@ -2,8 +2,9 @@
 //! Convolutional Neural Networks using Integer Operations": dynamic fixed point).
 //!
 //! Both factors become integers of 12 bits and a sign, with a scale for each run of [`BLOCK`] terms of a sum: its largest magnitude
-//! becomes [`LARGEST`]. `vpdpwssd` (AVX512-VNNI) multiplies two of them a lane and adds to a 32-bit integer, which a block's terms cannot
-//! overflow; each block's sums are widened, scaled and added in f32. So a term is off by at most 2⁻¹³ of its block's largest on either side:
+//! becomes [`LARGEST`]. `vpdpwssd` (AVX512-VNNI), or `vpmaddwd` and `vpaddd` (AVX2), multiply two of them a lane and add to a 32-bit integer,
+//! which a block's terms cannot overflow; each block's sums are widened, scaled and added in f32, so that instruction sets come to the same
+//! bits. A term is off by at most 2⁻¹³ of its block's largest on either side:
 //! for values that differ little in size that is more exact than bf16, for a block with an outlier less.
 
 use half::bf16;
@@ -11,9 +12,9 @@ use half::bf16;
 use super::PANEL_ROWS;
 use super::form::{Form, Matrices, two_vectors};
 use super::panel::{RowProduct, pack};
-use super::product::Pairs;
+use super::product::Fma;
 use super::tile::{Operands, write_out};
-use crate::cpu::simd::{Element, Kernel, MAX_LANES, PairDot};
+use crate::cpu::simd::{Element, Kernel, MAX_LANES, Simd};
 
 /// Terms of a sum that share a scale on either side.
 pub const BLOCK: usize = 128;
@@ -36,7 +37,7 @@ pub fn panel_rows(terms: usize) -> usize {
 #[derive(Clone, Copy)]
 pub struct Ints;
 
-impl<S: PairDot> Form<S> for Ints {
+impl<S: Simd> Form<S> for Ints {
     const PER_LANE: usize = 2;
 
     fn rows(terms: usize) -> usize {
@@ -100,13 +101,13 @@ fn part(m: Matrices, row: usize, col: usize) -> Matrices {
 /// # Safety
 /// As [`Form::multiply`].
 #[inline(always)]
-unsafe fn product<S: PairDot>(s: S, matrices: Matrices, rows: usize, cols: usize) {
+unsafe fn product<S: Simd>(s: S, matrices: Matrices, rows: usize, cols: usize) {
     struct Call {
         matrices: Matrices,
         rows: usize,
         cols: usize,
     }
-    impl<S: PairDot> Kernel<S> for Call {
+    impl<S: Simd> Kernel<S> for Call {
         #[inline(always)]
         fn run(self, s: S) {
             let height = self.rows.div_ceil(self.rows.div_ceil(S::TILE_ROWS).max(1)).max(1);
@@ -127,7 +128,7 @@ unsafe fn product<S: PairDot>(s: S, matrices: Matrices, rows: usize, cols: usize
 /// # Safety
 /// As [`product`].
 #[inline(always)]
-unsafe fn of_height<S: PairDot>(s: S, m: Matrices, height: usize, cols: usize) {
+unsafe fn of_height<S: Simd>(s: S, m: Matrices, height: usize, cols: usize) {
     macro_rules! heights {
         ($($h:literal)*) => {
             match height.min(S::TILE_ROWS) {
@@ -151,7 +152,7 @@ unsafe fn of_height<S: PairDot>(s: S, m: Matrices, height: usize, cols: usize) {
 /// # Safety
 /// As [`product`], for `ROWS` and `cols ≤ VECTORS · LANES`, more than `(VECTORS − 1) · LANES`.
 #[inline(always)]
-unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, m: Matrices, cols: usize) {
+unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(s: S, m: Matrices, cols: usize) {
     let o = m.lanes;
     // SAFETY: as the caller promises.
     unsafe {
@@ -185,7 +186,7 @@ unsafe fn tile<S: PairDot, const ROWS: usize, const VECTORS: usize>(s: S, m: Mat
 /// # Safety
 /// As [`tile`]; the block has so many steps.
 #[inline(always)]
-unsafe fn block_sums<S: PairDot, const ROWS: usize, const VECTORS: usize>(
+unsafe fn block_sums<S: Simd, const ROWS: usize, const VECTORS: usize>(
     s: S,
     m: Matrices,
     block: usize,
@@ -241,7 +242,7 @@ fn factor_and_scale(largest: f32) -> (f32, f32) {
 
 /// Brings a row into integers, with a scale for each block: those of columns beyond `from` are left as they are.
 #[inline(always)]
-pub fn quantize_row<S: PairDot, E: Element>(s: S, from: &[E], to: &mut [bf16], scales: &mut [f32]) {
+pub fn quantize_row<S: Simd, E: Element>(s: S, from: &[E], to: &mut [bf16], scales: &mut [f32]) {
     assert!(to.len() >= from.len() && scales.len() >= from.len().div_ceil(BLOCK));
     for (block, scale) in scales.iter_mut().enumerate().take(from.len().div_ceil(BLOCK)) {
         let (first, count) = (block * BLOCK, BLOCK.min(from.len() - block * BLOCK));
@@ -263,20 +264,22 @@ pub fn quantize_row<S: PairDot, E: Element>(s: S, from: &[E], to: &mut [bf16], s
 /// # Safety
 /// [`BLOCK`] elements are readable, and as many places writable.
 #[inline(always)]
-unsafe fn quantize_block<S: PairDot, E: Element>(s: S, from: *const E, to: *mut bf16) -> f32 {
-    const VECTORS: usize = BLOCK / MAX_LANES;
-    const { assert!(S::LANES == MAX_LANES, "a block's vectors are counted") };
+unsafe fn quantize_block<S: Simd, E: Element>(s: S, from: *const E, to: *mut bf16) -> f32 {
+    /// Of the narrowest vectors.
+    const VECTORS: usize = BLOCK / 8;
+    const { assert!(S::LANES >= 8, "a block has at most 16 vectors") };
+    let vectors = BLOCK / S::LANES;
     // Read once: a block's vectors stay in registers.
     let mut values = [s.splat(0.0); VECTORS];
     let mut largest = [s.splat(0.0); 2];
-    for (i, value) in values.iter_mut().enumerate() {
+    for (i, value) in values.iter_mut().enumerate().take(vectors) {
         // SAFETY: the caller's promise.
         *value = unsafe { E::load(s, from.add(i * S::LANES)) };
         largest[i % 2] = s.largest_magnitudes(largest[i % 2], *value);
     }
     let (factor, scale) = factor_and_scale(s.largest_bits(s.largest_magnitudes(largest[0], largest[1])));
     let factor = s.splat(factor);
-    for i in 0..VECTORS / 2 {
+    for i in 0..vectors / 2 {
         let lanes = s.int_neighbours(s.mul(values[2 * i], factor), s.mul(values[2 * i + 1], factor));
         // SAFETY: the caller's promise; stores need no alignment.
         unsafe { s.store(to.add(2 * i * S::LANES).cast(), lanes) };
@@ -290,7 +293,7 @@ unsafe fn quantize_block<S: PairDot, E: Element>(s: S, from: *const E, to: *mut 
 /// # Safety
 /// Row r has `cols` readable elements at `from + r · stride`; `to` has [`panel_rows`] rows, whole vectors long.
 #[inline(always)]
-unsafe fn quantize_steps<S: PairDot, E: Element>(
+unsafe fn quantize_steps<S: Simd, E: Element>(
     s: S,
     from: *const E,
     stride: usize,
@@ -358,11 +361,11 @@ pub struct TokenScales {
 /// # Safety
 /// The pointers hold what [`RowProduct`] says of them, the tokens' lanes have scales, and nobody else writes these parts of `y`.
 #[inline(always)]
-pub unsafe fn panel_product<S: PairDot>(s: S, p: RowProduct<bf16>, x_scales: TokenScales, panel: &mut [f32]) {
+pub unsafe fn panel_product<S: Simd>(s: S, p: RowProduct<bf16>, x_scales: TokenScales, panel: &mut [f32]) {
     /// Elements of a row that are brought in at a time.
     const COLUMNS: usize = 2 * super::panel::PANEL_STEPS;
     assert!(p.rows <= PANEL_ROWS && panel.len() >= PANEL_ROWS * panel_rows(p.cols.min(COLUMNS)));
-    let mut ints = [bf16::ZERO; PANEL_ROWS * BLOCK];
+    let mut near = [0.0f32; PANEL_ROWS * STEPS];
     for start in (0..p.cols).step_by(COLUMNS) {
         let cols = COLUMNS.min(p.cols - start);
         let steps = cols.div_ceil(2);
@@ -371,6 +374,7 @@ pub unsafe fn panel_product<S: PairDot>(s: S, p: RowProduct<bf16>, x_scales: Tok
             let count = BLOCK.min(cols - first);
             let scales = &mut scales[block * PANEL_ROWS..(block + 1) * PANEL_ROWS];
             scales[p.rows..].fill(0.0);
+            let ints: &mut [bf16] = bytemuck::cast_slice_mut(&mut near);
             // SAFETY: the rows are the caller's promise; the panel holds the block's steps.
             unsafe {
                 for (r, (ints, scale)) in ints.chunks_exact_mut(BLOCK).zip(&mut *scales).take(p.rows).enumerate() {
@@ -379,9 +383,12 @@ pub unsafe fn panel_product<S: PairDot>(s: S, p: RowProduct<bf16>, x_scales: Tok
                     s.prefetch(at.wrapping_add(2 * BLOCK + BLOCK / 2));
                     let row = std::slice::from_raw_parts(at, count);
                     quantize_row(s, row, ints, std::slice::from_mut(scale));
+                    // The last lane's second half.
+                    ints[count..].iter_mut().take(1).for_each(|beyond| *beyond = bf16::ZERO);
                 }
                 let to = lanes[first / 2 * PANEL_ROWS..].as_mut_ptr();
-                pack::<S, Pairs>(s, ints.as_ptr(), BLOCK, p.rows, count, count.div_ceil(2), to);
+                let steps = count.div_ceil(2);
+                pack::<S, Fma<f32>>(s, near.as_ptr(), STEPS, p.rows, steps, steps, to);
             }
         }
         let matrices = Matrices {

@@ -135,7 +135,7 @@ fn fill(context: Context, kind: FloatProducts, rows: &Rows<f32>, to: &mut [f32],
     match kind {
         FloatProducts::F32 => fill_floats(context.isa, rows, to, to_row),
         FloatProducts::Bf16 => fill_pairs(rows, to, to_row),
-        FloatProducts::Int16 => fill_ints(rows, to, to_row),
+        FloatProducts::Int16 => fill_ints(context.isa, rows, to, to_row),
     }
 }
 
@@ -143,7 +143,7 @@ for_pairs! {
     fn fill_pairs(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Plain<Pairs>>
 }
 
-for_pairs! {
+for_isa! {
     fn fill_ints(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Ints>
 }
 
@@ -185,7 +185,7 @@ fn run(context: Context, kind: FloatProducts, part: &Part) {
     match kind {
         FloatProducts::F32 => run_floats(context.isa, part),
         FloatProducts::Bf16 => run_pairs(part),
-        FloatProducts::Int16 => run_ints(part),
+        FloatProducts::Int16 => run_ints(context.isa, part),
     }
 }
 
@@ -193,7 +193,7 @@ for_pairs! {
     fn run_pairs(part: &Part) = run_with::<_, Plain<Pairs>>
 }
 
-for_pairs! {
+for_isa! {
     fn run_ints(part: &Part) = run_with::<_, Ints>
 }
 

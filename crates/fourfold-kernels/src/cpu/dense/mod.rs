@@ -29,7 +29,7 @@ pub(super) use self::product::{Fma, Pairs};
 pub(super) use self::tile::{Operands, product};
 use super::pool::SendPtr;
 use super::quant::Context;
-use super::simd::{Element, MAX_LANES, PairDot, Simd, for_isa, for_pairs};
+use super::simd::{Element, MAX_LANES, Simd, for_isa, for_pairs};
 use super::unwritten::Unwritten;
 use super::{FloatProducts, Isa};
 use crate::Tensor;
@@ -250,7 +250,7 @@ impl Lanes {
             let halves: &mut [bf16] = &mut bytemuck::cast_slice_mut(lanes)[..cols.len()];
             // SAFETY: row t's scales are inside the memory and this item's alone; they are written and not read.
             let scales = unsafe { std::slice::from_raw_parts_mut(to.get().add(t * runs), runs) };
-            quantize(&x.row(t)[cols.clone()], halves, scales, run);
+            quantize(context.isa, &x.row(t)[cols.clone()], halves, scales, run);
         });
         // SAFETY: every row's scales have been written.
         Self { scales: unsafe { scales.written() }, ..lanes }
@@ -308,13 +308,13 @@ fn round_to_bf16_with<S: Simd>(_s: S, from: &[f32], to: &mut [bf16]) {
     }
 }
 
-for_pairs! {
+for_isa! {
     /// Brings a row into integers, with a scale for each run of `run`.
     fn quantize(from: &[f32], to: &mut [bf16], scales: &mut [f32], run: usize) = quantize_runs
 }
 
 #[inline(always)]
-fn quantize_runs<S: PairDot>(s: S, from: &[f32], to: &mut [bf16], scales: &mut [f32], run: usize) {
+fn quantize_runs<S: Simd>(s: S, from: &[f32], to: &mut [bf16], scales: &mut [f32], run: usize) {
     if run == BLOCK {
         return quantize_row(s, from, to, scales);
     }
@@ -357,7 +357,7 @@ impl Job<'_> {
             FloatBuffer::F16(w) => run_floats(isa, self, w, panel, rows, tokens),
             FloatBuffer::Bf16(w) => match (self.kind, panel) {
                 (FloatProducts::Bf16, panel) => run_pairs(self, w, panel, rows, tokens),
-                (FloatProducts::Int16, Some(panel)) => run_ints(self, w, panel, rows, tokens),
+                (FloatProducts::Int16, Some(panel)) => run_ints(isa, self, w, panel, rows, tokens),
                 (_, panel) => run_floats(isa, self, w, panel, rows, tokens),
             },
         }
@@ -369,7 +369,7 @@ for_pairs! {
     fn run_pairs(job: &Job, w: &[bf16], panel: Option<&mut [f32]>, rows: Range<usize>, tokens: Range<usize>) = run_with::<_, Pairs>
 }
 
-for_pairs! {
+for_isa! {
     /// Both factors in pairs of integers.
     fn run_ints(job: &Job, w: &[bf16], panel: &mut [f32], rows: Range<usize>, tokens: Range<usize>) = run_ints_with
 }
@@ -412,7 +412,7 @@ fn run_with<S: Simd, P: Product<S>>(
 }
 
 #[inline(always)]
-fn run_ints_with<S: PairDot>(s: S, job: &Job, w: &[bf16], panel: &mut [f32], rows: Range<usize>, tokens: Range<usize>) {
+fn run_ints_with<S: Simd>(s: S, job: &Job, w: &[bf16], panel: &mut [f32], rows: Range<usize>, tokens: Range<usize>) {
     let scales = job.lanes.scales_from(tokens.start);
     // SAFETY: as in `run_with`; the lanes are integers, which have scales.
     unsafe { fixed::panel_product(s, job.product(w, rows, tokens), scales, panel) }

@@ -60,7 +60,7 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
                         FloatBuffer::F32(w) => run_floats(context.isa, &part, w, panel),
                         FloatBuffer::F16(w) => run_floats(context.isa, &part, w, panel),
                         FloatBuffer::Bf16(w) if kind == FloatProducts::Bf16 => run_pairs(&part, w, panel),
-                        FloatBuffer::Bf16(w) if kind == FloatProducts::Int16 => run_ints(&part, w, panel),
+                        FloatBuffer::Bf16(w) if kind == FloatProducts::Int16 => run_ints(context.isa, &part, w, panel),
                         FloatBuffer::Bf16(w) => run_floats(context.isa, &part, w, panel),
                     }
                 }
@@ -101,7 +101,7 @@ for_pairs! {
     fn run_pairs(part: &Part, w: &[bf16], panel: &mut [f32]) = by_panels::<_, Plain<Pairs>, bf16>
 }
 
-for_pairs! {
+for_isa! {
     /// One work item in pairs of integers.
     fn run_ints(part: &Part, w: &[bf16], panel: &mut [f32]) = by_panels::<_, Ints, bf16>
 }

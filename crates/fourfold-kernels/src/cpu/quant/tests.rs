@@ -209,7 +209,7 @@ fn check(case: Case, tokens: usize, seed: u64, pools: &[Pool]) {
                     let wanted = xt.row(t).iter().zip(&column).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                     let magnitude: f64 = xt.row(t).iter().zip(&column).map(|(a, b)| f64::from((a * b).abs())).sum();
                     // Both factors are rounded to bf16, by 2^−8 of them at most.
-                    let in_bf16 = isa == Isa::Avx512 && activations == Activations::Fast && tokens >= turned::TOKENS;
+                    let in_bf16 = turned::is_wanted(Context { pool: &pools[0], isa, activations, products }, tokens);
                     let mut rounding = if in_bf16 { magnitude / 127.0 } else { 0.0 };
                     if in_bf16 && products == FloatProducts::Int16 {
                         // And to a 4095th of the largest, half of it at most.

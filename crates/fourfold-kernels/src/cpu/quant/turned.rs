@@ -15,7 +15,7 @@ use crate::Tensor;
 use crate::cpu::dense::{self, DenseArg};
 use crate::cpu::elementwise;
 use crate::cpu::pool::SendPtr;
-use crate::cpu::{Activations, Isa};
+use crate::cpu::{Activations, FloatProducts, Isa};
 
 /// From this many tokens on the time to write the weight out is made up for.
 pub(super) const TOKENS: usize = 16;
@@ -26,9 +26,10 @@ const PART: usize = 1 << 19;
 /// Strips written out at a time, at most: so many columns of the input are copied.
 const STRIPS: usize = 64;
 
-/// Whether weights are to be written out in bf16. Whatever the dense product makes of it, that is faster than from the codes.
+/// Whether weights are to be written out in bf16. With AVX512 that is faster than from the codes whatever the dense product makes of it.
 pub(super) fn is_wanted(context: Context, tokens: usize) -> bool {
-    tokens >= TOKENS && context.isa == Isa::Avx512 && context.activations == Activations::Fast
+    let is_fast = context.isa == Isa::Avx512 || context.products != FloatProducts::F32;
+    tokens >= TOKENS && is_fast && context.activations == Activations::Fast
 }
 
 /// `y = x · W[rows, :]`, both factors rounded to bf16, or from there to what [`dense`] multiplies: x `[tokens, rows.len()]`, y `[tokens, cols]`.

@@ -148,4 +148,47 @@ impl Simd for Avx2 {
             }
         }
     }
+    #[inline(always)]
+    fn dot_ints(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        unsafe {
+            let sums = _mm256_madd_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), sums))
+        }
+    }
+    #[inline(always)]
+    fn of_ints(self, v: Self::V) -> Self::V {
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(v)) }
+    }
+    #[inline(always)]
+    fn int_pairs(self, first: Self::V, second: Self::V) -> Self::V {
+        unsafe {
+            let high = _mm256_slli_epi32::<16>(_mm256_cvtps_epi32(second));
+            _mm256_castsi256_ps(_mm256_blend_epi16::<0b1010_1010>(_mm256_cvtps_epi32(first), high))
+        }
+    }
+    #[inline(always)]
+    fn int_neighbours(self, first: Self::V, second: Self::V) -> Self::V {
+        unsafe {
+            // Packed within each 128-bit half: the middle quarters change places.
+            let halves = _mm256_packs_epi32(_mm256_cvtps_epi32(first), _mm256_cvtps_epi32(second));
+            _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(halves))
+        }
+    }
+    #[inline(always)]
+    fn largest_magnitudes(self, largest: Self::V, v: Self::V) -> Self::V {
+        unsafe {
+            let magnitude = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(i32::MAX));
+            _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(largest), magnitude))
+        }
+    }
+    #[inline(always)]
+    fn largest_bits(self, v: Self::V) -> f32 {
+        unsafe {
+            let v = _mm256_castps_si256(v);
+            let four = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+            f32::from_bits(_mm_cvtsi128_si32(one) as u32)
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Sixteen lanes: AVX512 F, BW, VL, VNNI and BF16.
+//! Sixteen lanes: AVX512 F, BW, DQ, VL and VNNI, with or without BF16.
 
 use std::arch::x86_64::*;
 
@@ -6,11 +6,11 @@ use half::{bf16, f16};
 
 use super::{Kernel, MAX_LANES, PairDot, Simd};
 
-/// AVX512 F, BW, VL, VNNI and BF16.
+/// AVX512 F, BW, DQ, VL and VNNI, and BF16 where that is said.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// The token.
     ///
     /// # Safety
@@ -23,18 +23,23 @@ impl Avx512 {
 
 // SAFETY (every block below): the token proves that the instructions are there; pointers are the caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 14;
 
     fn call<K: Kernel<Self>>(self, kernel: K) {
         #[inline(never)]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-        fn compiled<K: Kernel<Avx512>>(s: Avx512, kernel: K) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        fn compiled<S: Simd, K: Kernel<S>>(s: S, kernel: K) {
             kernel.run(s);
         }
-        unsafe { compiled(self, kernel) }
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        fn compiled_with_bf16<S: Simd, K: Kernel<S>>(s: S, kernel: K) {
+            kernel.run(s);
+        }
+        unsafe { if BF16 { compiled_with_bf16(self, kernel) } else { compiled(self, kernel) } }
     }
     #[inline(always)]
     fn prefetch<T>(self, line: *const T) {
@@ -149,46 +154,6 @@ impl Simd for Avx512 {
             }
         }
     }
-}
-
-#[allow(clippy::undocumented_unsafe_blocks)]
-impl PairDot for Avx512 {
-    #[inline(always)]
-    fn dot_pairs(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        // SAFETY: the token proves the instructions; the casts keep the bits.
-        unsafe {
-            _mm512_dpbf16_ps(
-                acc,
-                std::mem::transmute::<__m512, __m512bh>(a),
-                std::mem::transmute::<__m512, __m512bh>(b),
-            )
-        }
-    }
-
-    #[inline(always)]
-    fn round_neighbours(self, first: Self::V, second: Self::V) -> Self::V {
-        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
-    }
-
-    #[inline(always)]
-    fn round_pairs(self, first: Self::V, second: Self::V) -> Self::V {
-        unsafe {
-            let first = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
-            let second = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
-            let (low, high) = (_mm512_cvtepu16_epi32(first), _mm512_cvtepu16_epi32(second));
-            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn pairs_of_bf16(self, first: *const bf16, second: *const bf16) -> Self::V {
-        unsafe {
-            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
-            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
-            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
-        }
-    }
-
     #[inline(always)]
     fn dot_ints(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         unsafe { dpwssd(acc, a, b) }
@@ -227,6 +192,45 @@ impl PairDot for Avx512 {
     #[inline(always)]
     fn largest_bits(self, v: Self::V) -> f32 {
         unsafe { f32::from_bits(_mm512_reduce_max_epi32(_mm512_castps_si512(v)) as u32) }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl PairDot for Avx512<true> {
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions; the casts keep the bits.
+        unsafe {
+            _mm512_dpbf16_ps(
+                acc,
+                std::mem::transmute::<__m512, __m512bh>(a),
+                std::mem::transmute::<__m512, __m512bh>(b),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn round_neighbours(self, first: Self::V, second: Self::V) -> Self::V {
+        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
+    }
+
+    #[inline(always)]
+    fn round_pairs(self, first: Self::V, second: Self::V) -> Self::V {
+        unsafe {
+            let first = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
+            let second = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
+            let (low, high) = (_mm512_cvtepu16_epi32(first), _mm512_cvtepu16_epi32(second));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs_of_bf16(self, first: *const bf16, second: *const bf16) -> Self::V {
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        }
     }
 }
 

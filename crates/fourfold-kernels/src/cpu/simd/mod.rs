@@ -88,6 +88,19 @@ pub trait Simd: Copy {
     /// Transposes a square of `LANES` vectors: lane j of vector i becomes lane i of vector j. Lanes keep their bits.
     fn transpose(self, square: &mut [Self::V; MAX_LANES]);
 
+    /// Each 32-bit lane of `a` and `b` holds two 16-bit integers: adds both products to the 32-bit integer in the lane of `acc`.
+    fn dot_ints(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// Lanes of 32-bit integers as f32.
+    fn of_ints(self, v: Self::V) -> Self::V;
+    /// Rounds to 16-bit integers, ties to even: lane i becomes the pair (`first[i]`, `second[i]`). Values are below 2¹⁵ or do not matter.
+    fn int_pairs(self, first: Self::V, second: Self::V) -> Self::V;
+    /// Rounds to 16-bit integers: lanes become the pairs of neighbours of `first`, then those of `second`.
+    fn int_neighbours(self, first: Self::V, second: Self::V) -> Self::V;
+    /// The greater magnitude of each pair, by their bits: a NaN is greater than any number. `largest` holds magnitudes.
+    fn largest_magnitudes(self, largest: Self::V, v: Self::V) -> Self::V;
+    /// The greatest of magnitudes, by their bits.
+    fn largest_bits(self, v: Self::V) -> f32;
+
     /// The first `n` lanes from memory, zeros beyond.
     ///
     /// # Safety
@@ -131,7 +144,7 @@ pub trait Kernel<S: Simd> {
     fn run(self, s: S);
 }
 
-/// An instruction set that multiplies pairs of 16-bit numbers: bf16 (AVX512-BF16's `vdpbf16ps`) and integers (AVX512-VNNI's `vpdpwssd`).
+/// An instruction set that multiplies pairs of bf16 (AVX512-BF16's `vdpbf16ps`).
 pub trait PairDot: Simd {
     /// Each 32-bit lane of `a` and `b` holds two bf16: adds both products to the f32 lane of `acc`.
     fn dot_pairs(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
@@ -144,19 +157,6 @@ pub trait PairDot: Simd {
     /// # Safety
     /// `LANES` elements are readable at each.
     unsafe fn pairs_of_bf16(self, first: *const bf16, second: *const bf16) -> Self::V;
-
-    /// Each 32-bit lane of `a` and `b` holds two 16-bit integers: adds both products to the 32-bit integer in the lane of `acc`.
-    fn dot_ints(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
-    /// Lanes of 32-bit integers as f32.
-    fn of_ints(self, v: Self::V) -> Self::V;
-    /// Rounds to 16-bit integers, ties to even: lane i becomes the pair (`first[i]`, `second[i]`). Values are below 2¹⁵ or do not matter.
-    fn int_pairs(self, first: Self::V, second: Self::V) -> Self::V;
-    /// Rounds to 16-bit integers: lanes become the pairs of neighbours of `first`, then those of `second`.
-    fn int_neighbours(self, first: Self::V, second: Self::V) -> Self::V;
-    /// The greater magnitude of each pair, by their bits: a NaN is greater than any number. `largest` holds magnitudes.
-    fn largest_magnitudes(self, largest: Self::V, v: Self::V) -> Self::V;
-    /// The greatest of magnitudes, by their bits.
-    fn largest_bits(self, v: Self::V) -> f32;
 }
 
 /// A float type that vectors are loaded from.
@@ -216,10 +216,10 @@ macro_rules! for_isa {
         $vis fn $name $(<$generic: $bound>)? (isa: $crate::cpu::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
                 fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) {
                     // SAFETY: this function is only called where its instructions are there.
-                    $kernel(unsafe { $crate::cpu::simd::Avx512::assume() }, $($arg),*)
+                    $kernel(unsafe { $crate::cpu::simd::Avx512::<false>::assume() }, $($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) {
@@ -242,19 +242,19 @@ macro_rules! for_isa {
 pub(crate) use for_isa;
 
 /// Defines `fn name(args…)` that runs `kernel(token, args…)` for the instruction set that has [`PairDot`]: called only where
-/// [`FloatProducts`](crate::cpu::FloatProducts) other than f32 are in use.
+/// [`FloatProducts::Bf16`](crate::cpu::FloatProducts) are in use.
 macro_rules! for_pairs {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) = $kernel:path) => {
         $(#[$meta])*
         $vis fn $name $(<$generic: $bound>)? ($($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
                 fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) {
                     // SAFETY: this function is only called where its instructions are there.
-                    $kernel(unsafe { $crate::cpu::simd::Avx512::assume() }, $($arg),*)
+                    $kernel(unsafe { $crate::cpu::simd::Avx512::<true>::assume() }, $($arg),*)
                 }
-                // SAFETY: products other than f32's are AVX512's, both of which `Cpu::new` has checked.
+                // SAFETY: `Cpu::new` has checked that products of bf16 are there.
                 unsafe { avx512 $(::<$generic>)? ($($arg),*) }
             }
             #[cfg(not(target_arch = "x86_64"))]

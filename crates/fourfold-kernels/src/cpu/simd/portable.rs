@@ -15,6 +15,11 @@ impl Portable {
     fn zip(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
         std::array::from_fn(|i| f(a[i], b[i]))
     }
+
+    #[inline(always)]
+    fn zip_bits(a: [f32; N], b: [f32; N], f: impl Fn(i32, i32) -> i32) -> [f32; N] {
+        Self::zip(a, b, |a, b| f32::from_bits(f(a.to_bits() as i32, b.to_bits() as i32) as u32))
+    }
 }
 
 impl Simd for Portable {
@@ -32,8 +37,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::V {
-        // SAFETY: the caller promises N elements; an array of f32 has f32's alignment.
-        unsafe { *from.cast() }
+        // SAFETY: the caller promises N elements.
+        unsafe { from.cast::<[f32; N]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn load_f16(self, from: *const f16) -> Self::V {
@@ -50,7 +55,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: Self::V) {
         // SAFETY: the caller promises N elements.
-        unsafe { *to.cast() = v }
+        unsafe { to.cast::<[f32; N]>().write_unaligned(v) }
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -105,4 +110,42 @@ impl Simd for Portable {
             *row = std::array::from_fn(|j| rows[j][i]);
         }
     }
+    #[inline(always)]
+    fn dot_ints(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        Self::zip_bits(
+            acc,
+            Self::zip_bits(a, b, |a, b| (a as i16 as i32 * b as i16 as i32).wrapping_add((a >> 16) * (b >> 16))),
+            i32::wrapping_add,
+        )
+    }
+    #[inline(always)]
+    fn of_ints(self, v: Self::V) -> Self::V {
+        v.map(|v| v.to_bits() as i32 as f32)
+    }
+    #[inline(always)]
+    fn int_pairs(self, first: Self::V, second: Self::V) -> Self::V {
+        std::array::from_fn(|i| pair(first[i], second[i]))
+    }
+    #[inline(always)]
+    fn int_neighbours(self, first: Self::V, second: Self::V) -> Self::V {
+        std::array::from_fn(|i| {
+            let (from, at) = if i < N / 2 { (&first, 2 * i) } else { (&second, 2 * i - N) };
+            pair(from[at], from[at + 1])
+        })
+    }
+    #[inline(always)]
+    fn largest_magnitudes(self, largest: Self::V, v: Self::V) -> Self::V {
+        Self::zip_bits(largest, v, |largest, v| largest.max(v & i32::MAX))
+    }
+    #[inline(always)]
+    fn largest_bits(self, v: Self::V) -> f32 {
+        f32::from_bits(v.into_iter().map(f32::to_bits).fold(0, u32::max))
+    }
+}
+
+/// Two numbers rounded to 16-bit integers, the first one below.
+#[inline(always)]
+fn pair(first: f32, second: f32) -> f32 {
+    let [first, second] = [first, second].map(|v| v.round_ties_even() as i16 as u16);
+    f32::from_bits(u32::from(first) | u32::from(second) << 16)
 }

@@ -140,7 +140,7 @@ impl Layout {
 
     #[inline]
     #[target_feature(
-        enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2"
+        enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2"
     )]
     fn unpacker(&self) -> Unpacker<'_> {
         // SAFETY: an array of 64 bytes.
@@ -163,7 +163,7 @@ impl Unpacker<'_> {
     /// Codes `first .. first + 64` of `packed`, one a byte; 0 from its end on. `BYTES`: codes are bytes.
     #[inline]
     #[target_feature(
-        enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2"
+        enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2"
     )]
     fn codes<const BYTES: bool>(&self, packed: &[u8], first: usize) -> __m512i {
         let bit = if BYTES { first * 8 } else { first * self.bits };
@@ -192,9 +192,7 @@ impl Unpacker<'_> {
 /// `Σ scale · (c − z) · x = Σ scale · c · x − z · Σ scale · Σ x`, of which the last sum is the token's.
 ///
 /// Needs AVX512 as [`crate::Isa::Avx512`] has it, and [`is_available`].
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2"
-)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 pub fn code_dots<const T: usize>(row: CodeRow, x: &Int8Tokens, token: usize, factors: &mut [f32], out: &mut [f32]) {
     match (x.units.columns == WORD, row.layout.bits == 8) {
         (true, true) => dots::<T, true, true>(row, x, token, factors, out),
@@ -206,9 +204,7 @@ pub fn code_dots<const T: usize>(row: CodeRow, x: &Int8Tokens, token: usize, fac
 
 /// `WORDS`: a word's columns have one scale; `BYTES`: codes are bytes.
 #[inline]
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2"
-)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 fn dots<const T: usize, const WORDS: bool, const BYTES: bool>(
     row: CodeRow,
     x: &Int8Tokens,
@@ -270,9 +266,7 @@ fn dots<const T: usize, const WORDS: bool, const BYTES: bool>(
 /// Codes `first .. first + out.len()` of a stream of codes of `bits`, one a byte.
 ///
 /// Needs what [`code_dots`] needs.
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2"
-)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 pub fn unpack(packed: &[u8], bits: u8, first: usize, out: &mut [u8]) {
     let layout = Layout::new(bits);
     let unpacker = layout.unpacker();

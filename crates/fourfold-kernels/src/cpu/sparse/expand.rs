@@ -28,7 +28,7 @@ mod x86 {
     use super::Expand;
     use crate::cpu::simd::{Avx2, Avx512};
 
-    impl Expand for Avx512 {
+    impl<const BF16: bool> Expand for Avx512<BF16> {
         #[inline(always)]
         fn expand(self, v: Self::V, mask: u32) -> Self::V {
             // SAFETY: the token proves AVX512F.

@@ -19,7 +19,7 @@ use super::dense::{self, DenseArg};
 use super::pool::SendPtr;
 use super::quant::Context;
 use super::simd::{Element, for_isa};
-use super::{Activations, Isa};
+use super::{Activations, FloatProducts, Isa};
 use crate::Tensor;
 
 /// From this many tokens on, rows are written out.
@@ -255,7 +255,7 @@ impl Input {
             && is_x86_feature_detected!("avx512vbmi2")
         {
             match w.values() {
-                SparseValues::Float(FloatBuffer::Bf16(_)) => {
+                SparseValues::Float(FloatBuffer::Bf16(_)) if context.products == FloatProducts::Bf16 => {
                     let mut lanes = vec![bf16::ZERO; stride * x.rows()];
                     for (t, lanes) in lanes.chunks_exact_mut(stride).enumerate() {
                         dense::round_to_bf16(context.isa, x.row(t), &mut lanes[..x.cols()]);

@@ -7,7 +7,7 @@ use half::bf16;
 /// `out[t] = Σ_c row[c] · x[t][c]`: kept values of a row in `values`, followed by at least 64 more elements or by nothing that the
 /// last vectors need; tokens as bf16, `stride` apart, padded with zeros to whole words.
 ///
-/// Needs AVX512 as [`crate::Isa::Avx512`] has it, and VBMI2.
+/// Needs AVX512 as [`crate::Isa::Avx512`] has it, BF16 and VBMI2.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx512vbmi2,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 pub fn bf16_dots<const T: usize>(mask: &[u64], values: &[bf16], x: &[bf16], stride: usize, out: &mut [f32]) {
     assert!(x.len() >= (T - 1) * stride + mask.len() * 64);
