@@ -135,6 +135,10 @@ fn nothing_and_next_to_nothing_are_zeros() {
             let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
             assert!(y.host().iter().all(|&v| v == 0.0), "{value}");
         }
+        // In steps of 1e-30 / 4095.
+        let (x, w) = (Tensor::new(16, 130, vec![1e-31; 16 * 130]), Tensor::new(5, 130, vec![1.0; 5 * 130]));
+        let y = cpu.linear(&x, &[LinearArg { weight: &weight(&cpu, &w), bias: None }]).remove(0);
+        assert!(y.host().iter().all(|v| (v / 130e-31 - 1.0).abs() < 2e-3), "{}", y.host()[0]);
     }
 }
 

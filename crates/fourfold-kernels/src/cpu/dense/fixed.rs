@@ -25,7 +25,7 @@ const STEPS: usize = BLOCK / 2;
 /// What a block's largest magnitude becomes: `BLOCK · LARGEST²` is below 2³¹.
 const LARGEST: f32 = 4095.0;
 
-/// A block whose largest magnitude is below this counts as zeros, so that its factor is finite.
+/// A block whose largest magnitude is below this is scaled as if it were this, so that its factor is finite.
 const SMALLEST: f32 = 1e-30;
 
 /// Lanes of a panel for sums of `terms`, and the scales that follow them, both by column.
@@ -233,11 +233,15 @@ unsafe fn block_sums<S: Simd, const ROWS: usize, const VECTORS: usize>(
 /// infinity makes the scale NaN: every sum with it is one.
 #[inline(always)]
 fn factor_and_scale(largest: f32) -> (f32, f32) {
-    match largest {
-        l if !l.is_finite() => (0.0, f32::NAN),
-        l if l < SMALLEST => (0.0, 0.0),
-        l => (LARGEST / l, l / LARGEST),
-    }
+    let bounded = if largest > SMALLEST { largest } else { SMALLEST };
+    (LARGEST / bounded, (bounded + 0.0 * largest) / LARGEST)
+}
+
+/// The same of each lane.
+#[inline(always)]
+fn factors_and_scales<S: Simd>(s: S, largest: S::V) -> (S::V, S::V) {
+    let (most, bounded) = (s.splat(LARGEST), s.max(largest, s.splat(SMALLEST)));
+    (s.div(most, bounded), s.div(s.add(bounded, s.mul(s.splat(0.0), largest)), most))
 }
 
 /// Brings a row into integers, with a scale for each block: those of columns beyond `from` are left as they are.
@@ -326,14 +330,9 @@ unsafe fn quantize_steps<S: Simd, E: Element>(
                     s.store(near.add((2 * count + 1) * S::LANES), s.splat(0.0));
                 }
                 for (v, &largest) in largest.iter().enumerate().take(vectors) {
-                    let (mut factors, mut lane_scales) = ([0.0f32; MAX_LANES], [0.0f32; MAX_LANES]);
-                    s.store(factors.as_mut_ptr(), largest);
-                    for (factor, scale) in factors.iter_mut().zip(&mut lane_scales) {
-                        (*factor, *scale) = factor_and_scale(*factor);
-                    }
-                    let factors = s.load(factors.as_ptr());
+                    let (factors, lane_scales) = factors_and_scales(s, largest);
                     let col = col + v * S::LANES;
-                    s.store(scales.add(block * to_row + col), s.load(lane_scales.as_ptr()));
+                    s.store(scales.add(block * to_row + col), lane_scales);
                     for row in (0..count).step_by(2) {
                         let above = s.load(near.add((2 * row + v) * S::LANES).cast_const());
                         let below = s.load(near.add((2 * row + 2 + v) * S::LANES).cast_const());

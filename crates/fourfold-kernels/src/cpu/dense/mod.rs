@@ -29,7 +29,7 @@ pub(super) use self::product::{Fma, Pairs};
 pub(super) use self::tile::{Operands, product};
 use super::pool::SendPtr;
 use super::quant::Context;
-use super::simd::{Element, MAX_LANES, Simd, for_isa, for_pairs};
+use super::simd::{Element, MAX_LANES, PairDot, Simd, for_isa, for_pairs};
 use super::unwritten::Unwritten;
 use super::{FloatProducts, Isa};
 use crate::Tensor;
@@ -233,10 +233,7 @@ impl Lanes {
     /// Some columns.
     pub fn pairs_of(context: Context, x: &Tensor, cols: Range<usize>) -> Self {
         let row = Self::stride(cols.len().div_ceil(2));
-        Self::fill(context, x.rows(), row, cols.len() / 2, |t, lanes| {
-            let halves: &mut [bf16] = bytemuck::cast_slice_mut(lanes);
-            round_to_bf16(context.isa, &x.row(t)[cols.clone()], &mut halves[..cols.len()]);
-        })
+        Self::fill(context, x.rows(), row, cols.len() / 2, |t, lanes| write_pairs(&x.row(t)[cols.clone()], lanes))
     }
 
     /// Some columns, with a scale for each run of `run`, at most a block and even.
@@ -306,6 +303,18 @@ fn round_to_bf16_with<S: Simd>(_s: S, from: &[f32], to: &mut [bf16]) {
         let quiet = (bits >> 16) | 0x40;
         *to = bf16::from_bits(if from.is_nan() { quiet as u16 } else { rounded as u16 });
     }
+}
+
+for_pairs! {
+    /// Brings a row into pairs of bf16.
+    fn write_pairs(from: &[f32], to: &mut [f32]) = write_pairs_with
+}
+
+#[inline(always)]
+fn write_pairs_with<S: PairDot>(s: S, from: &[f32], to: &mut [f32]) {
+    assert!(from.len().div_ceil(2).next_multiple_of(S::LANES) <= to.len());
+    // SAFETY: as asserted.
+    unsafe { Pairs::lanes_of_row(s, from.as_ptr(), from.len(), to.as_mut_ptr()) }
 }
 
 for_isa! {

@@ -175,9 +175,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn int_neighbours(self, first: Self::V, second: Self::V) -> Self::V {
         unsafe {
-            let first = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_cvtps_epi32(first)));
-            let second = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(second));
-            _mm512_castsi512_ps(_mm512_inserti64x4::<1>(first, second))
+            // Packed within each 128-bit quarter: those of `first` lie at even places.
+            let quarters = _mm512_packs_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), quarters))
         }
     }
 
@@ -217,21 +217,39 @@ impl PairDot for Avx512<true> {
     #[inline(always)]
     fn round_pairs(self, first: Self::V, second: Self::V) -> Self::V {
         unsafe {
-            let first = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
-            let second = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
-            let (low, high) = (_mm512_cvtepu16_epi32(first), _mm512_cvtepu16_epi32(second));
-            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(of_halves(), halves))
         }
     }
 
     #[inline(always)]
     unsafe fn pairs_of_bf16(self, first: *const bf16, second: *const bf16) -> Self::V {
         unsafe {
-            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
-            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
-            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+            let first = _mm512_castsi256_si512(_mm256_loadu_si256(first.cast()));
+            let halves = _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(second.cast()));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(of_halves(), halves))
         }
     }
+}
+
+/// Where the 16-bit elements of pairs come from: one half's, and the other half's.
+///
+/// # Safety
+/// The machine has AVX512.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn of_halves() -> __m512i {
+    const OF_HALVES: [u16; 32] = {
+        let mut places = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            places[i] = (i / 2 + i % 2 * 16) as u16;
+            i += 1;
+        }
+        places
+    };
+    // SAFETY: as many bytes as are read.
+    unsafe { _mm512_loadu_si512(OF_HALVES.as_ptr().cast()) }
 }
 
 /// `vpdpwssd`, as an instruction: LLVM makes two of the intrinsic, `vpmaddwd` and `vpaddd`, in loops it deems bound by latency.
