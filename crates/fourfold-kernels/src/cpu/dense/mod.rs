@@ -69,37 +69,34 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
     let panels: usize = args.iter().map(|arg| arg.rows.len().div_ceil(unit)).sum();
     let chunks = if many { token_chunks(context, x.rows(), panels) } else { 1 };
 
-    // Items are (weight, rows, tokens), tokens fastest.
+    // Items are (tokens, weight, rows), rows fastest.
     let mut jobs = Vec::with_capacity(args.len());
-    let mut items = 0;
+    let mut first_panel = 0;
     for ((arg, y), kind) in args.iter().zip(&mut outputs).zip(kinds) {
         let Some(lanes) = &all_lanes[kind as usize] else { continue };
-        jobs.push(Job { arg, lanes, kind, y: y.target(), first_item: items });
-        items += arg.rows.len().div_ceil(unit) * chunks;
+        jobs.push(Job { arg, lanes, kind, y: y.target(), first_panel });
+        first_panel += arg.rows.len().div_ceil(unit);
     }
-    context.pool.for_ranges(items, 1, |range| {
-        let mut start = range.start;
-        while start < range.end {
-            let index = jobs.partition_point(|job| job.first_item <= start) - 1;
-            let end = jobs.get(index + 1).map_or(items, |next| next.first_item).min(range.end);
+    context.pool.for_ranges(panels * chunks, 1, |items| {
+        let mut start = items.start;
+        while start < items.end {
+            let (chunk, first) = (start / panels, start % panels);
+            let index = jobs.partition_point(|job| job.first_panel <= first) - 1;
+            let end = jobs.get(index + 1).map_or(panels, |next| next.first_panel).min(first + items.end - start);
             let job = &jobs[index];
-            let local = start - job.first_item..end - job.first_item;
+            let local = first - job.first_panel..end - job.first_panel;
             if many {
+                let tokens = shares(x.rows(), chunks, chunk);
                 with_panel(panel_len(x.cols()), |panel| {
-                    for item in local {
-                        let tokens = shares(x.rows(), chunks, item % chunks);
-                        job.run(
-                            context.isa,
-                            Some(&mut *panel),
-                            rows_of(item / chunks..item / chunks + 1, unit, job),
-                            tokens,
-                        );
+                    for i in local {
+                        let rows = rows_of(i..i + 1, unit, job);
+                        job.run(context.isa, Some(&mut *panel), rows, tokens.clone());
                     }
                 });
             } else {
                 job.run(context.isa, None, rows_of(local, unit, job), 0..x.rows());
             }
-            start = end;
+            start += end - first;
         }
     });
     drop(jobs);
@@ -144,10 +141,12 @@ impl Output {
     }
 }
 
-/// Into how many items the tokens of a panel are cut: no more than it takes to share out the work, for each packs the panel anew.
+/// Into how many items the tokens of a panel are cut: no more than it takes to share out the work, for each packs the panel anew, but one a
+/// thread where tokens are many. Then a thread's results are rows, as in operations on rows, and stay in its own caches.
 fn token_chunks(context: Context, tokens: usize, panels: usize) -> usize {
     const ITEMS_A_THREAD: usize = 4;
-    let wanted = (ITEMS_A_THREAD * context.pool.threads()).div_ceil(panels.max(1));
+    let threads = context.pool.threads();
+    let wanted = (ITEMS_A_THREAD * threads).div_ceil(panels.max(1)).max(threads);
     wanted.clamp(1, tokens.div_ceil(TOKENS_PER_ITEM).max(1))
 }
 
@@ -338,7 +337,8 @@ struct Job<'a> {
     lanes: &'a Lanes,
     kind: FloatProducts,
     y: SendPtr<f32>,
-    first_item: usize,
+    /// Of all weights' panels, its first.
+    first_panel: usize,
 }
 
 impl Job<'_> {

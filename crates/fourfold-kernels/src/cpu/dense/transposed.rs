@@ -48,12 +48,13 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
         let block = first..rows.len().min(first + step);
         let lanes = Lanes::of(context, kind, x, block.clone());
         let rows = rows.start + block.start..rows.start + block.end;
-        context.pool.for_ranges(cols.div_ceil(unit) * chunks, 1, |items| {
+        let panels = cols.div_ceil(unit);
+        context.pool.for_ranges(panels * chunks, 1, |items| {
             with_panel(rows.len().max(panel_rows(rows.len())) * STRIP, |panel| {
                 for item in items {
-                    let start = item / chunks * unit;
+                    let start = item % panels * unit;
                     let columns = start..(start + unit).min(cols);
-                    let tokens = shares(x.rows(), chunks, item % chunks);
+                    let tokens = shares(x.rows(), chunks, item / panels);
                     let (lanes, rows, accumulate) = (&lanes, rows.clone(), first > 0);
                     let part = Part { lanes, many, rows, cols, columns, tokens, y: &to, accumulate };
                     match weight.data() {
