@@ -4,8 +4,8 @@
 //! Both factors become integers of 12 bits and a sign, with a scale for each run of [`BLOCK`] terms of a sum: its largest magnitude
 //! becomes [`LARGEST`]. `vpdpwssd` (AVX512-VNNI), or `vpmaddwd` and `vpaddd` (AVX2), multiply two of them a lane and add to a 32-bit integer,
 //! which a block's terms cannot overflow; each block's sums are widened, scaled and added in f32, so that instruction sets come to the same
-//! bits. A term is off by at most 2⁻¹³ of its block's largest on either side:
-//! for values that differ little in size that is more exact than bf16, for a block with an outlier less.
+//! bits. A term is off by at most 2⁻¹³ of its block's largest on either side: for values that differ little in size that is more exact than
+//! bf16, for a block with an outlier less.
 
 use half::bf16;
 
