@@ -5,10 +5,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use common::{Folder, command, config, folder, fourfold, model, text, tokenizer, until_stopped, weights};
+use common::{Folder, config, folder, fourfold, killed_at, model, text, tokenizer, until_stopped, weights};
 use serde_json::{Value, json};
 
 /// A good model whose files `spoil` then changes.
@@ -275,27 +274,17 @@ fn killed_in_the_middle() {
         let (whole, out) = (dir.path().join(format!("{name}-whole")), dir.path().join(name));
         assert_eq!(fourfold(compress(&whole)).code, Some(0));
         let partial = dir.path().join(format!("{name}.partial"));
-        let journal = partial.join("fourfold-journal.jsonl");
-        let lines = || fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
         until_stopped(|_| {
             let _ = fs::remove_dir_all(&out);
-            let mut child = command(compress(&out)).stdout(Stdio::null()).spawn().unwrap();
-            let begun = Instant::now();
-            // As soon as some tensors are done.
-            while lines() < 20 && begun.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none() {
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            child.kill().unwrap();
-            child.wait().unwrap();
+            let in_its_middle = killed_at(20, compress(&out), &out);
             // Under the final name is all or nothing.
-            let (unfinished, taken_up) = (!out.exists(), partial.exists());
-            if unfinished {
+            if !out.exists() {
                 let again = fourfold(compress(&out));
                 assert_eq!(again.code, Some(0), "{}", again.stderr);
             }
             assert!(!partial.exists());
             assert!(files(&out) == files(&whole), "{name}: not the bytes of an uninterrupted run");
-            unfinished && taken_up
+            in_its_middle
         });
     }
 }

@@ -6,10 +6,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use common::{command, config, folder, fourfold, model, text, until_stopped, weights};
+use common::{config, folder, fourfold, killed_at, model, text, until_stopped, weights};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -93,24 +91,15 @@ fn a_killed_plan_goes_on_to_the_same_bytes() {
     let words = ["--bits", "6.5", "--no-gate", "--only", "symmetric", "learned"];
     let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
     fourfold(compress(&source, &whole, &words, &text)).succeeded();
-    let journal = dir.path().join("out.partial/fourfold-journal.jsonl");
-    let lines = || fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
     until_stopped(|_| {
         let _ = fs::remove_dir_all(&out);
-        let mut child = command(compress(&source, &out, &words, &text)).stdout(Stdio::null()).spawn().unwrap();
-        let begun = Instant::now();
-        while lines() < 8 && begun.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let in_its_middle = killed_at(8, compress(&source, &out, &words, &text), &out);
         // Whole, or absent and gone on with.
-        let (unfinished, taken_up) = (!out.exists(), journal.exists());
-        if unfinished {
+        if !out.exists() {
             fourfold(compress(&source, &out, &words, &text)).succeeded();
         }
         assert!(files(&out) == files(&whole));
-        unfinished && taken_up
+        in_its_middle
     });
 }
 

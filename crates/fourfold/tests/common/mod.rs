@@ -10,6 +10,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use fourfold_models::spec_from_config;
 use fourfold_models::testing::RandomWeights;
@@ -110,6 +111,21 @@ pub fn text(dir: &Path, tokens: usize) -> PathBuf {
 /// machine: a fast or a busy one may end it before.
 pub fn until_stopped(attempt: impl FnMut(u32) -> bool) {
     assert!((1..=20).any(attempt), "each of 20 runs had ended before it was stopped");
+}
+
+/// Runs a compression into `out` and kills it as soon as its journal has so many lines: whether it was in its middle, with `out` absent and
+/// something to go on from.
+pub fn killed_at(lines: usize, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>, out: &Path) -> bool {
+    let mut child = command(arguments).stdout(Stdio::null()).spawn().unwrap();
+    let journal = PathBuf::from(format!("{}.partial", out.display())).join("fourfold-journal.jsonl");
+    let written = || fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+    let begun = Instant::now();
+    while written() < lines && begun.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    !out.exists() && journal.exists()
 }
 
 /// A run of the program.

@@ -143,12 +143,7 @@ for_isa! {
 }
 
 for_isa! {
-    fn backward_floats(part: &Part, scratch: &mut [f32]) = backward_floats_with
-}
-
-#[inline(always)]
-fn backward_floats_with<S: Simd>(s: S, part: &Part, scratch: &mut [f32]) {
-    backward_with::<S, Plain<Fma<f32>>>(s, part, scratch);
+    fn backward_floats(part: &Part, scratch: &mut [f32]) = backward_with::<_, Plain<Fma<f32>>>
 }
 
 #[inline(always)]

@@ -95,12 +95,7 @@ for_isa! {
 }
 
 for_isa! {
-    fn forward_floats(part: &Forward, scratch: &mut [f32]) = forward_floats_with
-}
-
-#[inline(always)]
-fn forward_floats_with<S: Simd>(s: S, part: &Forward, scratch: &mut [f32]) {
-    forward_with::<S, Plain<Fma<f32>>>(s, part, scratch);
+    fn forward_floats(part: &Forward, scratch: &mut [f32]) = forward_with::<_, Plain<Fma<f32>>>
 }
 
 #[inline(always)]

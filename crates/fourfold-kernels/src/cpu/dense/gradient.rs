@@ -148,12 +148,7 @@ for_isa! {
 }
 
 for_isa! {
-    fn fill_floats(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_floats_with
-}
-
-#[inline(always)]
-fn fill_floats_with<S: Simd>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
-    fill_with::<S, Plain<Fma<f32>>>(s, rows, to, to_row);
+    fn fill_floats(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Plain<Fma<f32>>>
 }
 
 #[inline(always)]
@@ -198,12 +193,7 @@ for_isa! {
 }
 
 for_isa! {
-    fn run_floats(part: &Part) = run_floats_with
-}
-
-#[inline(always)]
-fn run_floats_with<S: Simd>(s: S, part: &Part) {
-    run_with::<S, Plain<Fma<f32>>>(s, part);
+    fn run_floats(part: &Part) = run_with::<_, Plain<Fma<f32>>>
 }
 
 #[inline(always)]

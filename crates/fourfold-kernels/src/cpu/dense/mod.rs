@@ -385,19 +385,7 @@ for_isa! {
 
 for_isa! {
     /// f32 activations times weights of any float type.
-    fn run_floats<E: Element>(job: &Job, w: &[E], panel: Option<&mut [f32]>, rows: Range<usize>, tokens: Range<usize>) = run_floats_with
-}
-
-#[inline(always)]
-fn run_floats_with<S: Simd, E: Element>(
-    s: S,
-    job: &Job,
-    w: &[E],
-    panel: Option<&mut [f32]>,
-    rows: Range<usize>,
-    tokens: Range<usize>,
-) {
-    run_with::<S, Fma<E>>(s, job, w, panel, rows, tokens);
+    fn run_floats<E: Element>(job: &Job, w: &[E], panel: Option<&mut [f32]>, rows: Range<usize>, tokens: Range<usize>) = run_with::<_, Fma<E>>
 }
 
 /// The kernel for many or few tokens.
