@@ -74,6 +74,19 @@ mod tests {
     fn what_is_available_is_part_of_what_there_is() {
         let total = kilobytes(&fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal:").unwrap();
         assert!(available().is_some_and(|free| free > 0 && free <= total));
-        assert!(resident_now() <= peak_resident());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_written_is_resident() {
+        // The system counts for each CPU apart and sums a little late; and beside this test others take memory and free it.
+        const WRITTEN: usize = 64 << 20;
+        let written = std::hint::black_box(vec![1u8; WRITTEN]);
+        for counted in [resident_now(), resident(std::process::id()), peak_resident()] {
+            assert!(counted.is_some_and(|bytes| bytes > WRITTEN as u64 / 8 * 7), "{counted:?} of {WRITTEN}");
+        }
+        drop(std::hint::black_box(written));
+        assert!(peak_resident().is_some_and(|bytes| bytes > WRITTEN as u64 / 8 * 7));
+        assert_eq!(resident(u32::MAX), None);
     }
 }
