@@ -141,7 +141,7 @@ impl Sensitivity {
             let pass = TrainPass { backend: backward, documents: &documents, positions: &positions[..ids.len()] };
             let mut targets = ids[1..].to_vec();
             targets.push(IGNORE);
-            backs.push(head.loss_backward(&x, &Goals::targets(&targets), 1.0, CHUNK, &pass, &mut gradients).1);
+            backs.push(head.loss_backward(x, &Goals::targets(&targets), 1.0, CHUNK, &pass, &mut gradients).1);
             collect(&mut gradients);
         }
         drop(head);

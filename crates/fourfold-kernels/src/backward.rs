@@ -9,7 +9,7 @@ use fourfold_tensor::{Mask, Tuning};
 use half::bf16;
 
 use crate::spatial::Spatial;
-use crate::{Backend, Bf16Tensor, RopeSpec, Tensor};
+use crate::{Backend, Bf16Tensor, DeviceWeight, Input, LinearArg, Prepared, RopeSpec, Tensor};
 
 /// Elements of a weight's gradient computed at a time where only part of it is kept: 2 MB.
 const CHUNK: usize = 1 << 19;
@@ -127,6 +127,25 @@ pub trait Backward: Backend + Spatial {
         }
     }
 
+    /// Heads `kv` `[tokens · heads, own + value]` and what all heads of a token share, `[tokens, shared]`, as keys
+    /// `[tokens · heads, own + shared]` and values `[tokens · heads, value]`.
+    fn split_heads(&self, kv: &Tensor, shared: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
+        assert_eq!(kv.rows(), shared.rows() * heads, "split heads: rows");
+        let every_head: Vec<usize> = (0..kv.rows()).map(|row| row / heads).collect();
+        let keys = self.concat_columns(&self.columns(kv, 0..own), &self.gather_rows(shared, &every_head));
+        [keys, self.columns(kv, own..kv.cols())]
+    }
+
+    /// The gradients of [`Backward::split_heads`]'s two inputs: the shared one's is the sum over the heads.
+    fn split_heads_backward(&self, dk: &Tensor, dv: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
+        assert_eq!(dk.rows(), dv.rows(), "split heads: rows");
+        let every_head: Vec<usize> = (0..dk.rows()).map(|row| row / heads).collect();
+        let mut d_shared = Tensor::zeros(dk.rows() / heads, dk.cols() - own);
+        let of_shared = self.columns(dk, own..dk.cols());
+        self.scatter_add_rows(&mut d_shared, &of_shared, &every_head, &vec![1.0; dk.rows()]);
+        [self.concat_columns(&self.columns(dk, 0..own), dv), d_shared]
+    }
+
     /// Multiplies each row by its factor.
     fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) {
         assert_eq!(x.rows(), factors.len(), "factors for another number of rows");
@@ -136,8 +155,61 @@ pub trait Backward: Backend + Spatial {
         }
     }
 
+    /// Whether products with `weight`, and its gradient, round activations, so that they may be given rounded ones.
+    fn rounds(&self, _weight: &DeviceWeight) -> bool {
+        false
+    }
+
+    /// [`Backend::rms_norm`] for products alone, `rounded` where all of these round.
+    fn rms_norm_for_products(&self, x: &Tensor, weight: &Tensor, eps: f32, _rounded: bool) -> Prepared {
+        Prepared::F32(self.rms_norm(x, weight, eps))
+    }
+
+    /// [`Backend::gather_rows`] for products alone, `rounded` where all of these round.
+    fn gather_rows_for_products(&self, x: &Tensor, rows: &[usize], _rounded: bool) -> Prepared {
+        Prepared::F32(self.gather_rows(x, rows))
+    }
+
+    /// [`Backward::swiglu_of`] for products alone, `rounded` where all of these round.
+    fn swiglu_for_products(&self, gate: &Tensor, up: &Tensor, _rounded: bool) -> Prepared {
+        Prepared::F32(self.swiglu_of(gate, up))
+    }
+
+    /// [`Backward::swiglu_backward`] for products alone, `rounded` where all of these round.
+    fn swiglu_backward_for_products(&self, gate: Tensor, up: Tensor, dy: Tensor, _rounded: bool) -> [Prepared; 2] {
+        let (d_gate, d_up) = self.swiglu_backward(gate, up, &dy);
+        [Prepared::F32(d_gate), Prepared::F32(d_up)]
+    }
+
+    /// [`Backend::linear`] of activations that may be rounded.
+    fn linear_of(&self, x: Input, weights: &[LinearArg]) -> Vec<Tensor> {
+        self.linear(x.tensor(), weights)
+    }
+
+    /// `dy · W`, added to `sum` where there is one.
+    fn input_gradient(&self, dy: Input, weight: &DeviceWeight, sum: Option<Tensor>) -> Tensor {
+        let dx = self.linear_transposed(dy.tensor(), weight, 0..weight.rows());
+        match sum {
+            None => dx,
+            Some(mut sum) => {
+                self.add(&mut sum, &dx);
+                sum
+            }
+        }
+    }
+
     /// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`.
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor);
+
+    /// [`Backward::linear_weight_gradient`] of factors that may be rounded.
+    fn weight_gradient_of(&self, x: Input, dy: Input, dw: &mut Tensor) {
+        self.linear_weight_gradient(x.tensor(), dy.tensor(), dw);
+    }
+
+    /// [`Backward::weight_gradient_of`] of zeros.
+    fn new_weight_gradient_of(&self, x: Input, dy: Input) -> Tensor {
+        self.new_linear_weight_gradient(x.tensor(), dy.tensor())
+    }
 
     /// `dyᵀ · x`, as [`Backward::linear_weight_gradient`] of zeros.
     fn new_linear_weight_gradient(&self, x: &Tensor, dy: &Tensor) -> Tensor {

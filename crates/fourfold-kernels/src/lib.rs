@@ -10,6 +10,7 @@ mod error;
 mod heap;
 mod kv;
 mod reference;
+mod rounded;
 pub mod spatial;
 mod tensor;
 
@@ -19,4 +20,5 @@ pub use error::KernelError;
 pub use heap::release_freed_memory;
 pub use kv::{KvCache, KvData, KvDtype};
 pub use reference::Reference;
+pub use rounded::{Input, Prepared, Rounded};
 pub use tensor::{Bf16Tensor, Tensor};

@@ -29,8 +29,8 @@ pub struct LanguageModel {
 enum Kept {
     /// Everything its gradient needs, and the block.
     All(Box<(Block, BlockSaved)>),
-    /// Its input, rounded to bf16.
-    Input(Bf16Tensor),
+    /// Each part's input, rounded to bf16.
+    Inputs(Vec<Bf16Tensor>),
 }
 
 impl LanguageModel {
@@ -123,39 +123,43 @@ impl Network for LanguageModel {
     ) -> Result<f64, TrainError> {
         let backend: Arc<dyn Backend> = run.backend.clone();
         let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
-        let parts = parts(&batch.documents, run.recipe.block_tokens);
+        let recompute = run.recipe.recompute;
+        let parts = parts(&batch.documents, if recompute { run.recipe.block_tokens } else { usize::MAX });
         let trained = &*run.backend;
         let taught = self.teach(batch, run)?;
         let embedding = Embedding::load(&self.spec, store.weights(), &backend)?;
-        let mut x = embedding.forward(&batch.ids);
+        // The rows of a part stay a tensor of their own from block to block.
+        let mut rows = embed(&embedding, batch, &parts);
         let blocks = self.spec.blocks.len();
         let mut kept = Vec::with_capacity(blocks);
-        if run.recipe.recompute {
+        if recompute {
             // Side by side before anything that is freed again: holes between them would fit no other buffer.
-            kept.extend((0..blocks).map(|_| Kept::Input(Bf16Tensor::zeros(x.rows(), x.cols()))));
+            let input = |x: &Tensor| Bf16Tensor::zeros(x.rows(), x.cols());
+            kept.extend((0..blocks).map(|_| Kept::Inputs(rows.iter().map(input).collect())));
         }
         for i in 0..blocks {
             let block = Block::load(&self.spec, i, store.weights(), &backend)?;
-            if let Some(Kept::Input(input)) = kept.get_mut(i) {
-                trained.write_bf16(&x, input);
-                for part in &parts {
-                    let y = block.train_forward(trained.rows(&x, part.rows.clone()), &part.pass(batch, run)).0;
-                    trained.set_rows(&mut x, part.rows.start, &y);
+            if let Some(Kept::Inputs(inputs)) = kept.get_mut(i) {
+                for ((part, x), input) in parts.iter().zip(&mut rows).zip(inputs) {
+                    trained.write_bf16(x, input);
+                    *x = block.train_forward(take(x), &part.pass(batch, run)).0;
                 }
             } else {
-                let (y, saved) = block.train_forward(x, &pass);
-                x = y;
+                let (y, saved) = block.train_forward(whole(rows, trained), &pass);
+                rows = vec![y];
                 kept.push(Kept::All(Box::new((block, saved))));
             }
         }
 
         let chunk = run.recipe.loss_chunk;
+        // The parts lie where the last block left room. Together they leave what is between them to the head's larger buffers.
+        let x = whole(rows, trained);
         make_room(chunk.min(x.rows()) * self.spec.outputs());
         let head = Head::load_sharing(&self.spec, store.weights(), &backend, &embedding)?;
         let mut gradients = Gradients::new(store.trained()).masked(store.masks()).tuned(store.tunings());
         let goals = Taught::goals(taught.as_ref(), &batch.targets);
-        let (losses, mut dx) = head.loss_backward(&x, &goals, factor, chunk, &pass, &mut gradients);
-        drop((x, head, taught));
+        let (losses, dx) = head.loss_backward(x, &goals, factor, chunk, &pass, &mut gradients);
+        drop((head, taught));
         let loss = sum(&losses);
         if !loss.is_finite() {
             return Ok(loss);
@@ -168,24 +172,24 @@ impl Network for LanguageModel {
         });
         apply(store, &mut gradients)?;
 
+        let mut rows = cut(dx, &parts, trained);
         for i in (0..blocks).rev() {
             match kept.pop() {
                 Some(Kept::All(both)) => {
                     let (block, saved) = *both;
-                    dx = block.backward(saved, dx, &pass, &mut gradients);
+                    rows = vec![block.backward(saved, whole(rows, trained), &pass, &mut gradients)];
                 }
-                Some(Kept::Input(input)) => {
+                Some(Kept::Inputs(inputs)) => {
                     let block = Block::load(&self.spec, i, store.weights(), &backend)?;
-                    for part in &parts {
+                    for ((part, dx), input) in parts.iter().zip(&mut rows).zip(inputs) {
                         let pass = part.pass(batch, run);
-                        let saved = block.recompute(trained.rows_of_bf16(&input, part.rows.clone()), &pass);
-                        let dy = trained.rows(&dx, part.rows.clone());
-                        trained.set_rows(&mut dx, part.rows.start, &block.backward(saved, dy, &pass, &mut gradients));
+                        let saved = block.recompute(trained.rows_of_bf16(&input, 0..input.rows()), &pass);
+                        *dx = block.backward(saved, take(dx), &pass, &mut gradients);
                     }
                 }
                 None => unreachable!("one for each block"),
             }
-            run.narrow(&mut dx);
+            rows.iter_mut().for_each(|dx| run.narrow(dx));
             apply(store, &mut gradients)?;
         }
         if let Some(share) = tied {
@@ -195,7 +199,9 @@ impl Network for LanguageModel {
             };
             gradients.add("model.embed_tokens.weight", whole, |_| unreachable!("taken out above"));
         }
-        embedding.backward(&batch.ids, &dx, &pass, &mut gradients);
+        for (part, dx) in parts.iter().zip(rows) {
+            embedding.backward(&batch.ids[part.rows.clone()], &dx, &pass, &mut gradients);
+        }
         drop(embedding);
         apply(store, &mut gradients)?;
         if run.counts {
@@ -244,15 +250,50 @@ pub(crate) fn forward(
 ) -> Result<Tensor, ModelError> {
     let backend: Arc<dyn Backend> = run.backend.clone();
     let parts = parts(&batch.documents, run.recipe.block_tokens);
-    let mut x = embedding.forward(&batch.ids);
+    let mut rows = embed(embedding, batch, &parts);
     for i in 0..spec.blocks.len() {
         let block = Block::load(spec, i, store.weights(), &backend)?;
-        for part in &parts {
-            let y = block.train_forward(run.backend.rows(&x, part.rows.clone()), &part.pass(batch, run)).0;
-            run.backend.set_rows(&mut x, part.rows.start, &y);
+        for (part, x) in parts.iter().zip(&mut rows) {
+            *x = block.train_forward(take(x), &part.pass(batch, run)).0;
         }
     }
-    Ok(x)
+    Ok(whole(rows, &*run.backend))
+}
+
+/// Each part's embedded tokens.
+fn embed(embedding: &Embedding, batch: &Batch, parts: &[Part]) -> Vec<Tensor> {
+    parts.iter().map(|part| embedding.forward(&batch.ids[part.rows.clone()])).collect()
+}
+
+/// The tensor itself, nothing left in its place.
+fn take(x: &mut Tensor) -> Tensor {
+    std::mem::replace(x, Tensor::zeros(0, 0))
+}
+
+/// The rows of all parts, one below the other.
+fn whole(mut parts: Vec<Tensor>, backend: &dyn Backward) -> Tensor {
+    match parts.pop() {
+        Some(only) if parts.is_empty() => only,
+        last => {
+            let cols = last.as_ref().map_or(0, Tensor::cols);
+            parts.extend(last);
+            let mut rows = Tensor::zeros(parts.iter().map(Tensor::rows).sum(), cols);
+            let mut first = 0;
+            for part in parts {
+                backend.set_rows(&mut rows, first, &part);
+                first += part.rows();
+            }
+            rows
+        }
+    }
+}
+
+/// Each part's rows, as tensors of their own.
+fn cut(x: Tensor, parts: &[Part], backend: &dyn Backward) -> Vec<Tensor> {
+    match parts {
+        [_] => vec![x],
+        parts => parts.iter().map(|part| backend.rows(&x, part.rows.clone())).collect(),
+    }
 }
 
 /// Documents that are run through a block together.

@@ -226,13 +226,13 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let embedding = trained.role(Role::Embedding);
     let head = if spec.tied { embedding } else { trained.role(Role::LmHead) };
 
-    // The head: its input, the normed rows and their gradient; a chunk's rows and their gradient, its logits, and some of these
+    // The head: its input, in whose memory its gradient is; a chunk's rows, normed, and their gradient, its logits, and some of these
     // once more as the products read them.
     let chunk = (recipe.loss_chunk as u64).min(tokens);
     let outputs = spec.outputs() as u64;
     let mut peak = TrainMemory {
         gradients: fixed.gradients + head * F32 + summed(&[[outputs, hidden]], chunk),
-        activations: kept(blocks) + (3 * tokens + 2 * chunk) * hidden * F32,
+        activations: kept(blocks) + (tokens + 3 * chunk) * hidden * F32,
         logits: chunk * (spec.outputs() as u64 * F32 + read_features(spec.outputs()) * read) + written(chunk),
         copies: copies(blocks),
         ..fixed

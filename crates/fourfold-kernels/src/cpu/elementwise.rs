@@ -1,10 +1,12 @@
 //! Operations on rows and elements. Small inputs are done by the caller alone: a parallel region costs more than they do.
 
 use super::Isa;
+use super::dense::Lanes;
 use super::pool::Pool;
+use super::quant::Context;
 use super::simd::{Map2, Simd, dot, exp, for_isa, map2, map2_in_place};
 use super::unwritten::Unwritten;
-use crate::{RopeSpec, Tensor};
+use crate::{RopeSpec, Rounded, Tensor};
 
 /// Elements below which threads do not pay, for operations that read and write memory and little else.
 const GRAIN: usize = 1 << 15;
@@ -17,6 +19,16 @@ pub fn rms_norm(pool: &Pool, isa: Isa, x: &Tensor, weight: &Tensor, eps: f32) ->
     assert_eq!(x.cols(), weight.cols(), "a norm of {} elements on rows of {}", weight.cols(), x.cols());
     let cols = x.cols().max(1);
     map(pool, x, cols, GRAIN, |from, to, _| norm_rows(isa, from, to, weight.host(), eps))
+}
+
+/// As [`rms_norm`], as products read it.
+pub fn rms_norm_rounded(context: Context, x: &Tensor, weight: &Tensor, eps: f32) -> Rounded {
+    let (rows, cols) = (x.rows(), x.cols());
+    assert_eq!(cols, weight.cols(), "a norm of {} elements on rows of {cols}", weight.cols());
+    let lanes = Lanes::rounded_rows(context, rows, cols, |t, to| {
+        norm_rows(context.isa, x.row(t), to, weight.host(), eps);
+    });
+    Rounded::new(rows, cols, lanes)
 }
 
 for_isa! {
@@ -92,6 +104,14 @@ fn map(pool: &Pool, x: &Tensor, unit: usize, grain: usize, write: impl Fn(&[f32]
 pub fn swiglu_of(pool: &Pool, isa: Isa, gate: &Tensor, up: &Tensor) -> Tensor {
     assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "swiglu of unequal shapes");
     map(pool, gate, 64, EXP_GRAIN, |gate, to, first| swiglu_out(isa, gate, &up.host()[first..first + gate.len()], to))
+}
+
+/// As [`swiglu_of`], as products read it.
+pub fn swiglu_rounded(context: Context, gate: &Tensor, up: &Tensor) -> Rounded {
+    let (rows, cols) = (gate.rows(), gate.cols());
+    assert_eq!((rows, cols), (up.rows(), up.cols()), "swiglu of unequal shapes");
+    let lanes = Lanes::rounded_rows(context, rows, cols, |t, to| swiglu_out(context.isa, gate.row(t), up.row(t), to));
+    Rounded::new(rows, cols, lanes)
 }
 
 for_isa! {

@@ -9,6 +9,61 @@ use crate::{Bf16Tensor, Tensor};
 /// Elements below which threads do not pay.
 const GRAIN: usize = 1 << 15;
 
+/// Two tensors of `rows` rows, of `first` and `second` columns, which `write(rows, their elements)` writes whole, some rows at a time.
+fn two_of(
+    pool: &Pool,
+    rows: usize,
+    [first, second]: [usize; 2],
+    write: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync,
+) -> [Tensor; 2] {
+    let (mut a, mut b) = (Unwritten::<f32>::new(rows * first), Unwritten::<f32>::new(rows * second));
+    let (to_a, to_b) = (a.target(), b.target());
+    let part = |to: SendPtr<f32>, range: &Range<usize>, cols: usize| {
+        // SAFETY: ranges of rows do not overlap, and `write` does not read what it has not written.
+        unsafe { std::slice::from_raw_parts_mut(to.get().add(range.start * cols), range.len() * cols) }
+    };
+    pool.for_ranges(rows, GRAIN / (first + second).max(1), |range| {
+        write(range.clone(), part(to_a, &range, first), part(to_b, &range, second));
+    });
+    // SAFETY: all rows were written.
+    unsafe { [Tensor::new(rows, first, a.written()), Tensor::new(rows, second, b.written())] }
+}
+
+/// Of each token's heads `kv` their own part and the token's shared one as keys, the rest as values.
+pub fn split_heads(pool: &Pool, kv: &Tensor, shared: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
+    assert!(kv.rows() == shared.rows() * heads && own <= kv.cols(), "split heads: shapes");
+    let (tokens, key, value) = (shared.rows(), own + shared.cols(), kv.cols() - own);
+    let [k, v] = two_of(pool, tokens, [heads * key, heads * value], |tokens, keys, values| {
+        for (row, key) in (tokens.start * heads..).zip(keys.chunks_exact_mut(key.max(1))) {
+            key[..own].copy_from_slice(&kv.row(row)[..own]);
+            key[own..].copy_from_slice(shared.row(row / heads));
+        }
+        for (row, value) in (tokens.start * heads..).zip(values.chunks_exact_mut(value.max(1))) {
+            value.copy_from_slice(&kv.row(row)[own..]);
+        }
+    });
+    [k.reshape(tokens * heads, key), v.reshape(tokens * heads, value)]
+}
+
+/// The way back: keys' own part beside values, and the sum of the heads' shared parts.
+pub fn split_heads_backward(pool: &Pool, dk: &Tensor, dv: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
+    assert!(dk.rows() == dv.rows() && dk.rows().is_multiple_of(heads) && own <= dk.cols(), "split heads: shapes");
+    let (tokens, both, shared) = (dk.rows() / heads, own + dv.cols(), dk.cols() - own);
+    let [d_kv, d_shared] = two_of(pool, tokens, [heads * both, shared], |tokens, kvs, sums| {
+        for (row, kv) in (tokens.start * heads..).zip(kvs.chunks_exact_mut(both.max(1))) {
+            kv[..own].copy_from_slice(&dk.row(row)[..own]);
+            kv[own..].copy_from_slice(dv.row(row));
+        }
+        for (token, sum) in tokens.zip(sums.chunks_exact_mut(shared.max(1))) {
+            sum.fill(0.0);
+            for head in 0..heads {
+                sum.iter_mut().zip(&dk.row(token * heads + head)[own..]).for_each(|(sum, d)| *sum += d);
+            }
+        }
+    });
+    [d_kv.reshape(tokens * heads, both), d_shared]
+}
+
 /// A `[rows, cols]` tensor whose rows `write(row, its elements)` writes, whole.
 fn rows_of(pool: &Pool, rows: usize, cols: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Tensor {
     let mut y = Unwritten::<f32>::new(rows * cols);

@@ -8,7 +8,7 @@ use super::dense::{self, DenseArg};
 use super::elementwise;
 use super::quant::{self, Context, QuantWeight};
 use super::sparse;
-use crate::{KernelError, Tensor};
+use crate::{Input, KernelError, Tensor};
 
 /// A weight in this backend's layout.
 pub enum CpuWeight {
@@ -124,6 +124,34 @@ impl CpuWeight {
             }
             Self::Sum(terms) => {
                 sum(context, terms.iter().map(|term| term.linear_transposed(context, x, rows.clone())).collect())
+            }
+        }
+    }
+
+    /// Whether its products, and its gradient, take rounded activations.
+    pub fn reads_rounded(&self, context: Context) -> bool {
+        matches!(self, Self::Dense(weight) if dense::reads_rounded(context, weight))
+    }
+
+    /// All rows of a weight that takes rounded activations.
+    pub fn dense_arg<'a>(&'a self, bias: Option<&'a Tensor>) -> DenseArg<'a> {
+        match self {
+            Self::Dense(weight) => DenseArg { weight, rows: 0..weight.rows(), bias },
+            Self::Quantized(_) | Self::Sparse(_) | Self::LowRank { .. } | Self::Sum(_) => {
+                panic!("rounded activations for a weight that is not dense")
+            }
+        }
+    }
+
+    /// `dy · W`, added to `sum` where there is one.
+    pub fn input_gradient(&self, context: Context, dy: Input, sum: Option<Tensor>) -> Tensor {
+        match (self, sum) {
+            (Self::Dense(weight), sum) => dense::input_gradient(context, dy, weight, 0..weight.rows(), sum),
+            (_, None) => self.linear_transposed(context, dy.tensor(), 0..self.rows()),
+            (_, Some(mut sum)) => {
+                let dx = self.linear_transposed(context, dy.tensor(), 0..self.rows());
+                elementwise::add(context.pool, &mut sum, &dx);
+                sum
             }
         }
     }

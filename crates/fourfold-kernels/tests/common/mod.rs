@@ -236,6 +236,7 @@ fn mask(rows: usize, cols: usize, kept: u64, noise: &mut Noise) -> (Vec<u64>, us
 pub struct Candidate {
     pub label: String,
     pub activations: Activations,
+    pub products: FloatProducts,
     pub isa: Isa,
     pub threads: usize,
     pub backend: Cpu,
@@ -252,7 +253,7 @@ pub fn candidates() -> Vec<Candidate> {
                 let options = CpuOptions { threads, isa: Some(isa), activations, products: Some(products) };
                 let backend = Cpu::new(options).unwrap();
                 let label = format!("{} {activations:?} {} {threads} threads", isa.name(), products.name());
-                all.push(Candidate { label, activations, isa, threads, backend });
+                all.push(Candidate { label, activations, products, isa, threads, backend });
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fourfold_kernels::{Backend, KvDtype, Tensor};
+use fourfold_kernels::{Backend, KvDtype, Prepared, Tensor};
 
 use super::gqa::GqaSaved;
 use super::mla::MlaSaved;
@@ -108,14 +108,14 @@ impl Block {
     /// As [`Block::forward`] for a packed batch without a cache, and what [`Block::backward`] needs.
     pub fn train_forward(&self, x: Tensor, pass: &TrainPass) -> (Tensor, BlockSaved) {
         let (middle, attention) = self.attend(&x, pass);
-        let normed = pass.run(|p| self.post_norm.forward(&middle, p));
+        let normed = self.fed(&middle, pass);
         let (fed, feed_forward) = match &self.feed_forward {
             FeedForwardLayer::Mlp(mlp) => {
-                let (y, saved) = mlp.train_forward(&normed, pass);
+                let (y, saved) = mlp.train_forward(normed.input(), pass);
                 (y, FeedForwardSaved::Mlp(saved))
             }
             FeedForwardLayer::Moe(moe) => {
-                let (y, saved) = moe.train_forward(&normed, pass);
+                let (y, saved) = moe.train_forward(normed.input().tensor(), pass);
                 (y, FeedForwardSaved::Moe(saved))
             }
         };
@@ -127,24 +127,42 @@ impl Block {
     /// feed-forward's last products.
     pub fn recompute(&self, x: Tensor, pass: &TrainPass) -> BlockSaved {
         let (middle, attention) = self.attend(&x, pass);
-        let normed = pass.run(|p| self.post_norm.forward(&middle, p));
+        let normed = self.fed(&middle, pass);
         let feed_forward = match &self.feed_forward {
-            FeedForwardLayer::Mlp(mlp) => FeedForwardSaved::Mlp(mlp.recompute(&normed, pass)),
-            FeedForwardLayer::Moe(moe) => FeedForwardSaved::Moe(moe.recompute(&normed, pass)),
+            FeedForwardLayer::Mlp(mlp) => FeedForwardSaved::Mlp(mlp.recompute(normed.input(), pass)),
+            FeedForwardLayer::Moe(moe) => FeedForwardSaved::Moe(moe.recompute(normed.input().tensor(), pass)),
         };
         BlockSaved { x, middle, attention, feed_forward }
     }
 
+    /// The input of attention.
+    fn attended(&self, x: &Tensor, pass: &TrainPass) -> Prepared {
+        let rounded = match &self.attention {
+            Attention::Gqa(gqa) => gqa.rounds_input(pass),
+            Attention::Mla(mla) => mla.rounds_input(pass),
+        };
+        self.input_norm.for_products(x, rounded, pass)
+    }
+
+    /// The input of the feed-forward. A router's is not rounded.
+    fn fed(&self, middle: &Tensor, pass: &TrainPass) -> Prepared {
+        let rounded = match &self.feed_forward {
+            FeedForwardLayer::Mlp(mlp) => mlp.rounds_input(pass),
+            FeedForwardLayer::Moe(_) => false,
+        };
+        self.post_norm.for_products(middle, rounded, pass)
+    }
+
     /// The residual stream after attention.
     fn attend(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, AttentionSaved) {
-        let normed = pass.run(|p| self.input_norm.forward(x, p));
+        let normed = self.attended(x, pass);
         let (mixed, attention) = match &self.attention {
             Attention::Gqa(gqa) => {
-                let (y, saved) = gqa.train_forward(&normed, pass);
+                let (y, saved) = gqa.train_forward(normed.input(), pass);
                 (y, AttentionSaved::Gqa(saved))
             }
             Attention::Mla(mla) => {
-                let (y, saved) = mla.train_forward(&normed, pass);
+                let (y, saved) = mla.train_forward(normed.input(), pass);
                 (y, AttentionSaved::Mla(saved))
             }
         };
@@ -155,13 +173,13 @@ impl Block {
     /// The gradient of the block's input from that of its output. The norms are computed anew.
     pub fn backward(&self, saved: BlockSaved, mut dy: Tensor, pass: &TrainPass, gradients: &mut Gradients) -> Tensor {
         let BlockSaved { x, middle, attention, feed_forward } = saved;
-        let normed = pass.run(|p| self.post_norm.forward(&middle, p));
+        let normed = self.fed(&middle, pass);
         let d_normed = match (&self.feed_forward, feed_forward) {
             (FeedForwardLayer::Mlp(mlp), FeedForwardSaved::Mlp(saved)) => {
-                mlp.backward(&normed, saved, &dy, pass, gradients)
+                mlp.backward(normed.input(), saved, &dy, pass, gradients)
             }
             (FeedForwardLayer::Moe(moe), FeedForwardSaved::Moe(saved)) => {
-                moe.backward(&normed, saved, &dy, pass, gradients)
+                moe.backward(normed.input().tensor(), saved, &dy, pass, gradients)
             }
             (FeedForwardLayer::Mlp(_) | FeedForwardLayer::Moe(_), _) => {
                 unreachable!("saved by this block's train_forward")
@@ -171,10 +189,14 @@ impl Block {
         pass.backend.add(&mut dy, &self.post_norm.backward(&middle, &d_normed, pass, gradients));
         drop((middle, d_normed));
 
-        let normed = pass.run(|p| self.input_norm.forward(&x, p));
+        let normed = self.attended(&x, pass);
         let d_normed = match (&self.attention, attention) {
-            (Attention::Gqa(gqa), AttentionSaved::Gqa(saved)) => gqa.backward(&normed, saved, &dy, pass, gradients),
-            (Attention::Mla(mla), AttentionSaved::Mla(saved)) => mla.backward(&normed, saved, &dy, pass, gradients),
+            (Attention::Gqa(gqa), AttentionSaved::Gqa(saved)) => {
+                gqa.backward(normed.input(), saved, &dy, pass, gradients)
+            }
+            (Attention::Mla(mla), AttentionSaved::Mla(saved)) => {
+                mla.backward(normed.input(), saved, &dy, pass, gradients)
+            }
             (Attention::Gqa(_) | Attention::Mla(_), _) => unreachable!("saved by this block's train_forward"),
         };
         drop(normed);

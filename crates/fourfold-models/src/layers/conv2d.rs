@@ -157,7 +157,7 @@ impl Conv2d {
                 let dy = part.as_ref().unwrap_or(&dy);
                 if gradients.wants(&self.name) {
                     let patches = backend.patches(x, window, inputs.clone(), lines.clone());
-                    gradients.add_product(&self.name, shape, outputs.clone(), [&patches, dy], backend);
+                    gradients.add_product(&self.name, shape, outputs.clone(), [(&patches).into(), dy.into()], backend);
                 }
                 if let Some(dx) = &mut dx {
                     let patches = backend.linear_transposed(dy, &self.weight, outputs);

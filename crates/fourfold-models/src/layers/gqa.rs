@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fourfold_kernels::backward::{AttentionOutput, SelfAttention};
-use fourfold_kernels::{AttentionSpec, KvDtype, RopeSpec, Tensor, Values};
+use fourfold_kernels::{AttentionSpec, Input, KvDtype, RopeSpec, Tensor, Values};
 
 use super::{Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec, TrainPass};
 use crate::loader::Loader;
@@ -160,7 +160,7 @@ impl Gqa {
     }
 
     /// Self-attention of a packed batch x `[tokens, hidden]`, and what [`Gqa::backward`] needs besides `x`.
-    pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, GqaSaved) {
+    pub fn train_forward<'a>(&self, x: impl Into<Input<'a>>, pass: &TrainPass) -> (Tensor, GqaSaved) {
         let [q, k, v] = Linear::train_forward_shared([&self.q, &self.k, &self.v], x, pass);
         let (q, k, unnormed) = match &self.head_norms {
             Some([q_norm, k_norm]) => pass.run(|p| {
@@ -175,10 +175,15 @@ impl Gqa {
         (y, GqaSaved { unnormed, q, k, v, output })
     }
 
+    /// Whether its input may be rounded in training.
+    pub(crate) fn rounds_input(&self, pass: &TrainPass) -> bool {
+        [&self.q, &self.k, &self.v].into_iter().all(|layer| layer.rounds_input(pass))
+    }
+
     /// The gradient of `x`.
-    pub fn backward(
+    pub fn backward<'a>(
         &self,
-        x: &Tensor,
+        x: impl Into<Input<'a>>,
         saved: GqaSaved,
         dy: &Tensor,
         pass: &TrainPass,
@@ -194,7 +199,8 @@ impl Gqa {
             dq = q_norm.backward_heads(&q, dq, pass, gradients);
             dk = k_norm.backward_heads(&k, dk, pass, gradients);
         }
-        Linear::backward_shared([(&self.q, &dq), (&self.k, &dk), (&self.v, &d.dv)], x, pass, gradients)
+        let layers = [(&self.q, (&dq).into()), (&self.k, (&dk).into()), (&self.v, (&d.dv).into())];
+        Linear::backward_shared(layers, x, pass, gradients)
     }
 
     fn self_attention<'a>(&self, pass: &TrainPass<'a>) -> SelfAttention<'a> {

@@ -94,30 +94,32 @@ impl Head {
     }
 
     /// Loss of x `[tokens, hidden]` (before the final norm) against `goals`: each token's loss in nats, and the gradient of
-    /// `factor · Σ losses` with respect to x. Holds the logits of `chunk` tokens at a time, and the teacher's.
+    /// `factor · Σ losses` with respect to x, in x's memory. Holds the normed rows and the logits of `chunk` tokens at a time, and the
+    /// teacher's.
     pub fn loss_backward(
         &self,
-        x: &Tensor,
+        mut x: Tensor,
         goals: &Goals,
         factor: f32,
         chunk: usize,
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) -> (Vec<f32>, Tensor) {
-        let normed = self.norm(x);
-        let mut d_normed = Tensor::zeros(x.rows(), x.cols());
         let mut losses = Vec::with_capacity(x.rows());
-        let all: Vec<usize> = (0..x.rows()).collect();
-        for rows in all.chunks(chunk.max(1)) {
-            let part = pass.backend.gather_rows(&normed, rows);
-            let [mut logits] = Linear::train_forward_shared([&self.lm_head], &part, pass);
-            losses.extend(goals.losses(rows, &mut logits, factor, pass));
-            let d_part = self.lm_head.backward(&part, &logits, pass, gradients);
-            pass.backend.scatter_add_rows(&mut d_normed, &d_part, rows, &vec![1.0; rows.len()]);
+        let rounded = self.lm_head.rounds_input(pass);
+        for start in (0..x.rows()).step_by(chunk.clamp(1, x.rows().max(1))) {
+            let end = x.rows().min(start.saturating_add(chunk.max(1)));
+            let part = pass.backend.rows(&x, start..end);
+            let normed = self.norm.for_products(&part, rounded, pass);
+            let [mut logits] = Linear::train_forward_shared([&self.lm_head], normed.input(), pass);
+            let rows: Vec<usize> = (start..end).collect();
+            losses.extend(goals.losses(&rows, &mut logits, factor, pass));
+            let d_normed = self.lm_head.backward(normed.input(), &logits, pass, gradients);
+            drop((normed, logits));
+            let dx = self.norm.backward(&part, &d_normed, pass, gradients);
+            pass.backend.set_rows(&mut x, start, &dx);
         }
-        drop(normed);
-        let dx = self.norm.backward(x, &d_normed, pass, gradients);
-        (losses, dx)
+        (losses, x)
     }
 
     /// The losses of [`Head::loss_backward`] alone, over the scored tokens.

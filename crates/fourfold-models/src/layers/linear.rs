@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use fourfold_kernels::{Backend, DeviceWeight, LinearArg, Tensor};
+use fourfold_kernels::{Backend, DeviceWeight, Input, LinearArg, Tensor};
 
 use super::lora::Lora;
 use super::{Gradients, Pass, TrainPass};
@@ -137,54 +137,87 @@ impl Linear {
     }
 
     /// As [`Linear::forward_shared`], in training.
-    pub(crate) fn train_forward_shared<const N: usize>(
+    pub(crate) fn train_forward_shared<'a, const N: usize>(
         layers: [&Self; N],
-        x: &Tensor,
+        x: impl Into<Input<'a>>,
         pass: &TrainPass,
     ) -> [Tensor; N] {
-        pass.run(|pass| Self::forward_shared(layers, x, pass))
+        match x.into() {
+            Input::F32(x) => pass.run(|pass| Self::forward_shared(layers, x, pass)),
+            rounded @ Input::Rounded(_) => {
+                let outputs = pass.backend.linear_of(rounded, &layers.map(Self::arg));
+                outputs.try_into().unwrap_or_else(|_| unreachable!("one output a weight"))
+            }
+        }
+    }
+
+    /// Whether its input may be rounded in training ([`fourfold_kernels::Rounded`]).
+    pub(crate) fn rounds_input(&self, pass: &TrainPass) -> bool {
+        self.lora.is_none() && pass.backend.rounds(&self.weight)
+    }
+
+    /// Whether the gradient of its output may be rounded too: a bias takes the sum of the unrounded one.
+    pub(crate) fn rounds_gradient(&self, pass: &TrainPass) -> bool {
+        self.bias.is_none() && self.rounds_input(pass)
     }
 
     /// `dx = dy · W`, and adds `dyᵀ · x` and `Σ dy` to the gradients of weight and bias. x `[tokens, inputs]`, dy
     /// `[tokens, outputs]`.
-    pub fn backward(&self, x: &Tensor, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) -> Tensor {
+    pub fn backward<'a>(
+        &self,
+        x: impl Into<Input<'a>>,
+        dy: impl Into<Input<'a>>,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        let dy = dy.into();
         self.weight_backward(x, dy, pass, gradients);
-        self.input_backward(dy, pass)
+        self.input_backward(dy, None, pass)
     }
 
-    /// The gradient of the input alone.
-    pub(crate) fn input_backward(&self, dy: &Tensor, pass: &TrainPass) -> Tensor {
-        self.transposed(dy, 0..self.weight.rows(), pass.backend)
+    /// The gradient of the input alone, added to `sum` where there is one.
+    pub(crate) fn input_backward<'a>(&self, dy: impl Into<Input<'a>>, sum: Option<Tensor>, pass: &TrainPass) -> Tensor {
+        let dy = dy.into();
+        let mut dx = pass.backend.input_gradient(dy, &self.weight, sum);
+        if let Some(lora) = &self.lora {
+            lora.add_transposed_to(&mut dx, dy.tensor(), 0..self.weight.rows(), pass.backend);
+        }
+        dx
     }
 
     /// The gradients of weight, bias and adapter alone.
-    pub(crate) fn weight_backward(&self, x: &Tensor, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) {
+    pub(crate) fn weight_backward<'a>(
+        &self,
+        x: impl Into<Input<'a>>,
+        dy: impl Into<Input<'a>>,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) {
+        let (x, dy) = (x.into(), dy.into());
         if let Some(lora) = &self.lora {
-            lora.weight_backward(x, dy, pass, gradients);
+            lora.weight_backward(x.tensor(), dy.tensor(), pass, gradients);
         }
         let shape = [self.weight.rows(), self.weight.cols()];
         gradients.add_product(&self.name, shape, 0..shape[0], [x, dy], pass.backend);
         if let (Some(bias), Some(stem)) = (&self.bias, self.name.strip_suffix(".weight"))
             && let Some(db) = gradients.of(&format!("{stem}.bias"), 1, bias.cols())
         {
-            pass.backend.bias_gradient(dy, db);
+            pass.backend.bias_gradient(dy.tensor(), db);
         }
     }
 
     /// Several layers over one input: the sum of their gradients of it.
-    pub(crate) fn backward_shared<const N: usize>(
-        layers: [(&Self, &Tensor); N],
-        x: &Tensor,
+    pub(crate) fn backward_shared<'a, const N: usize>(
+        layers: [(&Self, Input); N],
+        x: impl Into<Input<'a>>,
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) -> Tensor {
-        let mut sum: Option<Tensor> = None;
+        let x = x.into();
+        let mut sum = None;
         for (layer, dy) in layers {
-            let dx = layer.backward(x, dy, pass, gradients);
-            match &mut sum {
-                Some(sum) => pass.backend.add(sum, &dx),
-                None => sum = Some(dx),
-            }
+            layer.weight_backward(x, dy, pass, gradients);
+            sum = Some(layer.input_backward(dy, sum, pass));
         }
         sum.unwrap_or_else(|| Tensor::zeros(x.rows(), x.cols()))
     }

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use fourfold_kernels::backward::{AttentionOutput, SelfAttention};
-use fourfold_kernels::{AttentionSpec, KvCache, KvDtype, RopeSpec, Tensor, Values};
+use fourfold_kernels::{AttentionSpec, Input, KvCache, KvDtype, RopeSpec, Tensor, Values};
 
 use super::{Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec, TrainPass};
 use crate::loader::Loader;
@@ -280,14 +280,15 @@ impl Mla {
 
     /// Self-attention of a packed batch x `[tokens, hidden]` in the decompressed form, and what [`Mla::backward`] needs besides
     /// `x`.
-    pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, MlaSaved) {
+    pub fn train_forward<'a>(&self, x: impl Into<Input<'a>>, pass: &TrainPass) -> (Tensor, MlaSaved) {
+        let x = x.into();
         let MlaSpec { heads, nope_dim, value_dim, kv_lora_rank: rank, .. } = self.spec;
         let (tokens, key_dim, backend) = (x.rows(), self.spec.key_dim(), pass.backend);
         let [q_first, kv] = Linear::train_forward_shared([&self.q_first, &self.kv_a], x, pass);
         let (q, q_latent) = match &self.q_compressed {
             Some((norm, second)) => {
-                let normed = pass.run(|p| norm.forward(&q_first, p));
-                let [q] = Linear::train_forward_shared([second], &normed, pass);
+                let normed = norm.for_products(&q_first, second.rounds_input(pass), pass);
+                let [q] = Linear::train_forward_shared([second], normed.input(), pass);
                 (q, Some(q_first))
             }
             None => (q_first, None),
@@ -299,22 +300,27 @@ impl Mla {
         let mut rotary_key = backend.columns(&kv, rank..kv.cols());
         drop(kv);
         self.rotary.train_apply(&mut rotary_key, &self.rope(1, 0, self.spec.rope_dim), pass);
-        let normed = pass.run(|p| self.kv_norm.forward(&kv_latent, p));
-        let [kv] = Linear::train_forward_shared([&self.kv_b], &normed, pass);
+        let normed = self.kv_norm.for_products(&kv_latent, self.kv_b.rounds_input(pass), pass);
+        let [kv] = Linear::train_forward_shared([&self.kv_b], normed.input(), pass);
         let kv = kv.reshape(tokens * heads, nope_dim + value_dim);
-        let rotary_keys = backend.gather_rows(&rotary_key, &every_head(tokens, heads));
-        let k = backend.concat_columns(&backend.columns(&kv, 0..nope_dim), &rotary_keys);
-        let v = backend.columns(&kv, nope_dim..nope_dim + value_dim).reshape(tokens, heads * value_dim);
+        let [k, v] = backend.split_heads(&kv, &rotary_key, heads, nope_dim);
+        drop(kv);
+        let v = v.reshape(tokens, heads * value_dim);
         let (q, k) = (q.reshape(tokens, heads * key_dim), k.reshape(tokens, heads * key_dim));
         let output = backend.attention_forward(&q, &k, &v, &self.self_attention(pass));
         let [y] = Linear::train_forward_shared([&self.o], &output.y, pass);
         (y, MlaSaved { q_latent, kv_latent, q, k, v, output })
     }
 
+    /// Whether its input may be rounded in training.
+    pub(crate) fn rounds_input(&self, pass: &TrainPass) -> bool {
+        self.q_first.rounds_input(pass) && self.kv_a.rounds_input(pass)
+    }
+
     /// The gradient of `x`. The norms of the two latents are computed anew.
-    pub fn backward(
+    pub fn backward<'a>(
         &self,
-        x: &Tensor,
+        x: impl Into<Input<'a>>,
         saved: MlaSaved,
         dy: &Tensor,
         pass: &TrainPass,
@@ -322,24 +328,20 @@ impl Mla {
     ) -> Tensor {
         let MlaSaved { q_latent, kv_latent, q, k, v, output } = saved;
         let MlaSpec { heads, nope_dim, value_dim, rope_dim, .. } = self.spec;
-        let (tokens, key_dim, backend) = (x.rows(), self.spec.key_dim(), pass.backend);
+        let (tokens, key_dim, backend) = (dy.rows(), self.spec.key_dim(), pass.backend);
         let d_output = self.o.backward(&output.y, dy, pass, gradients);
         let d = backend.attention_backward(&q, &k, &v, &output, &d_output, &self.self_attention(pass));
         drop((q, k, v, output, d_output));
 
         // Every head read the one rotary key: its gradient is their sum.
         let dk = d.dk.reshape(tokens * heads, key_dim);
-        let mut d_rotary = Tensor::zeros(tokens, rope_dim);
-        let ones = vec![1.0; tokens * heads];
-        let parts = backend.columns(&dk, nope_dim..key_dim);
-        backend.scatter_add_rows(&mut d_rotary, &parts, &every_head(tokens, heads), &ones);
-        self.rotary.backward(&mut d_rotary, &self.rope(1, 0, rope_dim), pass);
         let dv = d.dv.reshape(tokens * heads, value_dim);
-        let d_kv = backend.concat_columns(&backend.columns(&dk, 0..nope_dim), &dv);
+        let [d_kv, mut d_rotary] = backend.split_heads_backward(&dk, &dv, heads, nope_dim);
+        drop((dk, dv));
+        self.rotary.backward(&mut d_rotary, &self.rope(1, 0, rope_dim), pass);
         let d_kv = d_kv.reshape(tokens, heads * (nope_dim + value_dim));
-        drop((dk, dv, parts));
-        let normed = pass.run(|p| self.kv_norm.forward(&kv_latent, p));
-        let d_normed = self.kv_b.backward(&normed, &d_kv, pass, gradients);
+        let normed = self.kv_norm.for_products(&kv_latent, self.kv_b.rounds_input(pass), pass);
+        let d_normed = self.kv_b.backward(normed.input(), &d_kv, pass, gradients);
         let d_latent = self.kv_norm.backward(&kv_latent, &d_normed, pass, gradients);
         let d_kv_a = backend.concat_columns(&d_latent, &d_rotary);
 
@@ -347,11 +349,11 @@ impl Mla {
         self.rotary.backward(&mut dq, &self.rope(heads, nope_dim, key_dim), pass);
         let mut dq = dq.reshape(tokens, heads * key_dim);
         if let (Some((norm, second)), Some(q_latent)) = (&self.q_compressed, q_latent) {
-            let normed = pass.run(|p| norm.forward(&q_latent, p));
-            let d_normed = second.backward(&normed, &dq, pass, gradients);
+            let normed = norm.for_products(&q_latent, second.rounds_input(pass), pass);
+            let d_normed = second.backward(normed.input(), &dq, pass, gradients);
             dq = norm.backward(&q_latent, &d_normed, pass, gradients);
         }
-        Linear::backward_shared([(&self.q_first, &dq), (&self.kv_a, &d_kv_a)], x, pass, gradients)
+        Linear::backward_shared([(&self.q_first, (&dq).into()), (&self.kv_a, (&d_kv_a).into())], x, pass, gradients)
     }
 
     fn rope(&self, heads: usize, start: usize, head_dim: usize) -> RopeSpec {
@@ -369,11 +371,6 @@ impl Mla {
             documents: pass.documents,
         }
     }
-}
-
-/// The token of each row of a `[tokens · heads, …]` tensor.
-fn every_head(tokens: usize, heads: usize) -> Vec<usize> {
-    (0..tokens * heads).map(|row| row / heads).collect()
 }
 
 /// What [`Mla::backward`] needs of the forward.

@@ -1,6 +1,6 @@
 //! The gated feed-forward: `down(silu(gate(x)) ⊙ up(x))` (SwiGLU, Shazeer 2020).
 
-use fourfold_kernels::Tensor;
+use fourfold_kernels::{Input, Tensor};
 
 use super::{Gradients, Linear, LinearSpec, Pass, TrainPass};
 use crate::loader::Loader;
@@ -81,37 +81,54 @@ impl Mlp {
     }
 
     /// As [`Mlp::forward`], and what [`Mlp::backward`] needs besides `x`: 2 · intermediate elements a token.
-    pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Tensor, MlpSaved) {
+    pub fn train_forward<'a>(&self, x: impl Into<Input<'a>>, pass: &TrainPass) -> (Tensor, MlpSaved) {
         let saved = self.recompute(x, pass);
-        let inner = pass.backend.swiglu_of(&saved.gate, &saved.up);
-        let [y] = Linear::train_forward_shared([&self.down], &inner, pass);
+        let inner = pass.backend.swiglu_for_products(&saved.gate, &saved.up, self.down.rounds_input(pass));
+        let [y] = Linear::train_forward_shared([&self.down], inner.input(), pass);
         (y, saved)
     }
 
     /// What [`Mlp::train_forward`] saves, without its output.
-    pub fn recompute(&self, x: &Tensor, pass: &TrainPass) -> MlpSaved {
+    pub fn recompute<'a>(&self, x: impl Into<Input<'a>>, pass: &TrainPass) -> MlpSaved {
         let [gate, up] = Linear::train_forward_shared([&self.gate, &self.up], x, pass);
         MlpSaved { gate, up }
     }
 
+    /// Whether its input may be rounded in training.
+    pub(crate) fn rounds_input(&self, pass: &TrainPass) -> bool {
+        self.gate.rounds_input(pass) && self.up.rounds_input(pass)
+    }
+
     /// The gradient of `x`. The product of gate and up is computed anew.
-    pub fn backward(
+    pub fn backward<'a>(
         &self,
-        x: &Tensor,
+        x: impl Into<Input<'a>>,
         saved: MlpSaved,
         dy: &Tensor,
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) -> Tensor {
         let MlpSaved { gate, up } = saved;
-        let inner = pass.backend.swiglu_of(&gate, &up);
-        self.down.weight_backward(&inner, dy, pass, gradients);
-        // Four tensors of this width at once would be the peak of a step.
+        let inner = pass.backend.swiglu_for_products(&gate, &up, self.down.rounds_input(pass));
+        self.down.weight_backward(inner.input(), dy, pass, gradients);
         drop(inner);
-        let d_inner = self.down.input_backward(dy, pass);
-        let (d_gate, d_up) = pass.backend.swiglu_backward(gate, up, &d_inner);
-        drop(d_inner);
-        Linear::backward_shared([(&self.gate, &d_gate), (&self.up, &d_up)], x, pass, gradients)
+        let d_inner = self.down.input_backward(dy, None, pass);
+        self.gates_backward(x, gate, up, d_inner, pass, gradients)
+    }
+
+    /// The gradient of `x` from that of gate times up.
+    fn gates_backward<'a>(
+        &self,
+        x: impl Into<Input<'a>>,
+        gate: Tensor,
+        up: Tensor,
+        d_inner: Tensor,
+        pass: &TrainPass,
+        gradients: &mut Gradients,
+    ) -> Tensor {
+        let rounded = self.gate.rounds_gradient(pass) && self.up.rounds_gradient(pass);
+        let [d_gate, d_up] = pass.backend.swiglu_backward_for_products(gate, up, d_inner, rounded);
+        Linear::backward_shared([(&self.gate, d_gate.input()), (&self.up, d_up.input())], x, pass, gradients)
     }
 
     /// As [`Mlp::backward`], where each row of the output was multiplied by a factor: dy is the gradient of the products. The
@@ -120,7 +137,7 @@ impl Mlp {
     /// The output is not needed for these: with `u = dy · down`, `df = u · inner` and `d_inner = f u`.
     pub(crate) fn weighted_backward(
         &self,
-        x: &Tensor,
+        x: Input,
         saved: MlpSaved,
         dy: Tensor,
         factors: &[f32],
@@ -129,7 +146,7 @@ impl Mlp {
     ) -> (Tensor, Vec<f32>) {
         let MlpSaved { gate, up } = saved;
         let inner = pass.backend.swiglu_of(&gate, &up);
-        let mut d_inner = self.down.input_backward(&dy, pass);
+        let mut d_inner = self.down.input_backward(&dy, None, pass);
         let mut d_factors = pass.backend.row_dots(&d_inner, &inner);
         if let Some(bias) = self.down.arg().bias {
             let of_bias = pass.backend.row_dots(&dy, &pass.backend.gather_rows(bias, &vec![0; dy.rows()]));
@@ -140,10 +157,7 @@ impl Mlp {
         self.down.weight_backward(&inner, &dy, pass, gradients);
         drop((inner, dy));
         pass.backend.scale_rows(&mut d_inner, factors);
-        let (d_gate, d_up) = pass.backend.swiglu_backward(gate, up, &d_inner);
-        drop(d_inner);
-        let dx = Linear::backward_shared([(&self.gate, &d_gate), (&self.up, &d_up)], x, pass, gradients);
-        (dx, d_factors)
+        (self.gates_backward(x, gate, up, d_inner, pass, gradients), d_factors)
     }
 }
 

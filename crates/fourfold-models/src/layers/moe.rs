@@ -1,6 +1,6 @@
 //! A mixture of experts with shared ones (DeepSeekMoE, Dai et al. 2024).
 
-use fourfold_kernels::Tensor;
+use fourfold_kernels::{Input, Prepared, Tensor};
 
 use super::mlp::MlpSaved;
 use super::{ExpertLoad, Gradients, Mlp, MlpSpec, Pass, Router, RouterSpec, TrainPass};
@@ -126,16 +126,21 @@ impl Moe {
         MoeSaved { loads, logits, experts, shared }
     }
 
+    /// An expert's tokens.
+    fn input(expert: &Mlp, x: &Tensor, load: &ExpertLoad, pass: &TrainPass) -> Prepared {
+        pass.backend.gather_rows_for_products(x, &load.rows, expert.rounds_input(pass))
+    }
+
     /// Runs each expert that has a token on its tokens.
     fn each<R>(
         &self,
         x: &Tensor,
         loads: &[ExpertLoad],
         pass: &TrainPass,
-        mut run: impl FnMut(&Mlp, &Tensor, &ExpertLoad) -> R,
+        mut run: impl FnMut(&Mlp, Input, &ExpertLoad) -> R,
     ) -> Vec<Option<R>> {
         let of = |(expert, load): (&Mlp, &ExpertLoad)| {
-            (!load.rows.is_empty()).then(|| run(expert, &pass.backend.gather_rows(x, &load.rows), load))
+            (!load.rows.is_empty()).then(|| run(expert, Self::input(expert, x, load, pass).input(), load))
         };
         self.experts.iter().zip(loads).map(of).collect()
     }
@@ -158,8 +163,9 @@ impl Moe {
         for (e, saved) in experts.into_iter().enumerate() {
             let Some(saved) = saved else { continue };
             let load = &loads[e];
-            let (input, dy) = (pass.backend.gather_rows(x, &load.rows), pass.backend.gather_rows(dy, &load.rows));
-            let (d_input, d) = self.experts[e].weighted_backward(&input, saved, dy, &load.factors, pass, gradients);
+            let (input, dy) = (Self::input(&self.experts[e], x, load, pass), pass.backend.gather_rows(dy, &load.rows));
+            let (d_input, d) =
+                self.experts[e].weighted_backward(input.input(), saved, dy, &load.factors, pass, gradients);
             d_factors[e] = d;
             pass.backend.scatter_add_rows(&mut dx, &d_input, &load.rows, &vec![1.0; load.rows.len()]);
         }

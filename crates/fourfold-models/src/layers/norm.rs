@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation (Zhang & Sennrich 2019).
 
-use fourfold_kernels::Tensor;
+use fourfold_kernels::{Prepared, Tensor};
 
 use super::{Gradients, Pass, TrainPass};
 use crate::loader::Loader;
@@ -45,6 +45,11 @@ impl Norm {
     /// x `[rows, size]` to the same shape.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Tensor {
         pass.backend.rms_norm(x, &self.weight, self.eps)
+    }
+
+    /// As [`Norm::forward`] in training, for products alone: rounded where all of these round.
+    pub(crate) fn for_products(&self, x: &Tensor, rounded: bool, pass: &TrainPass) -> Prepared {
+        pass.backend.rms_norm_for_products(x, &self.weight, self.eps, rounded)
     }
 
     /// Normalises each of the `heads` parts of a row on its own (qwen3's query and key norms).

@@ -402,7 +402,7 @@ impl Layer {
             (Self::Conv2d(conv), LayerSaved::Input(x)) => conv.backward(&x, &dy, wants_input, backend, gradients),
             (Self::Linear(linear), LayerSaved::Input(x)) => {
                 let pass = super::TrainPass { backend, documents: &[], positions: &[] };
-                Some(linear.backward(&x, &dy, &pass, gradients))
+                Some(linear.backward(&*x, &dy, &pass, gradients))
             }
             (Self::BatchNorm(norm), LayerSaved::Normed(x, moments)) => {
                 Some(norm.backward(&x, &moments, dy, backend, gradients))

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
+use fourfold_kernels::{Input, Tensor};
 use fourfold_tensor::{Mask, Tuning};
 
 use super::Pass;
@@ -127,26 +127,22 @@ impl Gradients {
         name: &str,
         [rows, cols]: [usize; 2],
         part: Range<usize>,
-        [x, dy]: [&Tensor; 2],
+        [x, dy]: [Input; 2],
         backend: &dyn Backward,
     ) {
         if let Some(mask) = self.masks.get(name).map(Arc::clone) {
             if let Some(dw) = self.of(name, 1, mask.kept()) {
-                backend.kept_weight_gradient(x, dy, &mask, part, dw);
+                backend.kept_weight_gradient(x.tensor(), dy.tensor(), &mask, part, dw);
             }
         } else if let Some(tuning) = self.tunings.get(name).map(Arc::clone) {
             if let Some(dw) = self.of(name, 1, tuning.len()) {
-                backend.tuned_weight_gradient(x, dy, &tuning, part, dw);
+                backend.tuned_weight_gradient(x.tensor(), dy.tensor(), &tuning, part, dw);
             }
         } else if part.len() == rows {
-            self.add(
-                name,
-                || backend.new_linear_weight_gradient(x, dy),
-                |dw| backend.linear_weight_gradient(x, dy, dw),
-            );
+            self.add(name, || backend.new_weight_gradient_of(x, dy), |dw| backend.weight_gradient_of(x, dy, dw));
         } else if let Some(dw) = self.of(name, rows, cols) {
             let mut of_part = backend.rows(dw, part.clone());
-            backend.linear_weight_gradient(x, dy, &mut of_part);
+            backend.weight_gradient_of(x, dy, &mut of_part);
             backend.set_rows(dw, part.start, &of_part);
         }
     }

@@ -215,7 +215,7 @@ pub fn train_step(
     }
     let logits = head.logits(&head.norm(&x));
     let scored = targets.iter().filter(|&&t| t != IGNORE).count() as f32;
-    let (losses, mut dx) = head.loss_backward(&x, &Goals::targets(targets), 1.0 / scored, 5, &pass, &mut gradients);
+    let (losses, mut dx) = head.loss_backward(x, &Goals::targets(targets), 1.0 / scored, 5, &pass, &mut gradients);
     for (block, saved) in blocks.iter().zip(saved).rev() {
         dx = block.backward(saved, dx, &pass, &mut gradients);
     }

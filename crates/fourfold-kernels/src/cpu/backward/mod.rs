@@ -7,9 +7,10 @@ use std::ops::Range;
 
 use fourfold_tensor::Tuning;
 
+use super::weight::CpuWeight;
 use super::{Cpu, attention, dense, elementwise, rows};
 use crate::backward::{AttentionGradient, AttentionOutput, Backward, SelfAttention, SoftTargets};
-use crate::{Bf16Tensor, RopeSpec, Tensor};
+use crate::{Backend, Bf16Tensor, DeviceWeight, Input, LinearArg, Prepared, RopeSpec, Rounded, Tensor};
 
 impl Backward for Cpu {
     fn write_bf16(&self, x: &Tensor, to: &mut Bf16Tensor) {
@@ -33,6 +34,14 @@ impl Backward for Cpu {
         rows::set_columns(&self.pool, x, first, columns);
     }
 
+    fn split_heads(&self, kv: &Tensor, shared: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
+        rows::split_heads(&self.pool, kv, shared, heads, own)
+    }
+
+    fn split_heads_backward(&self, dk: &Tensor, dv: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
+        rows::split_heads_backward(&self.pool, dk, dv, heads, own)
+    }
+
     fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) {
         rows::scale_rows(&self.pool, x, factors);
     }
@@ -49,11 +58,69 @@ impl Backward for Cpu {
         elementwise::swiglu_of(&self.pool, self.isa, gate, up)
     }
 
+    fn rounds(&self, weight: &DeviceWeight) -> bool {
+        weight.get::<CpuWeight>().reads_rounded(self.context())
+    }
+
+    fn rms_norm_for_products(&self, x: &Tensor, weight: &Tensor, eps: f32, rounded: bool) -> Prepared {
+        match rounded {
+            true => Prepared::Rounded(elementwise::rms_norm_rounded(self.context(), x, weight, eps)),
+            false => Prepared::F32(self.rms_norm(x, weight, eps)),
+        }
+    }
+
+    fn gather_rows_for_products(&self, x: &Tensor, rows: &[usize], rounded: bool) -> Prepared {
+        match rounded {
+            true => {
+                let lanes = dense::Lanes::gathered_pairs(self.context(), x, rows);
+                Prepared::Rounded(Rounded::new(rows.len(), x.cols(), lanes))
+            }
+            false => Prepared::F32(self.gather_rows(x, rows)),
+        }
+    }
+
+    fn swiglu_for_products(&self, gate: &Tensor, up: &Tensor, rounded: bool) -> Prepared {
+        match rounded {
+            true => Prepared::Rounded(elementwise::swiglu_rounded(self.context(), gate, up)),
+            false => Prepared::F32(self.swiglu_of(gate, up)),
+        }
+    }
+
+    fn swiglu_backward_for_products(&self, gate: Tensor, up: Tensor, dy: Tensor, rounded: bool) -> [Prepared; 2] {
+        match rounded {
+            true => rowwise::swiglu_backward_rounded(self.context(), &gate, &up, &dy).map(Prepared::Rounded),
+            false => <[Tensor; 2]>::from(self.swiglu_backward(gate, up, &dy)).map(Prepared::F32),
+        }
+    }
+
+    fn linear_of(&self, x: Input, weights: &[LinearArg]) -> Vec<Tensor> {
+        match x {
+            Input::F32(x) => self.linear(x, weights),
+            Input::Rounded(x) => {
+                let args: Vec<_> =
+                    weights.iter().map(|arg| arg.weight.get::<CpuWeight>().dense_arg(arg.bias)).collect();
+                dense::linear_rounded(self.context(), x, &args)
+            }
+        }
+    }
+
+    fn input_gradient(&self, dy: Input, weight: &DeviceWeight, sum: Option<Tensor>) -> Tensor {
+        weight.get::<CpuWeight>().input_gradient(self.context(), dy, sum)
+    }
+
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
-        dense::weight_gradient(self.context(), x, dy, dw);
+        dense::weight_gradient(self.context(), x.into(), dy.into(), dw);
     }
 
     fn new_linear_weight_gradient(&self, x: &Tensor, dy: &Tensor) -> Tensor {
+        dense::new_weight_gradient(self.context(), x.into(), dy.into())
+    }
+
+    fn weight_gradient_of(&self, x: Input, dy: Input, dw: &mut Tensor) {
+        dense::weight_gradient(self.context(), x, dy, dw);
+    }
+
+    fn new_weight_gradient_of(&self, x: Input, dy: Input) -> Tensor {
         dense::new_weight_gradient(self.context(), x, dy)
     }
 

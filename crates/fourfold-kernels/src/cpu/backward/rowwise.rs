@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
-use crate::Tensor;
 use crate::backward::IGNORE;
 use crate::cpu::Isa;
+use crate::cpu::dense::Lanes;
 use crate::cpu::pool::{Pool, SendPtr};
+use crate::cpu::quant::Context;
 use crate::cpu::simd::{MAX_LANES, Simd, dot, exp, for_isa, softmax_exp};
 use crate::cpu::unwritten::Unwritten;
+use crate::{Rounded, Tensor};
 
 /// Elements below which threads do not pay.
 pub(super) const GRAIN: usize = 1 << 13;
@@ -119,6 +121,19 @@ pub fn swiglu_backward(pool: &Pool, isa: Isa, mut gate: Tensor, mut up: Tensor, 
         swiglu_slices(isa, gate, up, &dy.host()[range]);
     });
     (gate, up)
+}
+
+/// As [`swiglu_backward`], as products read them.
+pub fn swiglu_backward_rounded(context: Context, gate: &Tensor, up: &Tensor, dy: &Tensor) -> [Rounded; 2] {
+    let (rows, cols) = (gate.rows(), gate.cols());
+    let shape = (rows, cols);
+    assert_eq!(((up.rows(), up.cols()), (dy.rows(), dy.cols())), (shape, shape), "swiglu backward: shapes");
+    let write = |t: usize, d_gate: &mut [f32], d_up: &mut [f32]| {
+        d_gate.copy_from_slice(gate.row(t));
+        d_up.copy_from_slice(up.row(t));
+        swiglu_slices(context.isa, d_gate, d_up, dy.row(t));
+    };
+    Lanes::two_rounded_rows(context, rows, cols, write).map(|lanes| Rounded::new(rows, cols, lanes))
 }
 
 for_isa! {

@@ -2,18 +2,21 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::PANEL_ROWS;
 use super::fixed::{Ints, panel_rows};
 use super::form::{Form, Matrices, Plain};
+use super::lanes::Lanes;
 use super::product::{Fma, Pairs};
 use super::tile::Operands;
-use crate::Tensor;
 use crate::cpu::FloatProducts;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_panel;
-use crate::cpu::simd::{MAX_LANES, Simd, for_isa, for_pairs};
+use crate::cpu::simd::{Element, MAX_LANES, Simd, for_isa, for_pairs};
 use crate::cpu::unwritten::Unwritten;
+use crate::{Input, Tensor};
 
 /// Columns of a strip of `x`.
 const STRIP: usize = PANEL_ROWS;
@@ -30,13 +33,13 @@ const STRIPS_LEN: usize = 1 << 17;
 
 /// `dw += dyᵀ · x`: x `[tokens, in]`, dy `[tokens, out]`, dw `[out, in]`. With fast activations both are rounded, to bf16
 /// as mixed-precision training does (Micikevicius et al. 2018) or to integers with scales ([`FloatProducts`]); sums are f32.
-pub fn weight_gradient(context: Context, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
+pub fn weight_gradient(context: Context, x: Input, dy: Input, dw: &mut Tensor) {
     assert_eq!((x.rows(), dw.rows(), dw.cols()), (dy.rows(), dy.cols(), x.cols()), "weight gradient: shapes");
     write(context, x, dy, SendPtr::new(dw.host_mut()), true);
 }
 
 /// `dyᵀ · x` as a new tensor.
-pub fn new_weight_gradient(context: Context, x: &Tensor, dy: &Tensor) -> Tensor {
+pub fn new_weight_gradient(context: Context, x: Input, dy: Input) -> Tensor {
     assert_eq!(x.rows(), dy.rows(), "weight gradient: shapes");
     let (outputs, inputs) = (dy.cols(), x.cols());
     if x.rows() == 0 {
@@ -49,14 +52,13 @@ pub fn new_weight_gradient(context: Context, x: &Tensor, dy: &Tensor) -> Tensor 
 }
 
 /// Adds `dyᵀ · x` to what `to` points to, or writes it there.
-fn write(context: Context, x: &Tensor, dy: &Tensor, to: SendPtr<f32>, accumulate: bool) {
+fn write(context: Context, x: Input, dy: Input, to: SendPtr<f32>, accumulate: bool) {
     let (outputs, inputs) = (dy.cols(), x.cols());
     if outputs == 0 || inputs == 0 {
         return;
     }
     let kind = context.products;
-    // Enough items to share out: an item's cost is its rows', for strips are brought in once for all.
-    let rows = outputs.div_ceil(4 * context.pool.threads()).next_multiple_of(14).min(ROWS);
+    let rows = rows_of_item(outputs, context.pool.threads());
     for first in (0..x.rows()).step_by(TOKENS) {
         let tokens = TOKENS.min(x.rows() - first);
         let steps = steps_of(kind, tokens);
@@ -68,8 +70,7 @@ fn write(context: Context, x: &Tensor, dy: &Tensor, to: SendPtr<f32>, accumulate
                 with_panel(steps * ROWS, |panel| {
                     for row in items.map(|item| item * rows) {
                         let rows = rows.min(outputs - row);
-                        let data = &dy.host()[first * outputs + row..(first + tokens) * outputs];
-                        fill(context, kind, &Rows { data, stride: outputs, cols: rows }, panel, ROWS);
+                        fill(context, kind, dy, first..first + tokens, row..row + rows, panel, ROWS);
                         for (strip, lanes) in strips.chunks_exact(steps * STRIP).enumerate() {
                             let col = columns.start + strip * STRIP;
                             let part = Part {
@@ -91,9 +92,19 @@ fn write(context: Context, x: &Tensor, dy: &Tensor, to: SendPtr<f32>, accumulate
     }
 }
 
+/// Rows of a work item, so that each thread has as many items of nearly as many rows: an item's cost is its rows', for strips are brought
+/// in once for all. Some items a thread, so that one that falls behind gets help; but not so many that tiles are low.
+fn rows_of_item(outputs: usize, threads: usize) -> usize {
+    const ITEMS_A_THREAD: usize = 4;
+    let wanted = (outputs / (ITEMS_A_THREAD * threads)).clamp(ROWS / 2, ROWS);
+    let items = outputs.div_ceil(wanted * threads) * threads;
+    // Rows of `dy`'s memory that an item reads begin at a half of a cache line, most often.
+    outputs.div_ceil(items).next_multiple_of(8)
+}
+
 /// Columns of `x` as lanes, `[strips][steps][STRIP]`, zeros beyond the last.
-fn strips(context: Context, kind: FloatProducts, x: &Tensor, tokens: Range<usize>, columns: Range<usize>) -> Vec<f32> {
-    let (inputs, len) = (x.cols(), steps_of(kind, tokens.len()) * STRIP);
+fn strips(context: Context, kind: FloatProducts, x: Input, tokens: Range<usize>, columns: Range<usize>) -> Vec<f32> {
+    let len = steps_of(kind, tokens.len()) * STRIP;
     let count = columns.len().div_ceil(STRIP);
     let mut lanes = Unwritten::<f32>::new(count * len);
     let to = lanes.target();
@@ -106,8 +117,7 @@ fn strips(context: Context, kind: FloatProducts, x: &Tensor, tokens: Range<usize
             if cols < STRIP {
                 lanes.fill(0.0);
             }
-            let data = &x.host()[tokens.start * inputs + col..tokens.end * inputs];
-            fill(context, kind, &Rows { data, stride: inputs, cols }, lanes, STRIP);
+            fill(context, kind, x, tokens.clone(), col..col + cols, lanes, STRIP);
         }
     });
     // SAFETY: every strip has been written: its columns, and zeros where these leave room.
@@ -130,29 +140,54 @@ pub(super) struct Rows<'a, E> {
     pub cols: usize,
 }
 
-/// Brings rows into lanes.
-fn fill(context: Context, kind: FloatProducts, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
-    match kind {
-        FloatProducts::F32 => fill_floats(context.isa, rows, to, to_row),
-        FloatProducts::Bf16 => fill_pairs(rows, to, to_row),
-        FloatProducts::Int16 => fill_ints(context.isa, rows, to, to_row),
+/// Brings some tokens' columns into lanes.
+fn fill(
+    context: Context,
+    kind: FloatProducts,
+    x: Input,
+    tokens: Range<usize>,
+    columns: Range<usize>,
+    to: &mut [f32],
+    to_row: usize,
+) {
+    let (cols, stride) = (columns.len(), x.cols());
+    match x {
+        Input::Rounded(x) => {
+            let (data, stride) = x.get::<Lanes>().rounded();
+            let data = &data[tokens.start * stride + columns.start..tokens.end * stride];
+            fill_rounded(&Rows { data, stride, cols }, to, to_row);
+        }
+        Input::F32(x) => {
+            let data = &x.host()[tokens.start * stride + columns.start..tokens.end * stride];
+            let rows = &Rows { data, stride, cols };
+            match kind {
+                FloatProducts::F32 => fill_floats(context.isa, rows, to, to_row),
+                FloatProducts::Bf16 => fill_pairs(rows, to, to_row),
+                FloatProducts::Int16 => fill_ints(context.isa, rows, to, to_row),
+            }
+        }
     }
 }
 
 for_pairs! {
-    fn fill_pairs(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Plain<Pairs>>
+    fn fill_pairs(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Plain<Pairs>, f32>
+}
+
+for_pairs! {
+    /// Rows that are bf16 already.
+    fn fill_rounded(rows: &Rows<bf16>, to: &mut [f32], to_row: usize) = fill_with::<_, Plain<Pairs>, bf16>
 }
 
 for_isa! {
-    fn fill_ints(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Ints>
+    fn fill_ints(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Ints, f32>
 }
 
 for_isa! {
-    fn fill_floats(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Plain<Fma<f32>>>
+    fn fill_floats(rows: &Rows<f32>, to: &mut [f32], to_row: usize) = fill_with::<_, Plain<Fma<f32>>, f32>
 }
 
 #[inline(always)]
-fn fill_with<S: Simd, F: Form<S>>(s: S, rows: &Rows<f32>, to: &mut [f32], to_row: usize) {
+fn fill_with<S: Simd, F: Form<S>, E: Element>(s: S, rows: &Rows<E>, to: &mut [f32], to_row: usize) {
     let count = rows.data.len().div_ceil(rows.stride);
     assert!(rows.data.len() >= (count - 1) * rows.stride + rows.cols);
     assert!(rows.cols.next_multiple_of(S::LANES) <= to_row && F::rows(count) * to_row <= to.len());

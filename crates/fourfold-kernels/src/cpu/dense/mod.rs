@@ -5,6 +5,7 @@ mod dots;
 mod fixed;
 mod form;
 mod gradient;
+mod lanes;
 mod panel;
 mod product;
 mod steps;
@@ -17,11 +18,11 @@ use fourfold_tensor::{Dense, FloatBuffer};
 use half::bf16;
 
 pub use gradient::{new_weight_gradient, weight_gradient};
-pub use transposed::linear_transposed;
+pub use lanes::{Lanes, round_to_bf16, write_bf16};
+pub use transposed::{input_gradient, linear_transposed};
 
 use self::dots::dots;
 pub(super) use self::fixed::{BLOCK, Ints};
-use self::fixed::{TokenScales, quantize_row};
 pub(super) use self::form::{Form, Matrices, Plain};
 use self::panel::{PANEL_ROWS, RowProduct, panel_len, panel_product};
 use self::product::Product;
@@ -29,11 +30,11 @@ pub(super) use self::product::{Fma, Pairs};
 pub(super) use self::tile::{Operands, product};
 use super::pool::SendPtr;
 use super::quant::Context;
-use super::simd::{Element, MAX_LANES, PairDot, Simd, for_isa, for_pairs};
+use super::simd::{Element, Simd, for_isa, for_pairs};
 use super::unwritten::Unwritten;
 use super::{FloatProducts, Isa};
-use crate::Tensor;
 use crate::cpu::scratch::with_panel;
+use crate::{Rounded, Tensor};
 
 /// From this many tokens on, weights are brought into panels.
 const PANEL_TOKENS: usize = 16;
@@ -56,24 +57,47 @@ pub struct DenseArg<'a> {
 
 /// `y_i = x · W_i[rows_i, :]ᵀ + b_i`, in one parallel region.
 pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
-    if x.rows() == 0 || x.cols() == 0 {
-        return args.iter().map(|arg| bias_rows(x, arg)).collect();
+    let shape = [x.rows(), x.cols()];
+    if x.host().is_empty() {
+        return args.iter().map(|arg| bias_rows(shape, arg)).collect();
     }
-    let mut outputs: Vec<Output> = args.iter().map(|arg| Output::new(x, arg)).collect();
-    let many = x.rows() >= PANEL_TOKENS;
     // Each kind of product needs the tokens in its own lanes.
+    let many = x.rows() >= PANEL_TOKENS;
     let kinds: Vec<FloatProducts> = args.iter().map(|arg| products(context, arg.weight, many)).collect();
-    let all_lanes =
-        FloatProducts::ALL.map(|kind| kinds.contains(&kind).then(|| Lanes::of(context, kind, x, 0..x.cols())));
+    let lanes = FloatProducts::ALL.map(|kind| kinds.contains(&kind).then(|| Lanes::of(context, kind, x, 0..x.cols())));
+    multiply(context, shape, args, &kinds, lanes.each_ref().map(Option::as_ref))
+}
+
+/// [`linear`] of an input in pairs of bf16, which all the products take ([`reads_rounded`]).
+pub fn linear_rounded(context: Context, x: &Rounded, args: &[DenseArg]) -> Vec<Tensor> {
+    let shape = [x.rows(), x.cols()];
+    if shape.contains(&0) {
+        return args.iter().map(|arg| bias_rows(shape, arg)).collect();
+    }
+    let lanes = FloatProducts::ALL.map(|kind| (kind == FloatProducts::Bf16).then(|| x.get()));
+    multiply(context, shape, args, &vec![FloatProducts::Bf16; args.len()], lanes)
+}
+
+/// Products of an input `[tokens, cols]` that is in lanes for each kind of them.
+fn multiply(
+    context: Context,
+    shape: [usize; 2],
+    args: &[DenseArg],
+    kinds: &[FloatProducts],
+    all_lanes: [Option<&Lanes>; FloatProducts::ALL.len()],
+) -> Vec<Tensor> {
+    let [tokens, cols] = shape;
+    let mut outputs: Vec<Output> = args.iter().map(|arg| Output::new(shape, arg)).collect();
+    let many = tokens >= PANEL_TOKENS;
     let unit = if many { PANEL_ROWS } else { DOT_ROWS };
     let panels: usize = args.iter().map(|arg| arg.rows.len().div_ceil(unit)).sum();
-    let chunks = if many { token_chunks(context, x.rows(), panels) } else { 1 };
+    let chunks = if many { token_chunks(context, tokens, panels) } else { 1 };
 
     // Items are (tokens, weight, rows), rows fastest.
     let mut jobs = Vec::with_capacity(args.len());
     let mut first_panel = 0;
-    for ((arg, y), kind) in args.iter().zip(&mut outputs).zip(kinds) {
-        let Some(lanes) = &all_lanes[kind as usize] else { continue };
+    for ((arg, y), &kind) in args.iter().zip(&mut outputs).zip(kinds) {
+        let Some(lanes) = all_lanes[kind as usize] else { continue };
         jobs.push(Job { arg, lanes, kind, y: y.target(), first_panel });
         first_panel += arg.rows.len().div_ceil(unit);
     }
@@ -86,15 +110,15 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
             let job = &jobs[index];
             let local = first - job.first_panel..end - job.first_panel;
             if many {
-                let tokens = shares(x.rows(), chunks, chunk);
-                with_panel(panel_len(x.cols()), |panel| {
+                let tokens = shares(tokens, chunks, chunk);
+                with_panel(panel_len(cols), |panel| {
                     for i in local {
                         let rows = rows_of(i..i + 1, unit, job);
                         job.run(context.isa, Some(&mut *panel), rows, tokens.clone());
                     }
                 });
             } else {
-                job.run(context.isa, None, rows_of(local, unit, job), 0..x.rows());
+                job.run(context.isa, None, rows_of(local, unit, job), 0..tokens);
             }
             start += end - first;
         }
@@ -102,7 +126,7 @@ pub fn linear(context: Context, x: &Tensor, args: &[DenseArg]) -> Vec<Tensor> {
     drop(jobs);
     let shaped = outputs.into_iter().zip(args);
     // SAFETY: the items of a weight are all its rows wanted, for all tokens.
-    shaped.map(|(y, arg)| unsafe { y.written(x.rows(), arg.rows.len()) }).collect()
+    shaped.map(|(y, arg)| unsafe { y.written(tokens, arg.rows.len()) }).collect()
 }
 
 /// The memory of an output.
@@ -113,12 +137,12 @@ enum Output {
 }
 
 impl Output {
-    fn new(x: &Tensor, arg: &DenseArg) -> Self {
+    fn new(shape: [usize; 2], arg: &DenseArg) -> Self {
         match arg.bias {
-            Some(_) => Self::Bias(bias_rows(x, arg)),
+            Some(_) => Self::Bias(bias_rows(shape, arg)),
             None => {
-                check(x, arg);
-                Self::Unwritten(Unwritten::new(x.rows() * arg.rows.len()))
+                check(shape, arg);
+                Self::Unwritten(Unwritten::new(shape[0] * arg.rows.len()))
             }
         }
     }
@@ -159,19 +183,25 @@ fn products(context: Context, weight: &Dense, many: bool) -> FloatProducts {
     }
 }
 
-fn check(x: &Tensor, arg: &DenseArg) {
-    assert_eq!(x.cols(), arg.weight.cols(), "an input of {} columns for a weight of {}", x.cols(), arg.weight.cols());
+/// Whether products with a weight take an input in pairs of bf16, and its gradient's too, with any number of tokens.
+pub fn reads_rounded(context: Context, weight: &Dense) -> bool {
+    context.products == FloatProducts::Bf16 && matches!(weight.data(), FloatBuffer::Bf16(_))
+}
+
+fn check([_, cols]: [usize; 2], arg: &DenseArg) {
+    assert_eq!(cols, arg.weight.cols(), "an input of {cols} columns for a weight of {}", arg.weight.cols());
     assert!(arg.rows.end <= arg.weight.rows(), "rows {:?} of a weight of {}", arg.rows, arg.weight.rows());
 }
 
 /// The bias for each token; zeros where there is none.
-fn bias_rows(x: &Tensor, arg: &DenseArg) -> Tensor {
-    check(x, arg);
+fn bias_rows(shape: [usize; 2], arg: &DenseArg) -> Tensor {
+    check(shape, arg);
+    let tokens = shape[0];
     match arg.bias {
-        None => Tensor::zeros(x.rows(), arg.rows.len()),
+        None => Tensor::zeros(tokens, arg.rows.len()),
         Some(bias) => {
             assert_eq!(bias.cols(), arg.weight.rows(), "a bias of {} for {} rows", bias.cols(), arg.weight.rows());
-            Tensor::new(x.rows(), arg.rows.len(), bias.host()[arg.rows.clone()].repeat(x.rows()))
+            Tensor::new(tokens, arg.rows.len(), bias.host()[arg.rows.clone()].repeat(tokens))
         }
     }
 }
@@ -184,151 +214,6 @@ fn rows_of(units: Range<usize>, unit: usize, job: &Job) -> Range<usize> {
 /// Share `i` of `total` in `shares` nearly equal ones.
 fn shares(total: usize, shares: usize, i: usize) -> Range<usize> {
     total * i / shares..total * (i + 1) / shares
-}
-
-/// Activations as 32-bit lanes, rows padded with zeros to whole vectors.
-pub(super) struct Lanes {
-    /// All rows.
-    pub data: Vec<f32>,
-    /// Lanes from a row to the next.
-    pub row: usize,
-    /// Of integers: each block's scale, row after row.
-    pub scales: Vec<f32>,
-}
-
-impl Lanes {
-    /// Lanes from a row to the next: whole vectors, and an odd number of cache lines, so that many rows at one column do not
-    /// meet in one set of the first cache.
-    fn stride(lanes: usize) -> usize {
-        let vectors = lanes.div_ceil(MAX_LANES);
-        (vectors | 1) * MAX_LANES
-    }
-
-    /// All columns for a kind of product, integers with a scale for each run of `dim`.
-    pub fn by_head(context: Context, kind: FloatProducts, x: &Tensor, dim: usize) -> Self {
-        match kind {
-            FloatProducts::Int16 => Self::ints_of(context, x, 0..x.cols(), dim),
-            kind => Self::of(context, kind, x, 0..x.cols()),
-        }
-    }
-
-    /// Some columns, for a kind of product.
-    pub fn of(context: Context, kind: FloatProducts, x: &Tensor, cols: Range<usize>) -> Self {
-        match kind {
-            FloatProducts::F32 => Self::floats_of(context, x, cols),
-            FloatProducts::Bf16 => Self::pairs_of(context, x, cols),
-            FloatProducts::Int16 => Self::ints_of(context, x, cols, BLOCK),
-        }
-    }
-
-    /// Some columns.
-    pub fn floats_of(context: Context, x: &Tensor, cols: Range<usize>) -> Self {
-        let row = Self::stride(cols.len());
-        Self::fill(context, x.rows(), row, cols.len(), |t, lanes| {
-            lanes[..cols.len()].copy_from_slice(&x.row(t)[cols.clone()]);
-        })
-    }
-
-    /// Some columns.
-    pub fn pairs_of(context: Context, x: &Tensor, cols: Range<usize>) -> Self {
-        let row = Self::stride(cols.len().div_ceil(2));
-        Self::fill(context, x.rows(), row, cols.len() / 2, |t, lanes| write_pairs(&x.row(t)[cols.clone()], lanes))
-    }
-
-    /// Some columns, with a scale for each run of `run`, at most a block and even.
-    fn ints_of(context: Context, x: &Tensor, cols: Range<usize>, run: usize) -> Self {
-        assert!(run <= BLOCK && (run.is_multiple_of(2) || run >= cols.len()), "a scale for {run} columns");
-        let row = Self::stride(cols.len().div_ceil(2));
-        let runs = cols.len().div_ceil(run);
-        let mut scales = Unwritten::<f32>::new(x.rows() * runs);
-        let to = scales.target();
-        let lanes = Self::fill(context, x.rows(), row, cols.len() / 2, |t, lanes| {
-            let halves: &mut [bf16] = &mut bytemuck::cast_slice_mut(lanes)[..cols.len()];
-            // SAFETY: row t's scales are inside the memory and this item's alone; they are written and not read.
-            let scales = unsafe { std::slice::from_raw_parts_mut(to.get().add(t * runs), runs) };
-            quantize(context.isa, &x.row(t)[cols.clone()], halves, scales, run);
-        });
-        // SAFETY: every row's scales have been written.
-        Self { scales: unsafe { scales.written() }, ..lanes }
-    }
-
-    /// The scales of run `run` from a token on.
-    pub fn run_scales(&self, token: usize, run: usize) -> TokenScales {
-        let scales = self.scales_from(token);
-        TokenScales { at: scales.at.wrapping_add(run), ..scales }
-    }
-
-    /// The scales from a token on.
-    fn scales_from(&self, token: usize) -> TokenScales {
-        let row = self.scales.len() * self.row / self.data.len().max(1);
-        TokenScales { at: self.scales[token * row..].as_ptr(), row }
-    }
-
-    /// Rows of `row` lanes, of which `write` writes the first `whole`, or some more; the others are zero.
-    fn fill(context: Context, rows: usize, row: usize, whole: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Self {
-        let mut data = Unwritten::<f32>::new(rows * row);
-        let to = data.target();
-        context.pool.for_ranges(rows, (1 << 14) / row + 1, |range| {
-            for t in range {
-                // SAFETY: row t is inside the memory and this item's alone; `write` does not read it.
-                let lanes = unsafe { std::slice::from_raw_parts_mut(to.get().add(t * row), row) };
-                lanes[whole..].fill(0.0);
-                write(t, lanes);
-            }
-        });
-        // SAFETY: every row has been written.
-        Self { data: unsafe { data.written() }, row, scales: Vec::new() }
-    }
-}
-
-/// Rounds to nearest, ties to even.
-pub fn write_bf16(context: Context, values: &[f32], rounded: &mut [bf16]) {
-    context.pool.for_chunks_mut(rounded, 1, 1 << 14, |first, rounded| {
-        round_to_bf16(context.isa, &values[first..first + rounded.len()], rounded);
-    });
-}
-
-for_isa! {
-    /// Rounds to nearest, ties to even.
-    pub fn round_to_bf16(from: &[f32], to: &mut [bf16]) = round_to_bf16_with
-}
-
-#[inline(always)]
-fn round_to_bf16_with<S: Simd>(_s: S, from: &[f32], to: &mut [bf16]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        let bits = from.to_bits();
-        // NaN must not round up to infinity's neighbour zero: it keeps its sign and a quiet bit.
-        let rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-        let quiet = (bits >> 16) | 0x40;
-        *to = bf16::from_bits(if from.is_nan() { quiet as u16 } else { rounded as u16 });
-    }
-}
-
-for_pairs! {
-    /// Brings a row into pairs of bf16.
-    fn write_pairs(from: &[f32], to: &mut [f32]) = write_pairs_with
-}
-
-#[inline(always)]
-fn write_pairs_with<S: PairDot>(s: S, from: &[f32], to: &mut [f32]) {
-    assert!(from.len().div_ceil(2).next_multiple_of(S::LANES) <= to.len());
-    // SAFETY: as asserted.
-    unsafe { Pairs::lanes_of_row(s, from.as_ptr(), from.len(), to.as_mut_ptr()) }
-}
-
-for_isa! {
-    /// Brings a row into integers, with a scale for each run of `run`.
-    fn quantize(from: &[f32], to: &mut [bf16], scales: &mut [f32], run: usize) = quantize_runs
-}
-
-#[inline(always)]
-fn quantize_runs<S: Simd>(s: S, from: &[f32], to: &mut [bf16], scales: &mut [f32], run: usize) {
-    if run == BLOCK {
-        return quantize_row(s, from, to, scales);
-    }
-    for ((from, to), scale) in from.chunks(run).zip(to.chunks_mut(run)).zip(scales) {
-        quantize_row(s, from, to, std::slice::from_mut(scale));
-    }
 }
 
 /// One weight's part of a region.

@@ -7,17 +7,18 @@ use half::bf16;
 
 use super::fixed::{Ints, panel_rows};
 use super::form::{Form, Matrices, Plain};
+use super::lanes::Lanes;
 use super::product::{Fma, Pairs};
 use super::steps::pack_steps;
 use super::tile::{Operands, product, tile};
-use super::{Lanes, PANEL_ROWS, PANEL_TOKENS, products, shares, token_chunks};
-use crate::Tensor;
+use super::{PANEL_ROWS, PANEL_TOKENS, products, shares, token_chunks};
 use crate::cpu::FloatProducts;
 use crate::cpu::pool::SendPtr;
 use crate::cpu::quant::Context;
 use crate::cpu::scratch::with_panel;
 use crate::cpu::simd::{Element, MAX_LANES, Simd, for_isa, for_pairs};
 use crate::cpu::unwritten::Unwritten;
+use crate::{Input, Tensor};
 
 /// Columns of a work item where tokens are few.
 const COLUMNS: usize = 8 * MAX_LANES;
@@ -31,22 +32,57 @@ const ROWS: usize = 2048;
 
 /// `y = x · W[rows, :]`: x `[tokens, rows.len()]`, y `[tokens, weight.cols()]`.
 pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Range<usize>) -> Tensor {
+    input_gradient(context, x.into(), weight, rows, None)
+}
+
+/// As [`linear_transposed`] of what may be rounded, added to `sum` where there is one.
+pub fn input_gradient(context: Context, x: Input, weight: &Dense, rows: Range<usize>, sum: Option<Tensor>) -> Tensor {
+    let (tokens, cols) = (x.rows(), weight.cols());
     assert_eq!(x.cols(), rows.len(), "an input of {} columns for {} rows of a weight", x.cols(), rows.len());
     assert!(rows.end <= weight.rows(), "rows {rows:?} of a weight of {}", weight.rows());
-    let cols = weight.cols();
-    if x.rows() == 0 || cols == 0 || rows.is_empty() {
-        return Tensor::zeros(x.rows(), cols);
+    if let Some(sum) = &sum {
+        assert_eq!((sum.rows(), sum.cols()), (tokens, cols), "a sum of another shape");
     }
-    let mut y = Unwritten::new(x.rows() * cols);
-    let to = y.target();
-    let many = x.rows() >= PANEL_TOKENS;
+    if tokens == 0 || cols == 0 || rows.is_empty() {
+        return sum.unwrap_or_else(|| Tensor::zeros(tokens, cols));
+    }
+    match sum {
+        Some(mut sum) => {
+            write(context, x, weight, rows, SendPtr::new(sum.host_mut()), true);
+            sum
+        }
+        None => {
+            let mut y = Unwritten::new(tokens * cols);
+            write(context, x, weight, rows, y.target(), false);
+            // SAFETY: the product is all columns, for all tokens.
+            Tensor::new(tokens, cols, unsafe { y.written() })
+        }
+    }
+}
+
+/// Adds `x · W[rows, :]` to what `to` points to, or writes it there.
+fn write(context: Context, x: Input, weight: &Dense, rows: Range<usize>, to: SendPtr<f32>, accumulate: bool) {
+    let (tokens, cols) = (x.rows(), weight.cols());
+    let many = tokens >= PANEL_TOKENS;
     let kind = if many { products(context, weight, many) } else { FloatProducts::F32 };
     let unit = if many { STRIP } else { COLUMNS };
-    let chunks = if many { token_chunks(context, x.rows(), cols.div_ceil(unit)) } else { 1 };
+    let chunks = if many { token_chunks(context, tokens, cols.div_ceil(unit)) } else { 1 };
     let step = if many { ROWS } else { rows.len() };
     for first in (0..rows.len()).step_by(step) {
         let block = first..rows.len().min(first + step);
-        let lanes = Lanes::of(context, kind, x, block.clone());
+        let made;
+        // The lanes, and of each row the first one of this block.
+        let (lanes, first_lane) = match x {
+            Input::Rounded(x) if many => (x.get::<Lanes>(), block.start / 2),
+            Input::Rounded(x) => {
+                made = Lanes::floats_of(context, &x.get::<Lanes>().widened(tokens, block.clone()), 0..block.len());
+                (&made, 0)
+            }
+            Input::F32(x) => {
+                made = Lanes::of(context, kind, x, block.clone());
+                (&made, 0)
+            }
+        };
         let rows = rows.start + block.start..rows.start + block.end;
         let panels = cols.div_ceil(unit);
         context.pool.for_ranges(panels * chunks, 1, |items| {
@@ -54,9 +90,9 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
                 for item in items {
                     let start = item % panels * unit;
                     let columns = start..(start + unit).min(cols);
-                    let tokens = shares(x.rows(), chunks, item / panels);
-                    let (lanes, rows, accumulate) = (&lanes, rows.clone(), first > 0);
-                    let part = Part { lanes, many, rows, cols, columns, tokens, y: &to, accumulate };
+                    let tokens = shares(tokens, chunks, item / panels);
+                    let (rows, accumulate) = (rows.clone(), accumulate || first > 0);
+                    let part = Part { lanes, first_lane, many, rows, cols, columns, tokens, y: &to, accumulate };
                     match weight.data() {
                         FloatBuffer::F32(w) => run_floats(context.isa, &part, w, panel),
                         FloatBuffer::F16(w) => run_floats(context.isa, &part, w, panel),
@@ -68,13 +104,12 @@ pub fn linear_transposed(context: Context, x: &Tensor, weight: &Dense, rows: Ran
             });
         });
     }
-    // SAFETY: the items are all columns, for all tokens.
-    Tensor::new(x.rows(), cols, unsafe { y.written() })
 }
 
 /// Some rows' share of some columns for some tokens.
 struct Part<'a> {
     lanes: &'a Lanes,
+    first_lane: usize,
     many: bool,
     rows: Range<usize>,
     cols: usize,
@@ -88,7 +123,7 @@ struct Part<'a> {
 impl Part<'_> {
     /// The lanes of the part's tokens.
     fn x(&self) -> &[f32] {
-        &self.lanes.data[self.tokens.start * self.lanes.row..self.tokens.end * self.lanes.row]
+        &self.lanes.data[self.tokens.start * self.lanes.row + self.first_lane..self.tokens.end * self.lanes.row]
     }
 
     /// Where the result of the first token goes, from `column` on.
@@ -162,7 +197,7 @@ fn in_place<S: Simd, E: Element>(s: S, part: &Part, w: &[E], panel: &mut [f32]) 
     let whole = part.columns.len() / S::LANES * S::LANES;
     let tokens = part.tokens.len();
     let (a, a_row, a_step) = (part.x().as_ptr(), part.lanes.row, 1);
-    let (c_row, steps, accumulate) = (part.cols, part.rows.len(), false);
+    let (c_row, steps, accumulate) = (part.cols, part.rows.len(), part.accumulate);
     let w = &w[part.rows.start * part.cols..part.rows.end * part.cols];
     // SAFETY: x and w are as long as their shapes say; items write disjoint parts of y; the panel has whole vectors.
     unsafe {
