@@ -180,6 +180,11 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
             None => matches!(recipe.storage, Storage::Int8 | Storage::Int8Nearest),
         };
     let read = if is_packed { F32 } else { read_bytes(recipe) };
+    // Products of dense bf16 weights in bf16 are given what they alone read rounded; an adapter's layers are not.
+    let is_rounded = !is_packed
+        && adapters.is_none()
+        && recipe.compute == DType::Bf16
+        && FloatProducts::fastest(Isa::detect()) == FloatProducts::Bf16;
     let has_experts = spec.blocks.iter().any(|block| matches!(block.feed_forward, FeedForward::Moe(_)));
     let trained = Trained::of(spec, recipe, work);
     let fixed = TrainMemory {
@@ -257,7 +262,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
             activations: kept(i + 1)
                 + recomputed
                 + tokens * hidden * F32
-                + backward_bytes(block, part, read)
+                + backward_bytes(block, part, read, is_rounded)
                 + written(part)
                 + adapted(part),
             copies: copies(i + 1),
@@ -281,12 +286,13 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
 
 /// Bytes alive in a block's backward over `tokens` besides what is saved, at the feed-forward's two heights: the normed input and
 /// the gradient of the output, and then either the inner features' gradient or the gradients of both projections' inputs, each
-/// with the product's input as the product reads it.
-fn backward_bytes(block: &BlockSpec, tokens: u64, read: u64) -> u64 {
+/// with the product's input as the product reads it. Rounded, the gradients of gate and up are there beside the inner features'.
+fn backward_bytes(block: &BlockSpec, tokens: u64, read: u64, is_rounded: bool) -> u64 {
     let hidden = block.hidden as u64;
     let mlp = |width: usize, tokens: u64| {
         let (inner, inputs) = (width as u64 * F32 + hidden * read, 2 * hidden * F32 + read_features(width) * read);
-        tokens * inner.max(inputs)
+        let both = if is_rounded { width as u64 * (F32 + 2 * BF16) } else { 0 };
+        tokens * inner.max(inputs).max(both)
     };
     let feed_forward = match &block.feed_forward {
         FeedForward::Mlp(spec) => mlp(spec.intermediate, tokens),

@@ -31,15 +31,15 @@ fn two_of(
 
 /// Of each token's heads `kv` their own part and the token's shared one as keys, the rest as values.
 pub fn split_heads(pool: &Pool, kv: &Tensor, shared: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
-    assert!(kv.rows() == shared.rows() * heads && own <= kv.cols(), "split heads: shapes");
+    assert!(kv.rows() == shared.rows() * heads && 0 < own && own < kv.cols(), "split heads: shapes");
     let (tokens, key, value) = (shared.rows(), own + shared.cols(), kv.cols() - own);
     let [k, v] = two_of(pool, tokens, [heads * key, heads * value], |tokens, keys, values| {
-        for (row, key) in (tokens.start * heads..).zip(keys.chunks_exact_mut(key.max(1))) {
-            key[..own].copy_from_slice(&kv.row(row)[..own]);
+        let heads_of = keys.chunks_exact_mut(key).zip(values.chunks_exact_mut(value));
+        for (row, (key, value)) in (tokens.start * heads..).zip(heads_of) {
+            let (first, rest) = kv.row(row).split_at(own);
+            key[..own].copy_from_slice(first);
             key[own..].copy_from_slice(shared.row(row / heads));
-        }
-        for (row, value) in (tokens.start * heads..).zip(values.chunks_exact_mut(value.max(1))) {
-            value.copy_from_slice(&kv.row(row)[own..]);
+            value.copy_from_slice(rest);
         }
     });
     [k.reshape(tokens * heads, key), v.reshape(tokens * heads, value)]

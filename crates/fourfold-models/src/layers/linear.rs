@@ -193,16 +193,28 @@ impl Linear {
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) {
-        let (x, dy) = (x.into(), dy.into());
+        let dy = dy.into();
+        self.product_backward(x.into(), dy, pass, gradients);
+        if self.bias.is_some() {
+            self.bias_backward(dy.tensor(), pass, gradients);
+        }
+    }
+
+    /// The gradients of weight and adapter alone.
+    pub(crate) fn product_backward(&self, x: Input, dy: Input, pass: &TrainPass, gradients: &mut Gradients) {
         if let Some(lora) = &self.lora {
             lora.weight_backward(x.tensor(), dy.tensor(), pass, gradients);
         }
         let shape = [self.weight.rows(), self.weight.cols()];
         gradients.add_product(&self.name, shape, 0..shape[0], [x, dy], pass.backend);
+    }
+
+    /// The gradient of the bias alone.
+    pub(crate) fn bias_backward(&self, dy: &Tensor, pass: &TrainPass, gradients: &mut Gradients) {
         if let (Some(bias), Some(stem)) = (&self.bias, self.name.strip_suffix(".weight"))
             && let Some(db) = gradients.of(&format!("{stem}.bias"), 1, bias.cols())
         {
-            pass.backend.bias_gradient(dy.tensor(), db);
+            pass.backend.bias_gradient(dy, db);
         }
     }
 

@@ -94,6 +94,11 @@ impl Mlp {
         MlpSaved { gate, up }
     }
 
+    /// Whether the gradient of its output may be rounded in [`Mlp::weighted_backward`].
+    pub(crate) fn rounds_gradient(&self, pass: &TrainPass) -> bool {
+        self.down.rounds_gradient(pass)
+    }
+
     /// Whether its input may be rounded in training.
     pub(crate) fn rounds_input(&self, pass: &TrainPass) -> bool {
         self.gate.rounds_input(pass) && self.up.rounds_input(pass)
@@ -134,28 +139,31 @@ impl Mlp {
     /// As [`Mlp::backward`], where each row of the output was multiplied by a factor: dy is the gradient of the products. The
     /// gradients of x and of the factors, `df = dy · mlp(x)`.
     ///
-    /// The output is not needed for these: with `u = dy · down`, `df = u · inner` and `d_inner = f u`.
+    /// The output is not needed for these: with `u = dy · down`, `df = u · inner` and `d_inner = f u`. Of the weight's gradient
+    /// `(f dy)ᵀ · inner = dyᵀ · (f inner)` the narrower factor is scaled.
     pub(crate) fn weighted_backward(
         &self,
         x: Input,
         saved: MlpSaved,
-        dy: Tensor,
+        dy: Input,
         factors: &[f32],
         pass: &TrainPass,
         gradients: &mut Gradients,
     ) -> (Tensor, Vec<f32>) {
         let MlpSaved { gate, up } = saved;
-        let inner = pass.backend.swiglu_of(&gate, &up);
-        let mut d_inner = self.down.input_backward(&dy, None, pass);
+        let mut inner = pass.backend.swiglu_of(&gate, &up);
+        let mut d_inner = self.down.input_backward(dy, None, pass);
         let mut d_factors = pass.backend.row_dots(&d_inner, &inner);
         if let Some(bias) = self.down.arg().bias {
+            let mut dy = dy.tensor().clone();
             let of_bias = pass.backend.row_dots(&dy, &pass.backend.gather_rows(bias, &vec![0; dy.rows()]));
             d_factors.iter_mut().zip(of_bias).for_each(|(d, of_bias)| *d += of_bias);
+            pass.backend.scale_rows(&mut dy, factors);
+            self.down.bias_backward(&dy, pass, gradients);
         }
-        let mut dy = dy;
-        pass.backend.scale_rows(&mut dy, factors);
-        self.down.weight_backward(&inner, &dy, pass, gradients);
-        drop((inner, dy));
+        pass.backend.scale_rows(&mut inner, factors);
+        self.down.product_backward((&inner).into(), dy, pass, gradients);
+        drop(inner);
         pass.backend.scale_rows(&mut d_inner, factors);
         (self.gates_backward(x, gate, up, d_inner, pass, gradients), d_factors)
     }

@@ -163,9 +163,12 @@ impl Moe {
         for (e, saved) in experts.into_iter().enumerate() {
             let Some(saved) = saved else { continue };
             let load = &loads[e];
-            let (input, dy) = (Self::input(&self.experts[e], x, load, pass), pass.backend.gather_rows(dy, &load.rows));
+            let expert = &self.experts[e];
+            let input = Self::input(expert, x, load, pass);
+            let dy = pass.backend.gather_rows_for_products(dy, &load.rows, expert.rounds_gradient(pass));
             let (d_input, d) =
-                self.experts[e].weighted_backward(input.input(), saved, dy, &load.factors, pass, gradients);
+                expert.weighted_backward(input.input(), saved, dy.input(), &load.factors, pass, gradients);
+            drop((input, dy));
             d_factors[e] = d;
             pass.backend.scatter_add_rows(&mut dx, &d_input, &load.rows, &vec![1.0; load.rows.len()]);
         }
