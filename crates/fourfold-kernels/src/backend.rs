@@ -152,6 +152,15 @@ pub trait Backend: Send + Sync {
     /// The named rows, in order, repeated ones too.
     fn gather_rows(&self, x: &Tensor, rows: &[usize]) -> Tensor;
 
+    /// Heads `kv` `[tokens · heads, own + value]` and what all heads of a token share, `[tokens, shared]`, as keys
+    /// `[tokens · heads, own + shared]` and values `[tokens · heads, value]`.
+    fn split_heads(&self, kv: &Tensor, shared: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
+        assert_eq!(kv.rows(), shared.rows() * heads, "split heads: rows");
+        let every_head: Vec<usize> = (0..kv.rows()).map(|row| row / heads).collect();
+        let keys = self.concat_columns(&self.columns(kv, 0..own), &self.gather_rows(shared, &every_head));
+        [keys, self.columns(kv, own..kv.cols())]
+    }
+
     /// `x[rows[i]] += factors[i] · y[i]` for each i.
     fn scatter_add_rows(&self, x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]);
 }

@@ -127,16 +127,7 @@ pub trait Backward: Backend + Spatial {
         }
     }
 
-    /// Heads `kv` `[tokens · heads, own + value]` and what all heads of a token share, `[tokens, shared]`, as keys
-    /// `[tokens · heads, own + shared]` and values `[tokens · heads, value]`.
-    fn split_heads(&self, kv: &Tensor, shared: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
-        assert_eq!(kv.rows(), shared.rows() * heads, "split heads: rows");
-        let every_head: Vec<usize> = (0..kv.rows()).map(|row| row / heads).collect();
-        let keys = self.concat_columns(&self.columns(kv, 0..own), &self.gather_rows(shared, &every_head));
-        [keys, self.columns(kv, own..kv.cols())]
-    }
-
-    /// The gradients of [`Backward::split_heads`]'s two inputs: the shared one's is the sum over the heads.
+    /// The gradients of [`Backend::split_heads`]'s two inputs: the shared one's is the sum over the heads.
     fn split_heads_backward(&self, dk: &Tensor, dv: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
         assert_eq!(dk.rows(), dv.rows(), "split heads: rows");
         let every_head: Vec<usize> = (0..dk.rows()).map(|row| row / heads).collect();

@@ -162,6 +162,10 @@ impl Backend for Cpu {
         rows::gather_rows(&self.pool, x, rows)
     }
 
+    fn split_heads(&self, kv: &Tensor, shared: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
+        rows::split_heads(&self.pool, kv, shared, heads, own)
+    }
+
     fn scatter_add_rows(&self, x: &mut Tensor, y: &Tensor, rows: &[usize], factors: &[f32]) {
         rows::scatter_add_rows(&self.pool, x, y, rows, factors);
     }

@@ -107,8 +107,9 @@ impl Head {
     ) -> (Vec<f32>, Tensor) {
         let mut losses = Vec::with_capacity(x.rows());
         let rounded = self.lm_head.rounds_input(pass);
-        for start in (0..x.rows()).step_by(chunk.clamp(1, x.rows().max(1))) {
-            let end = x.rows().min(start.saturating_add(chunk.max(1)));
+        let chunk = chunk.clamp(1, x.rows().max(1));
+        for start in (0..x.rows()).step_by(chunk) {
+            let end = x.rows().min(start + chunk);
             let part = pass.backend.rows(&x, start..end);
             let normed = self.norm.for_products(&part, rounded, pass);
             let [mut logits] = Linear::train_forward_shared([&self.lm_head], normed.input(), pass);

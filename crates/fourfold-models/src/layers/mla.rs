@@ -210,11 +210,8 @@ impl Mla {
         let (tokens, key_dim) = (latent.rows(), self.spec.key_dim());
         let kv = self.kv_b.forward(latent, pass).reshape(tokens * heads, nope_dim + value_dim);
         let backend = pass.backend;
-        let every_head: Vec<usize> = (0..tokens * heads).map(|row| row / heads).collect();
-        let keys = backend
-            .concat_columns(&backend.columns(&kv, 0..nope_dim), &backend.gather_rows(rotary_key, &every_head))
-            .reshape(tokens, heads * key_dim);
-        let values = backend.columns(&kv, nope_dim..nope_dim + value_dim).reshape(tokens, heads * value_dim);
+        let [keys, values] = backend.split_heads(&kv, rotary_key, heads, nope_dim);
+        let (keys, values) = (keys.reshape(tokens, heads * key_dim), values.reshape(tokens, heads * value_dim));
         drop(kv);
         let (mut key_cache, mut value_cache) =
             (KvCache::new(keys.cols(), KvDtype::F32), KvCache::new(values.cols(), KvDtype::F32));

@@ -34,10 +34,6 @@ impl Backward for Cpu {
         rows::set_columns(&self.pool, x, first, columns);
     }
 
-    fn split_heads(&self, kv: &Tensor, shared: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
-        rows::split_heads(&self.pool, kv, shared, heads, own)
-    }
-
     fn split_heads_backward(&self, dk: &Tensor, dv: &Tensor, heads: usize, own: usize) -> [Tensor; 2] {
         rows::split_heads_backward(&self.pool, dk, dv, heads, own)
     }
@@ -109,11 +105,11 @@ impl Backward for Cpu {
     }
 
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
-        dense::weight_gradient(self.context(), x.into(), dy.into(), dw);
+        self.weight_gradient_of(x.into(), dy.into(), dw);
     }
 
     fn new_linear_weight_gradient(&self, x: &Tensor, dy: &Tensor) -> Tensor {
-        dense::new_weight_gradient(self.context(), x.into(), dy.into())
+        self.new_weight_gradient_of(x.into(), dy.into())
     }
 
     fn weight_gradient_of(&self, x: Input, dy: Input, dw: &mut Tensor) {
