@@ -1,5 +1,7 @@
 //! Rows kept from earlier tokens.
 
+use std::ops::Range;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -99,6 +101,34 @@ impl KvCache {
                 d.resize(held + rows.host().len(), bf16::ZERO);
                 d[held..].convert_from_f32_slice(rows.host());
             }
+        }
+    }
+
+    /// A copy of some positions.
+    ///
+    /// # Panics
+    /// When the range does not lie within the positions held.
+    pub fn copy(&self, positions: Range<usize>) -> Self {
+        let elements = positions.start * self.width..positions.end * self.width;
+        let data = match &self.data {
+            KvData::F32(d) => KvData::F32(d[elements].to_vec()),
+            KvData::F16(d) => KvData::F16(d[elements].to_vec()),
+            KvData::Bf16(d) => KvData::Bf16(d[elements].to_vec()),
+        };
+        Self { width: self.width, data }
+    }
+
+    /// Appends the positions of another cache, as they are stored.
+    ///
+    /// # Panics
+    /// When the widths or the types differ.
+    pub fn extend(&mut self, other: &Self) {
+        assert_eq!(other.width, self.width, "rows of {} in a cache of width {}", other.width, self.width);
+        match (&mut self.data, &other.data) {
+            (KvData::F32(d), KvData::F32(o)) => d.extend_from_slice(o),
+            (KvData::F16(d), KvData::F16(o)) => d.extend_from_slice(o),
+            (KvData::Bf16(d), KvData::Bf16(o)) => d.extend_from_slice(o),
+            (KvData::F32(_) | KvData::F16(_) | KvData::Bf16(_), _) => panic!("caches of different types"),
         }
     }
 

@@ -1,5 +1,7 @@
 //! What a sequence leaves behind for its next tokens.
 
+use std::ops::Range;
+
 use fourfold_kernels::{KvCache, KvDtype};
 
 /// One block's part of a [`Cache`].
@@ -34,6 +36,32 @@ impl BlockCache {
     /// Forgets every position from `positions` on.
     pub fn truncate(&mut self, positions: usize) {
         self.parts_mut().into_iter().flatten().for_each(|part| part.truncate(positions));
+    }
+
+    /// A copy of some positions. They keep the rotation of where they stood: only a sequence that begins with the same tokens
+    /// can take them.
+    pub fn copy(&self, positions: Range<usize>) -> Self {
+        match self {
+            Self::KeysAndValues { keys, values } => {
+                Self::KeysAndValues { keys: keys.copy(positions.clone()), values: values.copy(positions) }
+            }
+            Self::Latent(latent) => Self::Latent(latent.copy(positions)),
+        }
+    }
+
+    /// Appends the positions of another cache of the same block.
+    ///
+    /// # Panics
+    /// When it is of another kind, width or type.
+    pub fn extend(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::KeysAndValues { keys, values }, Self::KeysAndValues { keys: more, values: more_values }) => {
+                keys.extend(more);
+                values.extend(more_values);
+            }
+            (Self::Latent(latent), Self::Latent(more)) => latent.extend(more),
+            (Self::KeysAndValues { .. } | Self::Latent(_), _) => panic!("caches of different kinds of attention"),
+        }
     }
 
     /// Takes memory for `positions` in all, so that no growth copies.
@@ -83,6 +111,20 @@ impl Cache {
     /// Forgets every position from `positions` on.
     pub fn truncate(&mut self, positions: usize) {
         self.blocks.iter_mut().for_each(|block| block.truncate(positions));
+    }
+
+    /// A copy of some positions ([`BlockCache::copy`]).
+    pub fn copy(&self, positions: Range<usize>) -> Self {
+        Self { blocks: self.blocks.iter().map(|block| block.copy(positions.clone())).collect() }
+    }
+
+    /// Appends the positions of another cache of the same model.
+    ///
+    /// # Panics
+    /// When it is another model's.
+    pub fn extend(&mut self, other: &Self) {
+        assert_eq!(self.blocks.len(), other.blocks.len(), "caches of different models");
+        self.blocks.iter_mut().zip(&other.blocks).for_each(|(block, more)| block.extend(more));
     }
 
     /// Takes memory for `positions` in all.

@@ -9,6 +9,7 @@
 //! This crate names no compression method and no file format.
 
 mod arch;
+mod batch;
 mod cache;
 mod config;
 mod convnet;
@@ -22,6 +23,7 @@ mod spec;
 pub mod testing;
 
 pub use arch::{ConvNetSpec, architectures, spec_from_config};
+pub use batch::{Segment, Sequence};
 pub use cache::{BlockCache, Cache};
 pub use convnet::ConvNet;
 pub use error::ModelError;

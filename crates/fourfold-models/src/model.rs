@@ -7,7 +7,7 @@ use fourfold_tensor::WeightSource;
 
 use crate::layers::{Block, Embedding, Head};
 use crate::loader::Loader;
-use crate::{Cache, ModelError, ModelSpec, NoObserver};
+use crate::{Cache, ModelError, ModelSpec, NoObserver, Segment, Sequence};
 
 /// A language model in memory: embedding, blocks, head.
 pub struct Model {
@@ -62,9 +62,22 @@ impl Model {
     /// # Panics
     /// When an id is not below the vocabulary's size: callers check what a tokenizer gave them.
     pub fn hidden(&self, ids: &[u32], cache: &mut Cache) -> Tensor {
-        let mut x = self.embedding.forward(ids);
-        for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
-            x = block.forward(x, cache, &mut NoObserver);
+        self.hidden_batch(&mut [Sequence { ids, cache }])
+    }
+
+    /// As [`Model::hidden`], for several sequences at once: their rows one below the other, in order.
+    ///
+    /// # Panics
+    /// As [`Model::hidden`].
+    pub fn hidden_batch(&self, sequences: &mut [Sequence]) -> Tensor {
+        let ids: Vec<u32> = sequences.iter().flat_map(|sequence| sequence.ids).copied().collect();
+        let mut x = self.embedding.forward(&ids);
+        for (index, block) in self.blocks.iter().enumerate() {
+            let mut segments: Vec<Segment> = sequences
+                .iter_mut()
+                .map(|sequence| Segment { rows: sequence.ids.len(), cache: &mut sequence.cache.blocks[index] })
+                .collect();
+            x = block.forward_batch(x, &mut segments, &mut NoObserver);
         }
         self.head.norm(&x)
     }

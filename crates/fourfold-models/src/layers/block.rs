@@ -11,7 +11,7 @@ use super::moe::MoeSaved;
 use super::{Gqa, Gradients, Mla, Mlp, Moe, Norm, Pass, TrainPass};
 use crate::loader::{Loader, Weights};
 use crate::spec::{AttentionKind, BlockSpec, FeedForward};
-use crate::{BlockCache, ModelError, ModelSpec, Observer};
+use crate::{BlockCache, ModelError, ModelSpec, Observer, Segment};
 
 enum Attention {
     Gqa(Gqa),
@@ -73,12 +73,18 @@ impl Block {
 
     /// x `[tokens, hidden]` to the same shape; the tokens follow those in the cache and are added to it. `observer` is told
     /// of every linear layer's input.
-    pub fn forward(&self, mut x: Tensor, cache: &mut BlockCache, observer: &mut dyn Observer) -> Tensor {
+    pub fn forward(&self, x: Tensor, cache: &mut BlockCache, observer: &mut dyn Observer) -> Tensor {
+        let rows = x.rows();
+        self.forward_batch(x, &mut [Segment { rows, cache }], observer)
+    }
+
+    /// As [`Block::forward`], for the rows of several sequences: `segments` says whose they are, in order.
+    pub fn forward_batch(&self, mut x: Tensor, segments: &mut [Segment], observer: &mut dyn Observer) -> Tensor {
         let mut pass = Pass { backend: &*self.backend, observer };
         let normed = self.input_norm.forward(&x, &pass);
         let mixed = match &self.attention {
-            Attention::Gqa(gqa) => gqa.forward(&normed, cache, &mut pass),
-            Attention::Mla(mla) => mla.forward(&normed, cache, &mut pass),
+            Attention::Gqa(gqa) => gqa.forward(&normed, segments, &mut pass),
+            Attention::Mla(mla) => mla.forward(&normed, segments, &mut pass),
         };
         drop(normed);
         pass.backend.add(&mut x, &mixed);

@@ -6,8 +6,9 @@ use fourfold_kernels::backward::{AttentionOutput, SelfAttention};
 use fourfold_kernels::{AttentionSpec, Input, KvDtype, RopeSpec, Tensor, Values};
 
 use super::{Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec, TrainPass};
+use crate::batch::each_sequence;
 use crate::loader::Loader;
-use crate::{BlockCache, ModelError, Role, WeightSpec};
+use crate::{BlockCache, ModelError, Role, Segment, WeightSpec};
 
 /// The shape of a grouped-query attention.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,17 +117,23 @@ impl Gqa {
         })
     }
 
-    /// x `[tokens, hidden]` to the same shape; the tokens follow those in the cache and are added to it.
-    pub fn forward(&self, x: &Tensor, cache: &mut BlockCache, pass: &mut Pass) -> Tensor {
-        let first_position = cache.len();
-        let BlockCache::KeysAndValues { keys, values } = cache else {
-            unreachable!("the cache was made by this block's new_cache");
-        };
+    /// x `[tokens, hidden]` to the same shape; each segment's tokens follow those in its cache and are added to it.
+    pub fn forward(&self, x: &Tensor, segments: &mut [Segment], pass: &mut Pass) -> Tensor {
         let [mut q, mut k, v] = Linear::forward_shared([&self.q, &self.k, &self.v], x, pass);
         if let Some([q_norm, k_norm]) = &self.head_norms {
             q = q_norm.forward_heads(q, pass);
             k = k_norm.forward_heads(k, pass);
         }
+        let mixed = each_sequence(pass.backend, segments, [q, k, v], |qkv, cache| self.attend(qkv, cache, pass));
+        self.o.forward(&mixed, pass)
+    }
+
+    /// Attention of one sequence: queries, keys and values of its new tokens, not rotated yet, to `[tokens, heads · head_dim]`.
+    fn attend(&self, [q, k, v]: [Tensor; 3], cache: &mut BlockCache, pass: &Pass) -> Tensor {
+        let first_position = cache.len();
+        let BlockCache::KeysAndValues { keys, values } = cache else {
+            unreachable!("the cache was made by this block's new_cache");
+        };
         let q = self.rotate(q, self.spec.heads, first_position, pass);
         let k = self.rotate(k, self.spec.kv_heads, first_position, pass);
         keys.append(&k);
@@ -141,8 +148,7 @@ impl Gqa {
             first_position,
             window: self.spec.window,
         };
-        let mixed = pass.backend.attention(&q, keys, Values::Cache(values), &attention);
-        self.o.forward(&mixed, pass)
+        pass.backend.attention(&q, keys, Values::Cache(values), &attention)
     }
 
     fn rotate(&self, x: Tensor, heads: usize, first_position: usize, pass: &Pass) -> Tensor {

@@ -15,8 +15,9 @@ use fourfold_kernels::backward::{AttentionOutput, SelfAttention};
 use fourfold_kernels::{AttentionSpec, Input, KvCache, KvDtype, RopeSpec, Tensor, Values};
 
 use super::{Gradients, Linear, LinearSpec, Norm, NormSpec, Pass, Rotary, RotarySpec, TrainPass};
+use crate::batch::each_sequence;
 use crate::loader::Loader;
-use crate::{BlockCache, ModelError, Role, WeightSpec};
+use crate::{BlockCache, ModelError, Role, Segment, WeightSpec};
 
 /// The shape of a multi-head latent attention.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,33 +169,39 @@ impl Mla {
         })
     }
 
-    /// x `[tokens, hidden]` to the same shape; the tokens follow those in the cache and are added to it.
-    pub fn forward(&self, x: &Tensor, cache: &mut BlockCache, pass: &mut Pass) -> Tensor {
-        let BlockCache::Latent(cache) = cache else {
-            unreachable!("the cache was made by this block's new_cache");
-        };
-        let first_position = cache.len();
+    /// x `[tokens, hidden]` to the same shape; each segment's tokens follow those in its cache and are added to it.
+    pub fn forward(&self, x: &Tensor, segments: &mut [Segment], pass: &mut Pass) -> Tensor {
         let [q, kv] = Linear::forward_shared([&self.q_first, &self.kv_a], x, pass);
         let q = match &self.q_compressed {
             Some((norm, second)) => second.forward(&norm.forward(&q, pass), pass),
             None => q,
         };
         let (tokens, heads) = (q.rows(), self.spec.heads);
-        let mut q = q.reshape(tokens * heads, self.spec.key_dim());
-        self.rotate(&mut q, heads, self.spec.nope_dim, first_position, pass);
-
+        let q = q.reshape(tokens * heads, self.spec.key_dim());
+        let q = each_sequence(pass.backend, segments, [q], |[mut q], cache| {
+            self.rotate(&mut q, heads, self.spec.nope_dim, cache.len(), pass);
+            q
+        });
         let rank = self.spec.kv_lora_rank;
         let latent = self.kv_norm.forward(&pass.backend.columns(&kv, 0..rank), pass);
-        let mut rotary_key = pass.backend.columns(&kv, rank..kv.cols());
-        self.rotate(&mut rotary_key, 1, 0, first_position, pass);
-        cache.append(&pass.backend.concat_columns(&latent, &rotary_key));
+        let rotary_key = pass.backend.columns(&kv, rank..kv.cols());
+        drop(kv);
+        let rotary_key = each_sequence(pass.backend, segments, [rotary_key], |[mut key], cache| {
+            self.rotate(&mut key, 1, 0, cache.len(), pass);
+            key
+        });
 
-        let mixed = if first_position == 0 && tokens > 1 {
-            self.decompressed(q, &latent, &rotary_key, pass)
-        } else {
-            // The same multiplication in another order: calibration sees the same input.
-            pass.observer.linear_input(self.kv_b.name(), &latent);
-            self.absorbed(&q, cache, first_position, pass)
+        let mixed = match segments {
+            // A prompt from its beginning.
+            [only] if only.cache.is_empty() && tokens > 1 => {
+                latents(only.cache).append(&pass.backend.concat_columns(&latent, &rotary_key));
+                self.decompressed(q, &latent, &rotary_key, pass)
+            }
+            _ => {
+                // The same multiplication in another order: calibration sees the same input.
+                pass.observer.linear_input(self.kv_b.name(), &latent);
+                self.absorbed(&q, pass.backend.concat_columns(&latent, &rotary_key), segments, pass)
+            }
         };
         self.o.forward(&mixed, pass)
     }
@@ -230,8 +237,9 @@ impl Mla {
         backend.attention(&q.reshape(tokens, heads * key_dim), &key_cache, Values::Cache(&value_cache), &spec)
     }
 
-    /// Attention over the cached latents. q `[tokens · heads, key_dim]` to `[tokens, heads · value_dim]`.
-    fn absorbed(&self, q: &Tensor, cache: &KvCache, first_position: usize, pass: &Pass) -> Tensor {
+    /// Attention over the cached latents, to which `cached` `[tokens, cache_width]` is added. q `[tokens · heads, key_dim]` to
+    /// `[tokens, heads · value_dim]`.
+    fn absorbed(&self, q: &Tensor, cached: Tensor, segments: &mut [Segment], pass: &Pass) -> Tensor {
         let MlaSpec { heads, nope_dim, value_dim, kv_lora_rank, .. } = self.spec;
         let (tokens, width, backend) = (q.rows() / heads, self.spec.cache_width(), pass.backend);
         let head_rows = |head: usize| -> Vec<usize> { (0..tokens).map(|t| t * heads + head).collect() };
@@ -246,18 +254,22 @@ impl Mla {
             let rotary = backend.columns(&part, nope_dim..part.cols());
             backend.scatter_add_rows(&mut query, &backend.concat_columns(&nope, &rotary), &rows, &ones);
         }
-        let spec = AttentionSpec {
-            heads,
-            kv_heads: 1,
-            key_dim: width,
-            value_dim: kv_lora_rank,
-            scale: self.spec.scale,
-            first_position,
-            window: None,
-        };
-        let mixed = backend
-            .attention(&query.reshape(tokens, heads * width), cache, Values::PrefixOfKeys, &spec)
-            .reshape(tokens * heads, kv_lora_rank);
+        let query = query.reshape(tokens, heads * width);
+        let mixed = each_sequence(backend, segments, [query, cached], |[query, cached], cache| {
+            let spec = AttentionSpec {
+                heads,
+                kv_heads: 1,
+                key_dim: width,
+                value_dim: kv_lora_rank,
+                scale: self.spec.scale,
+                first_position: cache.len(),
+                window: None,
+            };
+            let cache = latents(cache);
+            cache.append(&cached);
+            backend.attention(&query, cache, Values::PrefixOfKeys, &spec)
+        });
+        let mixed = mixed.reshape(tokens * heads, kv_lora_rank);
         let mut output = Tensor::zeros(tokens * heads, value_dim);
         for head in 0..heads {
             let rows = head_rows(head);
@@ -367,6 +379,14 @@ impl Mla {
             window: None,
             documents: pass.documents,
         }
+    }
+}
+
+/// The cache that [`MlaSpec::new_cache`] makes.
+fn latents(cache: &mut BlockCache) -> &mut KvCache {
+    match cache {
+        BlockCache::Latent(latents) => latents,
+        BlockCache::KeysAndValues { .. } => unreachable!("the cache was made by this block's new_cache"),
     }
 }
 
