@@ -41,17 +41,18 @@ pub enum DataError {
     },
 }
 
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`.
-    pub role: String,
-    /// What is said.
-    pub content: String,
+/// A conversation as its row has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    /// Its turns, each an object with a `role`; what else a turn holds (`content`, `tool_calls`, `reasoning_content`) is for the
+    /// chat template.
+    pub messages: Vec<Value>,
+    /// `tools`: descriptions of what the assistant may call.
+    pub tools: Option<Value>,
 }
 
 /// One line of a JSONL file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// `{"text": …}`: every token is learned.
     Text(String),
@@ -63,7 +64,7 @@ pub enum Record {
         completion: String,
     },
     /// `{"messages": [{"role": …, "content": …}, …]}`: what the assistant says is learned.
-    Chat(Vec<Message>),
+    Chat(Conversation),
 }
 
 /// Reads one line.
@@ -83,9 +84,11 @@ pub fn parse_record(file: &str, line: usize, text: &str) -> Result<Record, DataE
     };
     if object.contains_key("messages") {
         let messages = value["messages"].as_array().ok_or_else(|| fail("`messages` is not a list".to_owned()))?;
-        let messages: Result<Vec<_>, _> =
-            messages.iter().map(|m| Ok(Message { role: string(m, "role")?, content: string(m, "content")? })).collect();
-        return messages.map(Record::Chat);
+        for message in messages {
+            string(message, "role")?;
+        }
+        let tools = object.get("tools").filter(|t| !t.is_null()).cloned();
+        return Ok(Record::Chat(Conversation { messages: messages.clone(), tools }));
     }
     if object.contains_key("prompt") || object.contains_key("completion") {
         return Ok(Record::Completion { prompt: string(&value, "prompt")?, completion: string(&value, "completion")? });

@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, bail};
-use fourfold_infer::{ChatTemplate, Message, Role, Tokenizer};
+use anyhow::{Context as _, Error, Result};
+use fourfold_infer::{ChatTemplate, Tokenizer};
 use fourfold_train::batch::{Batch, TextSource};
-use fourfold_train::data::{Batches, Corpus, Document, Documents, Record, Spool, parse_record};
+use fourfold_train::data::{Batches, Corpus, Documents, Spool, parse_record};
 use fourfold_train::network::HeldOut;
 
+use super::encode::RowEncoder;
 use super::pieces::{PIECE, TextPieces};
 use super::settings::Settings;
 
@@ -61,7 +62,8 @@ fn read(
         let folder = &settings.output;
         let name = format!("{} (a file of tokens)", folder.display());
         let file = tempfile::tempfile_in(folder).with_context(|| name.clone())?;
-        let mut encoder = Encoder { tokenizer, template, spool: Spool::new(name, file) };
+        let rows = RowEncoder::new(tokenizer, template);
+        let mut encoder = Encoder { tokenizer, rows, spool: Spool::new(name, file) };
         encoder.documents(paths)?;
         Ok::<_, Error>(encoder.spool.finish()?)
     };
@@ -79,7 +81,7 @@ fn read(
 /// Text to tokens, a document at a time.
 struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
-    template: Option<&'a ChatTemplate>,
+    rows: RowEncoder<'a>,
     spool: Spool,
 }
 
@@ -116,41 +118,12 @@ impl Encoder<'_> {
             if line.trim().is_empty() {
                 continue;
             }
-            let document = match parse_record(&name, number + 1, &line)? {
-                Record::Text(text) => Document::whole(self.tokenizer.encode_text(&text)?),
-                Record::Completion { prompt, completion } => {
-                    let mut ids = self.tokenizer.encode_text(&prompt)?;
-                    let learned_from = ids.len();
-                    ids.extend(self.tokenizer.encode_fragment(&completion)?);
-                    Document { ids, learned_from, given: Vec::new() }
-                }
-                Record::Chat(messages) => self.conversation(&messages).with_context(place)?,
-            };
-            self.spool.push(&document)?;
+            let row = parse_record(&name, number + 1, &line)?;
+            for document in self.rows.documents(&row).with_context(place)? {
+                self.spool.push(&document)?;
+            }
         }
         Ok(())
-    }
-
-    /// A conversation through the model's template: each answer is learned, everything between is given.
-    fn conversation(&self, messages: &[fourfold_train::data::Message]) -> Result<Document> {
-        let Some(template) = self.template else { bail!("conversations need a model with a chat template") };
-        let messages = messages.iter().map(|m| Ok(Message { role: role(&m.role)?, content: m.content.clone() }));
-        let messages: Vec<Message> = messages.collect::<Result<_>>()?;
-        let mut document = Document::default();
-        let mut done = String::new();
-        for i in (0..messages.len()).filter(|&i| messages[i].role == Role::Assistant) {
-            let open = template.render(&messages[..i], true)?;
-            let closed = template.render(&messages[..=i], false)?;
-            let (Some(given), Some(learned)) = (open.strip_prefix(&done), closed.strip_prefix(&open)) else {
-                bail!("the chat template writes an answer differently once others follow")
-            };
-            let begin = document.ids.len();
-            document.ids.extend(self.tokenizer.encode_fragment(given)?);
-            document.given.push(begin..document.ids.len());
-            document.ids.extend(self.tokenizer.encode_fragment(learned)?);
-            done = closed;
-        }
-        Ok(document)
     }
 }
 
@@ -166,13 +139,4 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
-}
-
-fn role(name: &str) -> Result<Role> {
-    Ok(match name {
-        "system" => Role::System,
-        "user" => Role::User,
-        "assistant" => Role::Assistant,
-        other => bail!("role `{other}`: there are system, user, assistant"),
-    })
 }

@@ -2,6 +2,7 @@
 
 pub mod classification;
 mod data;
+mod encode;
 mod finite;
 mod fit;
 mod job;
