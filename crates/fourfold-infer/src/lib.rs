@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows a file format, a compression method or the terminal.
 
+pub mod engine;
 mod error;
 pub mod eval;
 mod generate;
