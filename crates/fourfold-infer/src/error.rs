@@ -2,6 +2,7 @@
 
 use std::io;
 
+use fourfold_kernels::KernelError;
 use thiserror::Error;
 
 /// Why a model could not be run or measured.
@@ -72,6 +73,9 @@ pub enum InferError {
     /// Saved logits could not be read or written.
     #[error("saved logits: {0}")]
     Io(#[from] io::Error),
+    /// The device that the model runs on failed.
+    #[error(transparent)]
+    Device(#[from] KernelError),
     /// Stopped on request.
     #[error("interrupted")]
     Interrupted,

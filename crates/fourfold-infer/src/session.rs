@@ -48,7 +48,7 @@ impl Session {
     /// the session stays usable.
     ///
     /// # Errors
-    /// An empty prompt, an id that the model does not know, more tokens than the context holds, or an interruption.
+    /// An empty prompt, an id that the model does not know, more tokens than the context holds, an interruption, or a device that failed.
     pub fn prompt(&mut self, ids: &[u32], interrupted: &dyn Fn() -> bool) -> Result<(usize, Vec<f32>), InferError> {
         if ids.is_empty() {
             return Err(InferError::EmptyPrompt);
@@ -69,19 +69,19 @@ impl Session {
             self.ids.extend_from_slice(batch);
         }
         let hidden = last.ok_or(InferError::EmptyPrompt)?;
-        Ok((reused, self.logits_of_last(&hidden)))
+        Ok((reused, self.logits_of_last(&hidden)?))
     }
 
     /// Appends one token and returns the logits `[vocab]` that follow it.
     ///
     /// # Errors
-    /// An id that the model does not know, or a full context.
+    /// An id that the model does not know, a full context, or a device that failed.
     pub fn push(&mut self, id: u32) -> Result<Vec<f32>, InferError> {
         check_ids(&[id], self.model.spec().vocab_size)?;
         self.check_room(self.ids.len() + 1)?;
         let hidden = self.model.hidden(&[id], &mut self.cache);
         self.ids.push(id);
-        Ok(self.logits_of_last(&hidden))
+        self.logits_of_last(&hidden)
     }
 
     fn check_room(&self, tokens: usize) -> Result<(), InferError> {
@@ -91,9 +91,8 @@ impl Session {
         Ok(())
     }
 
-    fn logits_of_last(&self, hidden: &Tensor) -> Vec<f32> {
-        let last = Tensor::new(1, hidden.cols(), hidden.row(hidden.rows() - 1).to_vec());
-        self.model.logits(&last).into_host()
+    fn logits_of_last(&self, hidden: &Tensor) -> Result<Vec<f32>, InferError> {
+        Ok(self.model.logits_of(hidden, hidden.rows() - 1..hidden.rows())?)
     }
 }
 

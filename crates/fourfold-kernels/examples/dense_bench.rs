@@ -9,7 +9,7 @@ use std::time::Instant;
 use fourfold_kernels::backward::{Backward, SelfAttention};
 use fourfold_kernels::{
     Activations, AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, FloatProducts, Isa, KvCache, KvDtype,
-    LinearArg, Tensor, Values,
+    LinearArg, Memory, Tensor, Values,
 };
 use fourfold_tensor::{DType, Dense, FloatBuffer};
 

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use fourfold_kernels::{Backend, Cpu, CpuOptions, DeviceWeight, LinearArg, Tensor};
+use fourfold_kernels::{Backend, Cpu, CpuOptions, DeviceWeight, LinearArg, Memory, Tensor};
 use fourfold_tensor::{
     DType, Dense, FloatBuffer, Sparse, SparseCodes, SparseValues, Weight, mask_words_per_row, pack_row,
     packed_words_per_row,

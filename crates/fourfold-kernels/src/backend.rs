@@ -1,6 +1,7 @@
 //! The operations every backend has.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::ops::Range;
 
 use fourfold_tensor::Weight;
@@ -99,20 +100,77 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
 }
 
-/// The operations. Object-safe: a model holds `Arc<dyn Backend>`.
+/// What a backend holds, and how values come to it and back. The defaults are those of a backend that computes in this process's
+/// memory: nothing is copied.
 ///
-/// All matrices are row-major. Shapes that do not fit are a caller's mistake and panic. Results do not depend on the number
-/// of threads.
-pub trait Backend: Send + Sync {
+/// A device that fails (memory, a lost connection) fails for good: its operations go on without a result, and every
+/// [`Memory::read`] from then on says what happened.
+pub trait Memory: Send + Sync {
     /// A short name with the instruction set: `cpu avx512`, `reference`.
     fn name(&self) -> String;
 
     /// Takes a weight into the layout the kernels read, without unpacking it.
     ///
     /// # Errors
-    /// A form this backend has no kernel for, or parts that do not fit together.
+    /// A form this backend has no kernel for, parts that do not fit together, or a device's memory that is used up.
     fn upload(&self, weight: Weight) -> Result<DeviceWeight, KernelError>;
 
+    /// A tensor of given values.
+    fn tensor(&self, rows: usize, cols: usize, values: Vec<f32>) -> Tensor {
+        Tensor::new(rows, cols, values)
+    }
+
+    /// A tensor of zeros.
+    fn zeros(&self, rows: usize, cols: usize) -> Tensor {
+        Tensor::zeros(rows, cols)
+    }
+
+    /// The values of a tensor.
+    ///
+    /// # Errors
+    /// The device failed, now or in an operation before.
+    fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, KernelError> {
+        Ok(Cow::Borrowed(x.host()))
+    }
+
+    /// The values of a tensor that is not needed any more.
+    ///
+    /// # Errors
+    /// As [`Memory::read`].
+    fn take(&self, x: Tensor) -> Result<Vec<f32>, KernelError> {
+        Ok(x.into_host())
+    }
+
+    /// What the device has counted; `None` for a backend that computes in this process's memory.
+    fn device_usage(&self) -> Option<DeviceUsage> {
+        None
+    }
+}
+
+/// What a device has counted since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceUsage {
+    /// Bytes of all buffers now.
+    pub live_bytes: u64,
+    /// The most there were at a time.
+    pub peak_bytes: u64,
+    /// Kernels launched.
+    pub launches: u64,
+    /// Times values were read from the device.
+    pub downloads: u64,
+    /// Bytes read from it.
+    pub downloaded_bytes: u64,
+    /// Times values were written to the device.
+    pub uploads: u64,
+    /// Bytes written to it.
+    pub uploaded_bytes: u64,
+}
+
+/// The operations of the forward pass. Object-safe: a model holds `Arc<dyn Backend>`.
+///
+/// All matrices are row-major. Shapes that do not fit are a caller's mistake and panic. Results do not depend on the number
+/// of threads.
+pub trait Backend: Memory {
     /// `y_i = x · W_iᵀ + b_i` for each weight: x `[tokens, in]`, y_i `[tokens, out_i]`. Weights that share an input are given
     /// together, so that it is prepared (quantized to int8, say) once.
     fn linear(&self, x: &Tensor, weights: &[LinearArg]) -> Vec<Tensor>;

@@ -28,4 +28,22 @@ pub enum KernelError {
         /// The products.
         products: &'static str,
     },
+    /// The device's memory is used up.
+    #[error("out of memory on {device}: {asked} bytes more than the {live} bytes in use")]
+    DeviceMemory {
+        /// The device's name.
+        device: String,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes in use.
+        live: u64,
+    },
+    /// The device failed.
+    #[error("{device} failed: {reason}")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// What its driver says.
+        reason: String,
+    },
 }

@@ -1,11 +1,13 @@
 //! Rows kept from earlier tokens.
 
+use std::any::Any;
+use std::fmt::Debug;
 use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::Tensor;
+use crate::{DeviceTensor, Tensor};
 
 /// How cached keys and values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub enum KvDtype {
 }
 
 /// A growing matrix `[positions, width]`: the keys or values (all heads side by side), or MLA's compressed latent.
-/// Memory is taken as positions arrive, up to the capacity's need.
+/// It lies where the first rows appended to it lie. Memory is taken as positions arrive, up to the capacity's need.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     width: usize,
@@ -28,7 +30,7 @@ pub struct KvCache {
 }
 
 /// The cache's elements.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum KvData {
     /// Stored as f32.
     F32(Vec<f32>),
@@ -36,6 +38,48 @@ pub enum KvData {
     F16(Vec<f16>),
     /// Stored as bf16.
     Bf16(Vec<bf16>),
+    /// In the memory of a backend's device.
+    Device(Box<dyn DeviceCache>),
+}
+
+/// The elements of a [`KvCache`] in the memory of a backend's device.
+pub trait DeviceCache: Any + Debug + Send + Sync {
+    /// Elements held.
+    fn len(&self) -> usize;
+
+    /// Whether no element is held.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes held.
+    fn byte_len(&self) -> usize;
+
+    /// Appends rows of the same device, rounding to the cache's type.
+    fn append(&mut self, rows: &Tensor);
+
+    /// Takes memory for `elements` in all.
+    fn reserve(&mut self, elements: usize);
+
+    /// Forgets every element from `elements` on.
+    fn truncate(&mut self, elements: usize);
+
+    /// A copy of some elements in memory of its own.
+    fn copy(&self, elements: Range<usize>) -> Box<dyn DeviceCache>;
+
+    /// Appends the elements of another cache of the same device and type.
+    fn extend(&mut self, other: &dyn DeviceCache);
+}
+
+impl Clone for KvData {
+    fn clone(&self) -> Self {
+        match self {
+            Self::F32(d) => Self::F32(d.clone()),
+            Self::F16(d) => Self::F16(d.clone()),
+            Self::Bf16(d) => Self::Bf16(d.clone()),
+            Self::Device(d) => Self::Device(d.copy(0..d.len())),
+        }
+    }
 }
 
 impl KvCache {
@@ -56,12 +100,16 @@ impl KvCache {
 
     /// Positions held.
     pub fn len(&self) -> usize {
-        let elements = match &self.data {
+        self.elements().checked_div(self.width).unwrap_or(0)
+    }
+
+    fn elements(&self) -> usize {
+        match &self.data {
             KvData::F32(d) => d.len(),
             KvData::F16(d) => d.len(),
             KvData::Bf16(d) => d.len(),
-        };
-        elements.checked_div(self.width).unwrap_or(0)
+            KvData::Device(d) => d.len(),
+        }
     }
 
     /// Whether no position is held.
@@ -75,6 +123,7 @@ impl KvCache {
             KvData::F32(d) => d.capacity() * 4,
             KvData::F16(d) => d.capacity() * 2,
             KvData::Bf16(d) => d.capacity() * 2,
+            KvData::Device(d) => d.byte_len(),
         }
     }
 
@@ -86,9 +135,12 @@ impl KvCache {
     /// Appends one row per row of `rows`, rounding to the cache's type.
     ///
     /// # Panics
-    /// When the widths differ.
+    /// When the widths differ, or the rows lie elsewhere than those before them.
     pub fn append(&mut self, rows: &Tensor) {
         assert_eq!(rows.cols(), self.width, "a row of {} in a cache of width {}", rows.cols(), self.width);
+        if let Some(device) = rows.device().filter(|_| self.elements() == 0) {
+            self.move_to(device);
+        }
         match &mut self.data {
             KvData::F32(d) => d.extend_from_slice(rows.host()),
             KvData::F16(d) => {
@@ -101,6 +153,7 @@ impl KvCache {
                 d.resize(held + rows.host().len(), bf16::ZERO);
                 d[held..].convert_from_f32_slice(rows.host());
             }
+            KvData::Device(d) => d.append(rows),
         }
     }
 
@@ -114,6 +167,7 @@ impl KvCache {
             KvData::F32(d) => KvData::F32(d[elements].to_vec()),
             KvData::F16(d) => KvData::F16(d[elements].to_vec()),
             KvData::Bf16(d) => KvData::Bf16(d[elements].to_vec()),
+            KvData::Device(d) => KvData::Device(d.copy(elements)),
         };
         Self { width: self.width, data }
     }
@@ -124,12 +178,34 @@ impl KvCache {
     /// When the widths or the types differ.
     pub fn extend(&mut self, other: &Self) {
         assert_eq!(other.width, self.width, "rows of {} in a cache of width {}", other.width, self.width);
+        if self.elements() == 0 && matches!(other.data, KvData::Device(_)) {
+            self.data = other.data.clone();
+            return;
+        }
         match (&mut self.data, &other.data) {
             (KvData::F32(d), KvData::F32(o)) => d.extend_from_slice(o),
             (KvData::F16(d), KvData::F16(o)) => d.extend_from_slice(o),
             (KvData::Bf16(d), KvData::Bf16(o)) => d.extend_from_slice(o),
-            (KvData::F32(_) | KvData::F16(_) | KvData::Bf16(_), _) => panic!("caches of different types"),
+            (KvData::Device(d), KvData::Device(o)) => d.extend(&**o),
+            (KvData::F32(_) | KvData::F16(_) | KvData::Bf16(_) | KvData::Device(_), _) => {
+                panic!("caches of different types")
+            }
         }
+    }
+
+    /// Puts an empty cache where `device` is, with the memory reserved for it.
+    fn move_to(&mut self, device: &dyn DeviceTensor) {
+        let (dtype, reserved) = match &self.data {
+            KvData::F32(d) => (KvDtype::F32, d.capacity()),
+            KvData::F16(d) => (KvDtype::F16, d.capacity()),
+            KvData::Bf16(d) => (KvDtype::Bf16, d.capacity()),
+            KvData::Device(_) => return,
+        };
+        let mut cache = device.new_cache(self.width, dtype);
+        if reserved > 0 {
+            cache.reserve(reserved);
+        }
+        self.data = KvData::Device(cache);
     }
 
     /// Reserves memory for `positions` rows in all.
@@ -139,6 +215,7 @@ impl KvCache {
             KvData::F32(d) => d.reserve_exact(more),
             KvData::F16(d) => d.reserve_exact(more),
             KvData::Bf16(d) => d.reserve_exact(more),
+            KvData::Device(d) => d.reserve(positions * self.width),
         }
     }
 
@@ -149,6 +226,7 @@ impl KvCache {
             KvData::F32(d) => d.truncate(elements),
             KvData::F16(d) => d.truncate(elements),
             KvData::Bf16(d) => d.truncate(elements),
+            KvData::Device(d) => d.truncate(elements),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use common::{Candidate, candidates, check, each, noise};
 use fourfold_kernels::backward::{Backward, IGNORE, SelfAttention, SoftTargets};
-use fourfold_kernels::{Activations, Backend, LinearArg, Reference, RopeSpec, Tensor};
+use fourfold_kernels::{Activations, Backend, LinearArg, Memory, Reference, RopeSpec, Tensor};
 use fourfold_tensor::{DType, Dense, FloatBuffer};
 
 /// (tokens, in, out).

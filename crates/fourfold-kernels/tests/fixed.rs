@@ -5,7 +5,7 @@ mod common;
 
 use common::noise;
 use fourfold_kernels::backward::Backward;
-use fourfold_kernels::{Backend, Cpu, CpuOptions, DeviceWeight, FloatProducts, Isa, LinearArg, Tensor};
+use fourfold_kernels::{Backend, Cpu, CpuOptions, DeviceWeight, FloatProducts, Isa, LinearArg, Memory, Tensor};
 use fourfold_tensor::{DType, Dense, FloatBuffer};
 
 const BLOCK: usize = 128;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use fourfold_kernels::backward::{Backward, IGNORE, SelfAttention, SoftTargets};
-use fourfold_kernels::{Backend, Reference, RopeSpec, Tensor};
+use fourfold_kernels::{Backend, Memory, Reference, RopeSpec, Tensor};
 
 /// Values in [−1, 1) that differ between seeds.
 fn noise(rows: usize, cols: usize, seed: u64) -> Tensor {

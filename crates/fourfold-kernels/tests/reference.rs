@@ -1,6 +1,8 @@
 //! The specification against the papers' formulas, written out a second time in f64.
 
-use fourfold_kernels::{AttentionSpec, Backend, KvCache, KvDtype, LinearArg, Reference, RopeSpec, Tensor, Values};
+use fourfold_kernels::{
+    AttentionSpec, Backend, KvCache, KvDtype, LinearArg, Memory, Reference, RopeSpec, Tensor, Values,
+};
 use fourfold_tensor::Dense;
 
 /// Values in [−1, 1) that differ between seeds.

@@ -5,7 +5,7 @@ mod common;
 
 use common::{check, each, noise};
 use fourfold_kernels::backward::Backward;
-use fourfold_kernels::{Activations, Backend, FloatProducts, Input, LinearArg, Prepared, Reference, Tensor};
+use fourfold_kernels::{Activations, Backend, FloatProducts, Input, LinearArg, Memory, Prepared, Reference, Tensor};
 use fourfold_tensor::{DType, Dense, FloatBuffer};
 
 /// (tokens, in, out): few tokens, many, odd widths, and more outputs than an input's gradient sums over at a time.

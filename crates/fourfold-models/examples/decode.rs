@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fourfold_kernels::{
-    AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, KernelError, KvCache, KvDtype, LinearArg, RopeSpec, Tensor,
-    Values,
+    AttentionSpec, Backend, Cpu, CpuOptions, DeviceWeight, KernelError, KvCache, KvDtype, LinearArg, Memory, RopeSpec,
+    Tensor, Values,
 };
 use fourfold_models::testing::RandomWeights;
 use fourfold_models::{Model, spec_from_config};
@@ -94,13 +94,16 @@ fn shape(x: &Tensor) -> String {
     format!("[{}, {}]", x.rows(), x.cols())
 }
 
-impl Backend for Timed {
+impl Memory for Timed {
     fn name(&self) -> String {
         self.cpu.name()
     }
     fn upload(&self, weight: Weight) -> Result<DeviceWeight, KernelError> {
         self.cpu.upload(weight)
     }
+}
+
+impl Backend for Timed {
     fn linear(&self, x: &Tensor, weights: &[LinearArg]) -> Vec<Tensor> {
         let outputs = || weights.iter().map(|w| w.weight.rows().to_string()).collect::<Vec<_>>().join("+");
         self.time("linear", || format!("{} -> {}", shape(x), outputs()), || self.cpu.linear(x, weights))

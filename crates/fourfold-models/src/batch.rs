@@ -49,7 +49,7 @@ pub(crate) fn each_sequence<const N: usize>(
 /// Matrices of equal widths, one below the other.
 fn stack(backend: &dyn Backend, parts: &[Tensor]) -> Tensor {
     let rows = parts.iter().map(Tensor::rows).sum();
-    let mut whole = Tensor::zeros(rows, parts.first().map_or(0, Tensor::cols));
+    let mut whole = backend.zeros(rows, parts.first().map_or(0, Tensor::cols));
     let mut first = 0;
     for part in parts {
         let to: Vec<usize> = (first..first + part.rows()).collect();

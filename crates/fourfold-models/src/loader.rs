@@ -111,7 +111,12 @@ impl<'a> Loader<'a> {
 
     /// A vector of `len` elements as a `[1, len]` tensor: norm weights and biases. A quantized one is stored as one row.
     pub fn vector(&self, name: &str, len: usize) -> Result<Tensor, ModelError> {
-        Ok(Tensor::new(1, len, self.read(name, &[&[len], &[1, len]])?.to_f32()))
+        Ok(self.backend.tensor(1, len, self.values(name, len)?))
+    }
+
+    /// As [`Loader::vector`], for what is computed with outside the kernels.
+    pub fn values(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        Ok(self.read(name, &[&[len], &[1, len]])?.to_f32())
     }
 
     /// Rotation tables; layers with equal ones share them.

@@ -1,8 +1,9 @@
 //! A model ready to run.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use fourfold_kernels::{Backend, KvDtype, Tensor};
+use fourfold_kernels::{Backend, KernelError, KvDtype, Tensor};
 use fourfold_tensor::WeightSource;
 
 use crate::layers::{Block, Embedding, Head};
@@ -12,6 +13,7 @@ use crate::{Cache, ModelError, ModelSpec, NoObserver, Segment, Sequence};
 /// A language model in memory: embedding, blocks, head.
 pub struct Model {
     spec: ModelSpec,
+    backend: Arc<dyn Backend>,
     embedding: Embedding,
     blocks: Vec<Block>,
     head: Head,
@@ -44,7 +46,12 @@ impl Model {
         }
         progress("head");
         let head = Head::load_sharing(spec, source, &backend, &embedding)?;
-        Ok(Self { spec: spec.clone(), embedding, blocks, head })
+        Ok(Self { spec: spec.clone(), backend, embedding, blocks, head })
+    }
+
+    /// Where the model runs: what reads its hidden rows and logits.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
     }
 
     /// What the model is made of.
@@ -85,6 +92,19 @@ impl Model {
     /// Scores of every token of the vocabulary, `[rows, vocab]`, for rows of [`Model::hidden`]. Callers bound the rows.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.head.logits(hidden)
+    }
+
+    /// Values of [`Model::logits`] of the rows `range` of `hidden`, row-major.
+    ///
+    /// # Errors
+    /// The device that the model runs on failed.
+    pub fn logits_of(&self, hidden: &Tensor, range: Range<usize>) -> Result<Vec<f32>, KernelError> {
+        let logits = if range == (0..hidden.rows()) {
+            self.logits(hidden)
+        } else {
+            self.logits(&self.backend.gather_rows(hidden, &range.collect::<Vec<_>>()))
+        };
+        self.backend.take(logits)
     }
 
     /// Bytes of all weights in memory; a tied matrix counts once.

@@ -105,9 +105,9 @@ pub fn evaluate(
         let last = window.ids.len() - 1;
         for start in (window.first..last).step_by(ROWS) {
             let rows = start..(start + ROWS).min(last);
-            let logits = logits_of(model, &hidden, rows.clone());
+            let logits = logits_of(model, &hidden, rows.clone())?;
             let base_logits = match (&mut base, &base_hidden) {
-                (Base::Model(original), Some(h)) => Some(logits_of(original, h, rows.clone())),
+                (Base::Model(original), Some(h)) => Some(logits_of(original, h, rows.clone())?),
                 (Base::Saved(saved), _) => Some(Tensor::new(rows.len(), vocab, saved.read(rows.len())?)),
                 (Base::None | Base::Model(_), _) => None,
             };
@@ -139,10 +139,8 @@ pub fn evaluate(
 }
 
 /// Logits of some rows of `hidden`.
-fn logits_of(model: &Model, hidden: &Tensor, rows: std::ops::Range<usize>) -> Tensor {
-    let cols = hidden.cols();
-    let part = Tensor::new(rows.len(), cols, hidden.host()[rows.start * cols..rows.end * cols].to_vec());
-    model.logits(&part)
+fn logits_of(model: &Model, hidden: &Tensor, rows: std::ops::Range<usize>) -> Result<Tensor, InferError> {
+    Ok(Tensor::new(rows.len(), model.spec().vocab_size, model.logits_of(hidden, rows)?))
 }
 
 /// Rows are independent, and a vocabulary is long: one row a task.
@@ -192,7 +190,7 @@ pub fn dump_logits(model: &Model, kv: KvDtype, windows: &[Window], out: &mut dyn
     for window in windows {
         let hidden = model.hidden(&window.ids, &mut model.new_cache(kv));
         for start in (0..tokens).step_by(ROWS) {
-            let logits = logits_of(model, &hidden, start..(start + ROWS).min(tokens));
+            let logits = logits_of(model, &hidden, start..(start + ROWS).min(tokens))?;
             let bytes: Vec<u8> = logits.host().iter().flat_map(|v| v.to_le_bytes()).collect();
             out.write_all(&bytes)?;
         }

@@ -27,8 +27,9 @@ pub use memory::{MAPPED_BYTES, keep_freed_memory};
 
 use self::pool::Pool;
 use self::quant::Context;
-use self::weight::{CpuWeight, Product};
-use crate::{AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearArg, RopeSpec, Tensor, Values};
+use self::weight::{CpuWeight, Leaf};
+use crate::composite::{self, Product};
+use crate::{AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearArg, Memory, RopeSpec, Tensor, Values};
 
 /// In which precision activations enter a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,32 +103,35 @@ impl Cpu {
     }
 }
 
-impl Backend for Cpu {
+impl Memory for Cpu {
     fn name(&self) -> String {
         format!("cpu {}", self.isa.name())
     }
 
     fn upload(&self, weight: Weight) -> Result<DeviceWeight, KernelError> {
         let (rows, cols) = (weight.rows(), weight.cols());
-        let weight = CpuWeight::prepare(self.context(), weight)?;
+        let weight = CpuWeight::of(self.context(), weight)?;
         Ok(DeviceWeight::new(rows, cols, weight.byte_len(), weight))
     }
+}
 
+impl Backend for Cpu {
     fn linear(&self, x: &Tensor, weights: &[LinearArg]) -> Vec<Tensor> {
-        let products: Vec<_> = weights.iter().map(|arg| Product { weight: arg.weight.get(), bias: arg.bias }).collect();
-        weight::linear(self.context(), x, &products)
+        let products: Vec<Product<Leaf>> =
+            weights.iter().map(|arg| Product { weight: arg.weight.get(), bias: arg.bias }).collect();
+        composite::linear(&self.context(), x, &products)
     }
 
     fn linear_rows(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor {
-        weight.get::<CpuWeight>().linear_rows(self.context(), x, rows)
+        weight.get::<CpuWeight>().linear_rows(&self.context(), x, rows)
     }
 
     fn linear_transposed(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor {
-        weight.get::<CpuWeight>().linear_transposed(self.context(), x, rows)
+        weight.get::<CpuWeight>().linear_transposed(&self.context(), x, rows)
     }
 
     fn embedding(&self, weight: &DeviceWeight, ids: &[u32]) -> Tensor {
-        weight.get::<CpuWeight>().embedding(self.context(), ids)
+        weight.get::<CpuWeight>().embedding(&self.context(), ids)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {

@@ -48,5 +48,6 @@ fn row(cache: &KvCache, p: usize, start: usize, len: usize) -> Vec<f32> {
         KvData::F32(d) => d[range].to_vec(),
         KvData::F16(d) => d[range].iter().map(|v| v.to_f32()).collect(),
         KvData::Bf16(d) => d[range].iter().map(|v| v.to_f32()).collect(),
+        KvData::Device(_) => panic!("a cache on a device is read by its backend"),
     }
 }

@@ -11,13 +11,13 @@ use std::ops::Range;
 
 use fourfold_tensor::Weight;
 
-use crate::{AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearArg, RopeSpec, Tensor, Values};
+use crate::{AttentionSpec, Backend, DeviceWeight, KernelError, KvCache, LinearArg, Memory, RopeSpec, Tensor, Values};
 
 /// The backend that defines what every operation means.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
-impl Backend for Reference {
+impl Memory for Reference {
     fn name(&self) -> String {
         "reference".to_owned()
     }
@@ -27,7 +27,9 @@ impl Backend for Reference {
         validate(&weight)?;
         Ok(DeviceWeight::new(weight.rows(), weight.cols(), weight.byte_len(), weight))
     }
+}
 
+impl Backend for Reference {
     fn linear(&self, x: &Tensor, weights: &[LinearArg]) -> Vec<Tensor> {
         let one = |arg: &LinearArg| linear::linear(x, arg.weight.get(), 0..arg.weight.rows(), arg.bias);
         weights.iter().map(one).collect()

@@ -231,6 +231,6 @@ impl Linear {
             layer.weight_backward(x, dy, pass, gradients);
             sum = Some(layer.input_backward(dy, sum, pass));
         }
-        sum.unwrap_or_else(|| Tensor::zeros(x.rows(), x.cols()))
+        sum.unwrap_or_else(|| pass.backend.zeros(x.rows(), x.cols()))
     }
 }

@@ -84,7 +84,7 @@ impl Lora {
         let Some(rank) = loader.adapter_rank(&names[0]) else { return Ok(None) };
         let a = loader.matrix(&names[0], rank, spec.inputs)?;
         let b = loader.matrix(&names[1], spec.outputs, rank)?;
-        let scaling = loader.vector(&format!("{}{LORA_SCALING}", spec.name), 1)?.host()[0];
+        let scaling = loader.values(&format!("{}{LORA_SCALING}", spec.name), 1)?[0];
         Ok(Some(Self { names, a, b, scaling }))
     }
 
@@ -119,7 +119,7 @@ impl Lora {
     }
 
     fn scaled(&self, x: &Tensor, backend: &dyn Backend) -> Tensor {
-        let mut scaled = Tensor::zeros(x.rows(), x.cols());
+        let mut scaled = backend.zeros(x.rows(), x.cols());
         self.add_scaled(&mut scaled, x, backend);
         scaled
     }

@@ -245,7 +245,7 @@ impl Mla {
         let head_rows = |head: usize| -> Vec<usize> { (0..tokens).map(|t| t * heads + head).collect() };
         let ones = vec![1.0; tokens];
 
-        let mut query = Tensor::zeros(tokens * heads, width);
+        let mut query = backend.zeros(tokens * heads, width);
         for head in 0..heads {
             let rows = head_rows(head);
             let part = backend.gather_rows(q, &rows);
@@ -270,7 +270,7 @@ impl Mla {
             backend.attention(&query, cache, Values::PrefixOfKeys, &spec)
         });
         let mixed = mixed.reshape(tokens * heads, kv_lora_rank);
-        let mut output = Tensor::zeros(tokens * heads, value_dim);
+        let mut output = backend.zeros(tokens * heads, value_dim);
         for head in 0..heads {
             let rows = head_rows(head);
             let first = head * (nope_dim + value_dim) + nope_dim;

@@ -81,7 +81,7 @@ impl Moe {
         let loads = self.router.forward(x, pass);
         let mut output = match &self.shared {
             Some(shared) => shared.forward(x, pass),
-            None => Tensor::zeros(x.rows(), x.cols()),
+            None => pass.backend.zeros(x.rows(), x.cols()),
         };
         for (expert, load) in self.experts.iter().zip(&loads) {
             if load.rows.is_empty() {
@@ -108,7 +108,7 @@ impl Moe {
                 let (y, saved) = shared.train_forward(x, pass);
                 (y, Some(saved))
             }
-            None => (Tensor::zeros(x.rows(), x.cols()), None),
+            None => (pass.backend.zeros(x.rows(), x.cols()), None),
         };
         let experts = self.each(x, &loads, pass, |expert, input, load| {
             let (output, saved) = expert.train_forward(input, pass);
@@ -157,7 +157,7 @@ impl Moe {
         let MoeSaved { loads, logits, experts, shared } = saved;
         let mut dx = match (&self.shared, shared) {
             (Some(layer), Some(saved)) => layer.backward(x, saved, dy, pass, gradients),
-            (None, _) | (_, None) => Tensor::zeros(x.rows(), x.cols()),
+            (None, _) | (_, None) => pass.backend.zeros(x.rows(), x.cols()),
         };
         let mut d_factors = vec![Vec::new(); loads.len()];
         for (e, saved) in experts.into_iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fourfold_kernels::{RopeSpec, Tensor};
+use fourfold_kernels::{Backend, RopeSpec, Tensor};
 
 use super::{Pass, TrainPass};
 
@@ -120,19 +120,19 @@ struct Tables {
     sin: Tensor,
 }
 
-/// Tables of rotations, computed for the positions reached so far and shared by the layers that rotate alike.
+/// Tables of rotations, computed for the positions reached so far and shared by the layers that rotate alike. They lie where the
+/// backend that asks for them first computes.
 pub struct Rotary {
     spec: RotarySpec,
     frequencies: Vec<f32>,
-    tables: Mutex<Arc<Tables>>,
+    tables: Mutex<Option<Arc<Tables>>>,
 }
 
 impl Rotary {
     /// Tables for no position yet.
     pub fn new(spec: RotarySpec) -> Self {
         let frequencies = spec.frequencies();
-        let tables = Mutex::new(Arc::new(tables(&frequencies, spec.attention_factor(), 0)));
-        Self { spec, frequencies, tables }
+        Self { spec, frequencies, tables: Mutex::new(None) }
     }
 
     /// What the tables are made for.
@@ -143,7 +143,7 @@ impl Rotary {
     /// Rotates part of each head of `x`, see [`RopeSpec`].
     pub fn apply(&self, x: &mut Tensor, rope: &RopeSpec, pass: &Pass) {
         let tokens = x.rows() / rope.heads;
-        let tables = self.tables(rope.first_position + tokens);
+        let tables = self.tables(rope.first_position + tokens, pass.backend);
         pass.backend.rope(x, &tables.cos, &tables.sin, rope);
     }
 
@@ -162,18 +162,22 @@ impl Rotary {
     /// A row of the tables for each row of the batch.
     fn packed(&self, pass: &TrainPass) -> Tables {
         let last = pass.positions.iter().copied().max().unwrap_or(0);
-        let tables = self.tables(last + 1);
+        let tables = self.tables(last + 1, pass.backend);
         let rows = |table: &Tensor| pass.backend.gather_rows(table, pass.positions);
         Tables { cos: rows(&tables.cos), sin: rows(&tables.sin) }
     }
 
-    fn tables(&self, positions: usize) -> Arc<Tables> {
+    fn tables(&self, positions: usize, backend: &dyn Backend) -> Arc<Tables> {
         let mut held = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.cos.rows() < positions {
-            let positions = Self::table_positions(positions);
-            *held = Arc::new(tables(&self.frequencies, self.spec.attention_factor(), positions));
+        match &*held {
+            Some(tables) if tables.cos.rows() >= positions => Arc::clone(tables),
+            Some(_) | None => {
+                let positions = Self::table_positions(positions);
+                let made = Arc::new(tables(&self.frequencies, self.spec.attention_factor(), positions, backend));
+                *held = Some(Arc::clone(&made));
+                made
+            }
         }
-        Arc::clone(&held)
     }
 
     /// Positions the tables are made for when `positions` are asked for: doubling keeps the work linear.
@@ -182,14 +186,17 @@ impl Rotary {
     }
 }
 
-fn tables(frequencies: &[f32], factor: f64, positions: usize) -> Tables {
+fn tables(frequencies: &[f32], factor: f64, positions: usize, backend: &dyn Backend) -> Tables {
     let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
     let (sin, cos) = angles.map(|a| ((a.sin() * factor) as f32, (a.cos() * factor) as f32)).unzip();
-    Tables { cos: Tensor::new(positions, frequencies.len(), cos), sin: Tensor::new(positions, frequencies.len(), sin) }
+    let tensor = |values| backend.tensor(positions, frequencies.len(), values);
+    Tables { cos: tensor(cos), sin: tensor(sin) }
 }
 
 #[cfg(test)]
 mod tests {
+    use fourfold_kernels::Reference;
+
     use super::*;
 
     fn frequencies(dim: usize, theta: f64, scaling: RotaryScaling) -> Vec<f32> {
@@ -230,8 +237,8 @@ mod tests {
     #[test]
     fn tables_grow_and_agree_with_themselves() {
         let rotary = Rotary::new(RotarySpec { dim: 4, theta: 100.0, scaling: RotaryScaling::Default });
-        let early = rotary.tables(3);
-        let late = rotary.tables(1000);
+        let early = rotary.tables(3, &Reference);
+        let late = rotary.tables(1000, &Reference);
         assert!(early.cos.rows() >= 3 && late.cos.rows() >= 1000);
         assert_eq!(early.sin.row(2), late.sin.row(2));
         assert_eq!(late.cos.row(10), [10f32.cos(), 1f32.cos()]);

@@ -1,6 +1,6 @@
 //! Which experts a token goes to, and with what weight.
 
-use fourfold_kernels::Tensor;
+use fourfold_kernels::{Backend, Tensor};
 
 use super::{Gradients, Linear, LinearSpec, Pass, TrainPass};
 use crate::loader::Loader;
@@ -180,7 +180,7 @@ pub struct Router {
 impl Router {
     pub(crate) fn load(spec: &RouterSpec, prefix: &str, loader: &Loader) -> Result<Self, ModelError> {
         let bias = match spec.bias(prefix) {
-            Some(bias) => loader.vector(&bias.name, spec.experts)?.into_host(),
+            Some(bias) => loader.values(&bias.name, spec.experts)?,
             None => Vec::new(),
         };
         Ok(Self { spec: spec.clone(), linear: Linear::load_f32(&spec.linear(prefix), loader)?, bias })
@@ -189,13 +189,15 @@ impl Router {
     /// The tokens of each expert, for x `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Vec<ExpertLoad> {
         let logits = self.linear.forward(x, pass);
-        self.loads(&logits)
+        self.loads(&logits, pass.backend)
     }
 
-    fn loads(&self, logits: &Tensor) -> Vec<ExpertLoad> {
+    /// Where a device has failed no token goes anywhere: it says so when the model's output is read.
+    fn loads(&self, logits: &Tensor, backend: &dyn Backend) -> Vec<ExpertLoad> {
         let mut loads = vec![ExpertLoad::default(); self.spec.experts];
-        for token in 0..logits.rows() {
-            for (expert, factor) in self.spec.choose(logits.row(token), &self.bias) {
+        let Ok(values) = backend.read(logits) else { return loads };
+        for (token, logits) in values.chunks_exact(self.spec.experts).enumerate() {
+            for (expert, factor) in self.spec.choose(logits, &self.bias) {
                 loads[expert].rows.push(token);
                 loads[expert].factors.push(factor);
             }
@@ -211,7 +213,7 @@ impl Router {
     /// As [`Router::forward`], and the logits `[tokens, experts]`.
     pub fn train_forward(&self, x: &Tensor, pass: &TrainPass) -> (Vec<ExpertLoad>, Tensor) {
         let [logits] = Linear::train_forward_shared([&self.linear], x, pass);
-        (self.loads(&logits), logits)
+        (self.loads(&logits, pass.backend), logits)
     }
 
     /// The gradient of `x` from those of the factors: `d_factors[e][i]` belongs to `loads[e].factors[i]`. The choice itself has

@@ -101,7 +101,7 @@ impl Backward for Cpu {
     }
 
     fn input_gradient(&self, dy: Input, weight: &DeviceWeight, sum: Option<Tensor>) -> Tensor {
-        weight.get::<CpuWeight>().input_gradient(self.context(), dy, sum)
+        weight.get::<CpuWeight>().input_gradient(self.context(), dy, weight.rows(), sum)
     }
 
     fn linear_weight_gradient(&self, x: &Tensor, dy: &Tensor, dw: &mut Tensor) {
