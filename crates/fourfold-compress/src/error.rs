@@ -47,6 +47,16 @@ pub enum MethodError {
         /// `NaN`, `inf` or `-inf`.
         value: f32,
     },
+    /// Numbers that f16 holds as zero, as infinity, or too coarsely.
+    #[error("its {what} reach {largest:e}, which f16 does not hold; {remedy}")]
+    BeyondF16 {
+        /// Which numbers.
+        what: &'static str,
+        /// The largest, as f16 holds it.
+        largest: f32,
+        /// What helps.
+        remedy: &'static str,
+    },
     /// Settings that contradict each other or have no kernel.
     #[error("{0}")]
     Settings(String),

@@ -143,6 +143,14 @@ impl WeightSource for Merged {
                 }
             },
         );
-        Ok(Dense::new(weight.shape(), FloatBuffer::from_f32(merged, dtype)).into())
+        let merged = FloatBuffer::from_f32(merged, dtype);
+        let too_large = (0..merged.len()).find(|&i| !merged.get(i).is_finite());
+        if let Some(place) = too_large {
+            let row = place / cols.max(1);
+            return Err(misfit(format!(
+                "merged, row {row} is beyond the largest {dtype}: cast the model to BF16 before"
+            )));
+        }
+        Ok(Dense::new(weight.shape(), merged).into())
     }
 }

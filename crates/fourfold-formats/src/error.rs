@@ -7,6 +7,7 @@ use fourfold_tensor::{DType, LowRankError, QuantizedError, SourceError, SparseEr
 use thiserror::Error;
 
 use crate::gguf::GgufError;
+use crate::hf::AdapterError;
 use crate::hub::HubError;
 use crate::quantization::ConfigError;
 use crate::safetensors::{HeaderError, IndexError};
@@ -94,6 +95,14 @@ pub enum FormatError {
         /// What went wrong.
         problem: HubError,
     },
+    /// An adapter that cannot be applied.
+    #[error("{}: {problem}", file.display())]
+    Adapter {
+        /// The file of the adapter.
+        file: PathBuf,
+        /// What is wrong.
+        problem: AdapterError,
+    },
     /// One tensor cannot be used.
     #[error("{}: tensor {tensor}: {problem}", file.display())]
     Tensor {
@@ -114,6 +123,14 @@ pub enum TensorError {
     NotFloat {
         /// The stored type.
         dtype: DType,
+        /// The stored shape.
+        shape: Vec<usize>,
+    },
+    /// Elements of a type that the format has and this program does not compute with.
+    #[error("{dtype} {shape:?}: this program does not compute with {dtype}; save the tensor as F32, F16 or BF16")]
+    ForeignType {
+        /// The stored type.
+        dtype: String,
         /// The stored shape.
         shape: Vec<usize>,
     },
@@ -314,6 +331,7 @@ impl From<FormatError> for SourceError {
             }
             FormatError::Hub { repo, problem } => Self::File { file: repo.into(), reason: Box::new(problem) },
             FormatError::Output { path, problem } => Self::File { file: path, reason: Box::new(problem) },
+            FormatError::Adapter { file, problem } => Self::File { file, reason: Box::new(problem) },
             FormatError::Gguf { file, problem } => Self::File { file, reason: Box::new(problem) },
         }
     }

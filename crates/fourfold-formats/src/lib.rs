@@ -18,5 +18,5 @@ pub mod writer;
 
 pub use checkpoint::{Access, Checkpoint, Fp8Decode, OpenOptions, SpecialTokens, TokenizerSource, open, open_with};
 pub use error::{FormatError, OutputError, TensorError};
-pub use hf::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, with_adapter};
+pub use hf::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adaptable, AdapterError, with_adapter};
 pub use writer::{ModelFiles, SafetensorsWriter, WriteOptions};

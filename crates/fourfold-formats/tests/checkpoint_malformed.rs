@@ -59,6 +59,46 @@ fn each_malformation_of_an_index_has_its_variant() {
     }
 }
 
+/// A tensor in two shards, or in another one than the index says, leaves it open which is meant.
+#[test]
+fn shards_that_contradict_their_index_are_refused() {
+    let index = r#"{"weight_map": {"a": "s1.safetensors", "b": "s2.safetensors"}}"#;
+    let owned = str::to_owned;
+    let (a, b, s1, s2) = (owned("a"), owned("b"), owned("s1.safetensors"), owned("s2.safetensors"));
+    for (first, second, expected) in [
+        (["a", "b"], ["b", "c"], IndexError::InTwoShards { tensor: b.clone(), first: s1.clone(), second: s2.clone() }),
+        (["b", "c"], ["a", "d"], IndexError::OtherShard { tensor: a, shard: s1, other: s2 }),
+    ] {
+        let dir = directory(&[
+            ("config.json", b"{}"),
+            ("model.safetensors.index.json", index.as_bytes()),
+            ("s1.safetensors", &shard_of(&first)),
+            ("s2.safetensors", &shard_of(&second)),
+        ]);
+        match fourfold_formats::open(dir.path()).unwrap_err() {
+            FormatError::Index { problem, .. } => assert_eq!(problem, expected),
+            other => panic!("{other}"),
+        }
+    }
+    // What the index does not list is there all the same.
+    let dir = directory(&[
+        ("config.json", b"{}"),
+        ("model.safetensors.index.json", index.as_bytes()),
+        ("s1.safetensors", &shard_of(&["a", "c"])),
+        ("s2.safetensors", &shard("b")),
+    ]);
+    assert_eq!(fourfold_formats::open(dir.path()).unwrap().weights.load("c").unwrap().shape(), [2]);
+}
+
+/// Several tensors of the values of [`shard`].
+fn shard_of(names: &[&str]) -> Vec<u8> {
+    let data: Vec<u8> = [1.0f32, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let views = names
+        .iter()
+        .map(|&name| (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], &data).unwrap()));
+    safetensors::serialize(views, None).unwrap()
+}
+
 #[test]
 fn shards_are_one_checkpoint() {
     let index = r#"{"metadata": {"total_size": 16}, "weight_map": {"b": "s2.safetensors", "a": "s1.safetensors"}}"#;

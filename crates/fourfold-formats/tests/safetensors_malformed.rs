@@ -6,7 +6,6 @@ use common::file_of;
 use fourfold_formats::FormatError;
 use fourfold_formats::safetensors::{HEADER_LIMIT, HeaderError, Store};
 use fourfold_formats::{Access, OpenOptions};
-use fourfold_tensor::DType;
 
 /// Opens bytes as a file and gives back what is wrong with its header.
 fn problem(bytes: &[u8]) -> HeaderError {
@@ -65,12 +64,12 @@ fn each_malformation_has_its_variant() {
         (
             "a shape that overflows",
             file_of(&one("F32", "[4294967296,4294967296]", "[0,8]"), 8),
-            HeaderError::ShapeOverflow { tensor: t(), dtype: DType::F32, shape: vec![1 << 32, 1 << 32] },
+            HeaderError::ShapeOverflow { tensor: t(), dtype: "F32".into(), shape: vec![1 << 32, 1 << 32] },
         ),
         (
             "a shape that overflows once bytes are counted",
             file_of(&one("F64", "[1152921504606846976,8]", "[0,8]"), 8),
-            HeaderError::ShapeOverflow { tensor: t(), dtype: DType::F64, shape: vec![1 << 60, 8] },
+            HeaderError::ShapeOverflow { tensor: t(), dtype: "F64".into(), shape: vec![1 << 60, 8] },
         ),
         (
             "offsets that run backwards",
@@ -80,12 +79,12 @@ fn each_malformation_has_its_variant() {
         (
             "fewer bytes than the shape needs",
             file_of(&one("F32", "[3]", "[0,8]"), 8),
-            HeaderError::LengthMismatch { tensor: t(), dtype: DType::F32, shape: vec![3], expected: 12, found: 8 },
+            HeaderError::LengthMismatch { tensor: t(), dtype: "F32".into(), shape: vec![3], expected: 12, found: 8 },
         ),
         (
             "another dtype than the bytes are of",
             file_of(&one("BF16", "[2]", "[0,8]"), 8),
-            HeaderError::LengthMismatch { tensor: t(), dtype: DType::Bf16, shape: vec![2], expected: 4, found: 8 },
+            HeaderError::LengthMismatch { tensor: t(), dtype: "BF16".into(), shape: vec![2], expected: 4, found: 8 },
         ),
         (
             "a truncated file",
@@ -203,4 +202,39 @@ fn odd_but_valid_files_are_read() {
         let missing = model.weights.load("c").unwrap_err().to_string();
         assert!(missing.contains("no tensor named c") && missing.contains("model.safetensors"), "{missing}");
     }
+}
+
+/// What the reference implementation reads is read: no metadata at all, and types that this program does not compute
+/// with, as long as nothing asks for their numbers.
+#[test]
+fn types_that_nothing_computes_with_are_listed() {
+    let header = r#"{"__metadata__":null,"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+        "freqs_cis":{"dtype":"C64","shape":[3],"data_offsets":[8,32]},
+        "codes":{"dtype":"F4","shape":[2,3],"data_offsets":[32,35]},
+        "fnuz":{"dtype":"F8_E4M3FNUZ","shape":[5],"data_offsets":[35,40]}}"#;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    std::fs::write(&path, file_of(header, 40)).unwrap();
+    std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+    safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).expect("the reference reads it");
+    let model = fourfold_formats::open(&path).unwrap();
+    assert_eq!(model.weight_bytes, 40);
+    assert_eq!(model.weights.load("w").unwrap().shape(), [2]);
+    for (name, dtype, shape) in
+        [("freqs_cis", "C64", vec![3]), ("codes", "F4", vec![2, 3]), ("fnuz", "F8_E4M3FNUZ", vec![5])]
+    {
+        let info = model.weights.info(name).unwrap();
+        assert_eq!((info.storage.as_str(), &info.shape), (dtype, &shape));
+        let error = model.weights.load(name).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(dtype) && error.contains("does not compute"), "{error}");
+    }
+    for (header, bytes, expected) in [
+        (one("C64", "[2]", "[0,8]"), 8, "C64 [2] takes 16 bytes"),
+        (one("F4", "[3]", "[0,2]"), 2, "ends inside a byte"),
+    ] {
+        let message = problem(&file_of(&header, bytes)).to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+    let overlap = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"C64","shape":[1],"data_offsets":[4,12]}}"#;
+    assert!(matches!(problem(&file_of(overlap, 12)), HeaderError::Overlap { .. }));
 }

@@ -44,6 +44,47 @@ pub enum ModelError {
         /// What the checkpoint holds.
         found: Vec<usize>,
     },
+    /// A tensor that the architecture reads is not in the checkpoint.
+    #[error("no tensor named {tensor}{}{found}", and_others(*others))]
+    MissingTensor {
+        /// The first of them.
+        tensor: String,
+        /// How many more there are.
+        others: usize,
+        /// What the checkpoint holds in its place; empty where nothing is like it.
+        found: String,
+    },
+    /// A weight in the layout of another program.
+    #[error(
+        "tensor {tensor}: the checkpoint holds {found}, which this program does not read (start from the unquantized checkpoint, \
+         or a GGUF file)"
+    )]
+    ForeignLayout {
+        /// The weight.
+        tensor: String,
+        /// What shows the layout.
+        found: String,
+    },
+    /// A tensor of a type that no layer computes with.
+    #[error("tensor {tensor}: {storage} {shape:?}: floats are read as F32, F16, BF16, F64 and F8_E4M3")]
+    NotFloat {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        storage: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Two tensors that would both be one of the model's.
+    #[error("tensor {tensor} is there twice, as {first} and as {second}")]
+    TwoNames {
+        /// The model's name of it.
+        tensor: String,
+        /// The first one's name.
+        first: String,
+        /// The second one's.
+        second: String,
+    },
     /// The checkpoint cannot give the tensor.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -63,4 +104,13 @@ pub enum ModelError {
         /// How many there are.
         blocks: usize,
     },
+}
+
+/// "and n others", where there are others.
+fn and_others(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => " and 1 other".to_owned(),
+        n => format!(" and {n} others"),
+    }
 }

@@ -110,7 +110,7 @@ impl ParameterStore {
     /// Reads every tensor of `weights` from a checkpoint, one at a time.
     ///
     /// # Errors
-    /// A tensor is missing or cannot be read.
+    /// A tensor is missing, has another shape, or cannot be read.
     pub fn load(weights: &[WeightSpec], source: &dyn WeightSource, recipe: &Recipe) -> Result<Self, SourceError> {
         let mut store = Self::empty(recipe);
         for weight in weights {
@@ -120,7 +120,9 @@ impl ParameterStore {
     }
 
     fn read(&mut self, weight: &WeightSpec, source: &dyn WeightSource, recipe: &Recipe) -> Result<(), SourceError> {
-        match source.load(&weight.name)? {
+        let loaded = source.load(&weight.name)?;
+        checked(weight, &loaded)?;
+        match loaded {
             Weight::Dense(values) => self.push(weight, recipe, |first, out| values.data().read_f32(first, out)),
             Weight::Sparse(pruned) => self.push_pruned(weight, &pruned, recipe),
             packed @ (Weight::Quantized(_) | Weight::LowRank(_) | Weight::Sum(_)) => {
@@ -374,6 +376,15 @@ impl WeightSource for ParameterStore {
             }
         }
     }
+}
+
+/// Refuses a tensor of another shape than the model's.
+fn checked(weight: &WeightSpec, loaded: &Weight) -> Result<(), SourceError> {
+    weight.check_shape(&loaded.shape()).map_err(|error| SourceError::Tensor {
+        file: "the checkpoint".into(),
+        tensor: weight.name.clone(),
+        reason: error.into(),
+    })
 }
 
 /// A standard normal number (Box & Muller 1958).

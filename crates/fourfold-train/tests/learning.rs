@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::Reference;
 use fourfold_kernels::backward::Backward;
+use fourfold_models::testing::RandomWeights;
 use fourfold_models::{ModelSpec, spec_from_config};
 use fourfold_tensor::DType;
 use fourfold_train::batch::Batch;
@@ -143,4 +144,20 @@ fn steps_are_reproducible_and_bad_batches_change_nothing() {
     assert!(matches!(a.step(&unknown), Err(TrainError::Batch { step: 4, source: BatchError::Token { .. } })));
     assert!(matches!(a.step(&Batch::default()), Err(TrainError::Batch { step: 4, source: BatchError::Empty })));
     assert_eq!(a.step(&batch(3)).unwrap(), b.step(&batch(3)).unwrap());
+}
+
+/// A checkpoint's tensor of another shape is refused by name, whatever its size.
+#[test]
+fn tensors_of_another_shape_are_not_learned_from() {
+    let spec = spec(false);
+    for weight in spec.weights() {
+        let larger: Vec<usize> = weight.shape.iter().map(|&d| d + 1).collect();
+        let smaller: Vec<usize> = weight.shape.iter().map(|&d| d - 1).collect();
+        let turned: Vec<usize> = weight.shape.iter().rev().copied().collect();
+        for shape in [larger, smaller, turned].iter().filter(|shape| **shape != weight.shape) {
+            let source = RandomWeights::new(&spec, 1).with(&weight.name, shape);
+            let error = ParameterStore::load(&spec.weights(), &source, &Recipe::QUARTER).err().unwrap().to_string();
+            assert!(error.contains(&weight.name) && error.contains(&format!("{shape:?}")), "{error}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ mod memory;
 mod model;
 mod output;
 mod progress;
+mod weights;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@ use fourfold_tensor::{DType, Dense, FloatBuffer, Form, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::MethodError;
+use crate::methods::range::{Stored, check_f16};
 use crate::methods::{Compressed, Method, Needs, Stats, matrix};
 
 /// The name in plans.
@@ -55,6 +56,9 @@ impl Method for Cast {
 
     fn compress(&self, weight: &Weight, stats: Stats) -> Result<Compressed, MethodError> {
         let values = matrix::read(weight)?;
+        if self.dtype == Float::F16 {
+            check_f16(&values, Stored::Values)?;
+        }
         let stored = Dense::new(weight.shape(), FloatBuffer::from_f32(values.clone(), self.dtype())).into();
         let error = matrix::relative_error(&values, &stored, &stats);
         Ok(Compressed { weight: stored, error })

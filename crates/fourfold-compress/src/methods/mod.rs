@@ -7,6 +7,7 @@ pub mod decompose;
 pub(crate) mod matrix;
 pub mod prune;
 pub mod quantize;
+mod range;
 
 use fourfold_tensor::{Form, Weight};
 use serde_json::Value;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::adapter::ADAPTER_CONFIG;
 use super::source::HfSource;
 use super::special::special_tokens;
 use crate::quantization::QuantizationConfig;
@@ -17,6 +18,12 @@ const TOKENIZER_LIMIT: u64 = 256 << 20;
 pub(crate) fn open_directory(dir: &Path, options: OpenOptions) -> Result<Checkpoint, FormatError> {
     let config_path = dir.join("config.json");
     if !config_path.try_exists().map_err(FormatError::io(&config_path))? {
+        if dir.join(ADAPTER_CONFIG).exists() {
+            let reason = format!(
+                "holds an adapter ({ADAPTER_CONFIG}) and no model: name its base model, and this with --adapter"
+            );
+            return Err(FormatError::NotACheckpoint { path: dir.to_owned(), reason });
+        }
         let reason = "holds no config.json (a Hugging Face model directory or a .gguf file was expected)".to_owned();
         return Err(FormatError::NotACheckpoint { path: dir.to_owned(), reason });
     }
@@ -61,15 +68,16 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions
     })
 }
 
-/// The weights: by index, as `model.safetensors`, or as the only safetensors file there is.
+/// The weights: as `model.safetensors`, by index, or as the only safetensors file there is. Where the first two are
+/// there, transformers reads the single file.
 fn open_store(dir: &Path, options: OpenOptions) -> Result<Store, FormatError> {
-    let index = dir.join(INDEX_NAME);
-    if index.try_exists().map_err(FormatError::io(&index))? {
-        return Store::sharded(&Index::read(&index)?, options.access);
-    }
     let single = dir.join("model.safetensors");
     if single.try_exists().map_err(FormatError::io(&single))? {
         return Store::single(&single, options.access);
+    }
+    let index = dir.join(INDEX_NAME);
+    if index.try_exists().map_err(FormatError::io(&index))? {
+        return Store::sharded(&Index::read(&index)?, options.access);
     }
     let not = |reason: String| FormatError::NotACheckpoint { path: dir.to_owned(), reason };
     let files = files(dir)?;

@@ -5,6 +5,6 @@ mod directory;
 mod source;
 mod special;
 
-pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, with_adapter};
+pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adaptable, AdapterError, with_adapter};
 pub(crate) use directory::{open_directory, open_file};
 pub use source::HfSource;

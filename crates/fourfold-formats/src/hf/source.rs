@@ -10,7 +10,7 @@ use crate::quantization::{
     Build, PARTS, QuantizationConfig, Scheme, Strategy, decode_blocks, decode_plain, load_composite, load_naive,
     load_packed, packed_shape, read_floats,
 };
-use crate::safetensors::{DataFile, Entry, Store};
+use crate::safetensors::{DataFile, Entry, ForeignEntry, Store};
 use crate::{FormatError, Fp8Decode, TensorError};
 
 /// The weights of safetensors files.
@@ -30,6 +30,8 @@ pub struct HfSource {
 enum Recipe {
     /// As it stands.
     Plain,
+    /// Not at all: its type is none that is computed with.
+    Foreign,
     /// From packed codes and their parts.
     Packed(Scheme),
     /// From one code a byte and its parts.
@@ -87,6 +89,13 @@ impl HfSource {
             }
             infos.push(describe(&store, entry, name, recipe, &builds)?);
         }
+        for (file, entry) in store.foreign() {
+            if recipes.insert(entry.name.clone(), (infos.len(), Recipe::Foreign)).is_some() {
+                return Err(Failure::from(TensorError::PackedAndPlain).at(file.path(), &entry.name));
+            }
+            let (name, shape, storage) = (entry.name.clone(), entry.shape.clone(), entry.dtype.clone());
+            infos.push(TensorInfo { name, shape, storage, bytes: entry.bytes });
+        }
         Ok(Self { path: path.to_owned(), store, fp8, infos, recipes, builds })
     }
 
@@ -99,14 +108,37 @@ impl HfSource {
     fn raw_name(&self, name: &str, recipe: Recipe) -> String {
         match recipe {
             Recipe::Packed(_) => format!("{name}_packed"),
-            Recipe::Plain | Recipe::Naive(_) | Recipe::Fp8 { .. } => name.to_owned(),
+            Recipe::Plain | Recipe::Foreign | Recipe::Naive(_) | Recipe::Fp8 { .. } => name.to_owned(),
             Recipe::Composite(place) => self.builds[place].first_part(name),
+        }
+    }
+
+    /// Reads one logical tensor.
+    ///
+    /// # Errors
+    /// What is wrong with its bytes, or that there is no such tensor.
+    pub(crate) fn read_named(&self, name: &str) -> Result<Weight, FormatError> {
+        let missing =
+            || FormatError::NotACheckpoint { path: self.path.clone(), reason: format!("holds no tensor {name}") };
+        let &(_, recipe) = self.recipes.get(name).ok_or_else(missing)?;
+        if let Some((file, entry)) = self.foreign(name, recipe) {
+            let (dtype, shape) = (entry.dtype.clone(), entry.shape.clone());
+            return Err(Failure::from(TensorError::ForeignType { dtype, shape }).at(file.path(), name));
+        }
+        let (file, entry) = self.store.get(&self.raw_name(name, recipe)).ok_or_else(missing)?;
+        self.read(file, entry, name, recipe)
+    }
+
+    fn foreign(&self, name: &str, recipe: Recipe) -> Option<(&DataFile, &ForeignEntry)> {
+        match recipe {
+            Recipe::Foreign => self.store.foreign().find(|(_, entry)| entry.name == name),
+            Recipe::Plain | Recipe::Packed(_) | Recipe::Naive(_) | Recipe::Fp8 { .. } | Recipe::Composite(_) => None,
         }
     }
 
     fn read(&self, file: &DataFile, entry: &Entry, name: &str, recipe: Recipe) -> Result<Weight, FormatError> {
         match recipe {
-            Recipe::Plain => read_plain(file, entry, self.fp8).map_err(|e| e.at(file.path(), name)),
+            Recipe::Plain | Recipe::Foreign => read_plain(file, entry, self.fp8).map_err(|e| e.at(file.path(), name)),
             Recipe::Packed(scheme) => load_packed(&self.store, name, scheme),
             Recipe::Naive(scheme) => load_naive(&self.store, name, scheme),
             Recipe::Composite(place) => load_composite(&self.store, name, &self.builds[place]),
@@ -132,10 +164,10 @@ impl WeightSource for HfSource {
     }
 
     fn load(&self, name: &str) -> Result<Weight, SourceError> {
-        let missing = || SourceError::Missing { file: self.path.clone(), tensor: name.to_owned() };
-        let &(_, recipe) = self.recipes.get(name).ok_or_else(missing)?;
-        let (file, entry) = self.store.get(&self.raw_name(name, recipe)).ok_or_else(missing)?;
-        Ok(self.read(file, entry, name, recipe)?)
+        if self.recipes.contains_key(name) {
+            return Ok(self.read_named(name)?);
+        }
+        Err(SourceError::Missing { file: self.path.clone(), tensor: name.to_owned() })
     }
 }
 
@@ -204,7 +236,7 @@ fn describe(
         suffixes.iter().filter_map(|s| store.get(&format!("{name}{s}"))).map(|(_, part)| part.bytes).sum()
     };
     let (shape, storage, bytes) = match recipe {
-        Recipe::Plain => (entry.shape.clone(), entry.dtype.to_string(), entry.bytes),
+        Recipe::Plain | Recipe::Foreign => (entry.shape.clone(), entry.dtype.to_string(), entry.bytes),
         Recipe::Packed(scheme) => {
             let [rows, cols] = packed_shape(store, name, scheme)?;
             let mut storage = scheme.describe(cols);

@@ -97,6 +97,14 @@ pub enum ConfigError {
         /// Its name.
         format: String,
     },
+    /// A sparse layout of compressed-tensors, none of which this program reads.
+    #[error(
+        "quantization_config.sparsity_config.format is {format:?}; this program reads dense (save the model decompressed)"
+    )]
+    Sparsity {
+        /// Its name.
+        format: String,
+    },
     /// A member that is missing or has a value that means nothing.
     #[error("quantization_config.{member}: {reason}")]
     Member {
@@ -124,6 +132,11 @@ impl QuantizationConfig {
         let Some(section) = section.filter(|s| !s.is_null()) else {
             return Ok(Self::None);
         };
+        // Weights that are stored as a bitmask and the values it keeps, under names of their own.
+        let sparsity = section.get("sparsity_config").and_then(|sparsity| sparsity.get("format"));
+        if let Some(format) = sparsity.and_then(Value::as_str).filter(|&format| format != "dense") {
+            return Err(ConfigError::Sparsity { format: format.to_owned() });
+        }
         match section.get("quant_method").and_then(Value::as_str) {
             Some("fp8") => Self::fp8(section),
             Some("compressed-tensors" | "fourfold") | None if section.get("config_groups").is_some() => {
@@ -383,6 +396,10 @@ mod tests {
         let marlin = json!({"compression_config": {"format": "marlin-24", "config_groups": {}}});
         let error = QuantizationConfig::from_config(&marlin).unwrap_err();
         assert_eq!(error, ConfigError::Format { format: "marlin-24".to_owned() });
+        let sparse = json!({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {},
+            "sparsity_config": {"format": "sparse-bitmask"}}});
+        let error = QuantizationConfig::from_config(&sparse).unwrap_err();
+        assert_eq!(error, ConfigError::Sparsity { format: "sparse-bitmask".to_owned() });
         let fp8 = json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 64]}});
         let config = QuantizationConfig::from_config(&fp8).unwrap();
         assert!(matches!(config, QuantizationConfig::Fp8Blocks { rows: 128, cols: 64 }));

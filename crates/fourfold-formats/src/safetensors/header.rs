@@ -28,11 +28,35 @@ pub struct Entry {
     pub bytes: u64,
 }
 
+/// One tensor of a type that the format knows and this program does not compute with. Such a tensor is no fault of a
+/// file while nothing reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignEntry {
+    /// Its name.
+    pub name: String,
+    /// The type's name.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where its bytes begin in the file.
+    pub offset: u64,
+    /// How many they are.
+    pub bytes: u64,
+}
+
+/// Types of the format that [`DType`] has no word for, with the bits of an element, as the reference implementation has
+/// them.
+const FOREIGN_TYPES: &[(&str, u64)] =
+    &[("F4", 4), ("F6_E2M3", 6), ("F6_E3M2", 6), ("F8_E4M3FNUZ", 8), ("F8_E5M2FNUZ", 8), ("C64", 64)];
+
 /// A checked header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// The tensors, in the order of their bytes. Together they cover the file's data without gap or overlap.
+    /// The tensors, in the order of their bytes. With the foreign ones they cover the file's data without gap or
+    /// overlap.
     pub entries: Vec<Entry>,
+    /// Tensors of types that this program does not compute with, in the order of their bytes.
+    pub foreign: Vec<ForeignEntry>,
     /// `__metadata__`.
     pub metadata: Vec<(String, String)>,
 }
@@ -81,13 +105,13 @@ pub enum HeaderError {
         /// The claimed shape.
         shape: Vec<u64>,
     },
-    /// A number of bytes that no machine can hold.
-    #[error("tensor {tensor}: shape {shape:?} of {dtype} overflows")]
+    /// A number of bytes that no machine can hold, or that is no whole number.
+    #[error("tensor {tensor}: shape {shape:?} of {dtype} overflows, or ends inside a byte")]
     ShapeOverflow {
         /// The tensor.
         tensor: String,
         /// Its type.
-        dtype: DType,
+        dtype: String,
         /// The claimed shape.
         shape: Vec<u64>,
     },
@@ -107,7 +131,7 @@ pub enum HeaderError {
         /// The tensor.
         tensor: String,
         /// Its type.
-        dtype: DType,
+        dtype: String,
         /// Its shape.
         shape: Vec<u64>,
         /// Bytes by type and shape.
@@ -183,65 +207,96 @@ pub(super) fn header_length(first: [u8; 8], file_len: u64) -> Result<u64, Header
 pub fn parse_header(text: &[u8], data_start: u64, file_len: u64) -> Result<Header, HeaderError> {
     let raw: RawHeader = serde_json::from_slice(text).map_err(|e| HeaderError::Json(e.to_string()))?;
     let available = file_len.saturating_sub(data_start);
-    let mut entries = Vec::with_capacity(raw.tensors.len());
+    let (mut entries, mut foreign) = (Vec::with_capacity(raw.tensors.len()), Vec::new());
     for (name, tensor) in raw.tensors {
-        entries.push(check(name, tensor, data_start, available)?);
+        match check(name, tensor, data_start, available)? {
+            Checked::Known(entry) => entries.push(entry),
+            Checked::Foreign(entry) => foreign.push(entry),
+        }
     }
-    let mut names: Vec<&str> = entries.iter().map(|e| e.name.as_str()).collect();
+    let known = entries.iter().map(|e: &Entry| Span { offset: e.offset, bytes: e.bytes, name: &e.name });
+    let mut spans: Vec<Span> = known
+        .chain(foreign.iter().map(|e: &ForeignEntry| Span { offset: e.offset, bytes: e.bytes, name: &e.name }))
+        .collect();
+    let mut names: Vec<&str> = spans.iter().map(|span| span.name).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(HeaderError::Duplicate { tensor: pair[0].to_owned() });
     }
+    spans.sort_unstable();
+    covers_all(&spans, data_start, available)?;
     entries.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
-    covers_all(&entries, data_start, available)?;
-    Ok(Header { entries, metadata: raw.metadata })
+    foreign.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
+    Ok(Header { entries, foreign, metadata: raw.metadata })
+}
+
+/// The bytes of a tensor.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Span<'a> {
+    offset: u64,
+    bytes: u64,
+    name: &'a str,
+}
+
+/// An entry whose own claims hold.
+enum Checked {
+    Known(Entry),
+    Foreign(ForeignEntry),
 }
 
 /// One entry's own claims.
-fn check(name: String, raw: RawTensor, data_start: u64, available: u64) -> Result<Entry, HeaderError> {
+fn check(name: String, raw: RawTensor, data_start: u64, available: u64) -> Result<Checked, HeaderError> {
     let Shape(shape) = raw.shape;
     let [begin, end] = raw.data_offsets;
-    let Some(dtype) = dtype_of(&raw.dtype) else {
+    let dtype = dtype_of(&raw.dtype);
+    let foreign = || FOREIGN_TYPES.iter().find(|(known, _)| *known == raw.dtype).map(|&(_, bits)| bits);
+    let Some(bits) = dtype.map(|dtype| 8 * dtype.size() as u64).or_else(foreign) else {
         return Err(HeaderError::UnknownDtype { tensor: name, dtype: raw.dtype, shape });
     };
     // All dimensions must be representable, even beside a zero: `usize` holds what the machine can index.
     let dims: Option<Vec<usize>> = shape.iter().map(|&d| usize::try_from(d).ok()).collect();
-    let expected = shape.iter().try_fold(dtype.size() as u64, |n, &d| n.checked_mul(d));
+    let elements = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+    let expected = elements.and_then(|n| n.checked_mul(bits)).filter(|n| n % 8 == 0).map(|n| n / 8);
     let (Some(dims), Some(expected)) = (dims, expected.filter(|&n| n <= isize::MAX as u64)) else {
-        return Err(HeaderError::ShapeOverflow { tensor: name, dtype, shape });
+        return Err(HeaderError::ShapeOverflow { tensor: name, dtype: raw.dtype, shape });
     };
     if end < begin {
         return Err(HeaderError::OffsetsReversed { tensor: name, begin, end });
     }
     if end - begin != expected {
-        return Err(HeaderError::LengthMismatch { tensor: name, dtype, shape, expected, found: end - begin });
+        let (dtype, found) = (raw.dtype, end - begin);
+        return Err(HeaderError::LengthMismatch { tensor: name, dtype, shape, expected, found });
     }
     if end > available {
         return Err(HeaderError::BeyondFile { tensor: name, shape, end, available });
     }
-    Ok(Entry { name, dtype, shape: dims, offset: data_start + begin, bytes: expected })
+    let (offset, bytes) = (data_start + begin, expected);
+    Ok(match dtype {
+        Some(dtype) => Checked::Known(Entry { name, dtype, shape: dims, offset, bytes }),
+        None => Checked::Foreign(ForeignEntry { name, dtype: raw.dtype, shape: dims, offset, bytes }),
+    })
 }
 
-/// Whether sorted entries cover the data once.
-fn covers_all(entries: &[Entry], data_start: u64, available: u64) -> Result<(), HeaderError> {
+/// Whether sorted spans cover the data once.
+fn covers_all(spans: &[Span], data_start: u64, available: u64) -> Result<(), HeaderError> {
     let mut at = data_start;
-    let mut last: Option<&Entry> = None;
-    for entry in entries {
-        let (begin, end) = (entry.offset - data_start, at - data_start);
-        match (entry.offset.cmp(&at), last) {
+    let mut last: Option<&str> = None;
+    for span in spans {
+        let (begin, end) = (span.offset - data_start, at - data_start);
+        match (span.offset.cmp(&at), last) {
             (std::cmp::Ordering::Less, Some(other)) => {
-                let (tensor, other) = (entry.name.clone(), other.name.clone());
+                let (tensor, other) = (span.name.to_owned(), other.to_owned());
                 return Err(HeaderError::Overlap { tensor, other, begin, end });
             }
             (std::cmp::Ordering::Equal, _) => {}
-            (_, _) => return Err(HeaderError::Hole { tensor: entry.name.clone(), from: end, begin }),
+            (_, _) => return Err(HeaderError::Hole { tensor: span.name.to_owned(), from: end, begin }),
         }
-        at = entry.offset + entry.bytes;
-        last = Some(entry);
+        at = span.offset + span.bytes;
+        last = Some(span.name);
     }
     match data_start + available - at {
         0 => Ok(()),
-        extra => Err(HeaderError::Trailing { last: last.map(|e| e.name.clone()), extra }),
+        extra => Err(HeaderError::Trailing { last: last.map(str::to_owned), extra }),
     }
 }
 
@@ -307,8 +362,8 @@ impl<'de> Deserialize<'de> for RawHeader {
                         if std::mem::replace(&mut has_metadata, true) {
                             return Err(A::Error::duplicate_field("__metadata__"));
                         }
-                        let pairs: serde_json::Map<String, serde_json::Value> = map.next_value()?;
-                        for (key, value) in pairs {
+                        let pairs: Option<serde_json::Map<String, serde_json::Value>> = map.next_value()?;
+                        for (key, value) in pairs.into_iter().flatten() {
                             let serde_json::Value::String(value) = value else {
                                 return Err(A::Error::custom(format!("__metadata__.{key} is no string")));
                             };

@@ -49,6 +49,26 @@ pub enum IndexError {
         /// How many tensors it holds.
         tensors: usize,
     },
+    /// A tensor that two shards hold.
+    #[error("tensor {tensor} is in two shards, {first} and {second}; remove one of them and its line in the index")]
+    InTwoShards {
+        /// The tensor.
+        tensor: String,
+        /// The first shard that holds it.
+        first: String,
+        /// The second.
+        second: String,
+    },
+    /// A tensor that its shard does not hold, where another one does.
+    #[error("tensor {tensor} should be in shard {shard}, which has no such tensor; shard {other} has it")]
+    OtherShard {
+        /// The tensor.
+        tensor: String,
+        /// Its shard by the index.
+        shard: String,
+        /// The shard that holds it.
+        other: String,
+    },
     /// A tensor that its shard does not hold.
     #[error("tensor {tensor} should be in shard {shard}, which has no such tensor")]
     MissingTensor {

@@ -7,6 +7,6 @@ mod header;
 mod index;
 mod store;
 
-pub use header::{Entry, HEADER_LIMIT, Header, HeaderError, parse_header};
+pub use header::{Entry, ForeignEntry, HEADER_LIMIT, Header, HeaderError, parse_header};
 pub use index::{INDEX_NAME, Index, IndexError};
 pub use store::{DataFile, Store};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bytemuck::Pod;
 use fourfold_tensor::{Buffer, SharedBytes};
 
-use super::header::{Entry, Header, HeaderError, header_length, parse_header};
+use super::header::{Entry, ForeignEntry, Header, HeaderError, header_length, parse_header};
 use super::index::{Index, IndexError};
 use crate::{Access, FormatError, mmap};
 
@@ -134,16 +134,18 @@ impl Store {
         Self::new(files, tensors)
     }
 
-    /// All shards of an index. Tensors that a shard holds and the index does not list are passed over.
+    /// All shards of an index, with all that they hold: a tensor that the index does not list is one all the same, as
+    /// transformers has it.
     ///
     /// # Errors
-    /// As [`Index::read`] and [`DataFile::open`]; [`IndexError::MissingShard`], [`IndexError::MissingTensor`].
+    /// As [`Index::read`] and [`DataFile::open`]; [`IndexError::MissingShard`], [`IndexError::MissingTensor`],
+    /// [`IndexError::OtherShard`], [`IndexError::InTwoShards`].
     pub fn sharded(index: &Index, access: Access) -> Result<Self, FormatError> {
         let problem = |problem| FormatError::Index { file: index.path.clone(), problem };
         let dir = index.path.parent().unwrap_or(Path::new(""));
+        let shards = index.shards();
         let mut files = Vec::new();
-        let mut shard_of = HashMap::new();
-        for shard in index.shards() {
+        for &shard in &shards {
             let path = dir.join(shard);
             if !path.try_exists().map_err(FormatError::io(&path))? {
                 let held: Vec<&str> =
@@ -151,23 +153,29 @@ impl Store {
                 let tensor = held.first().copied().unwrap_or_default().to_owned();
                 return Err(problem(IndexError::MissingShard { shard: shard.to_owned(), tensor, tensors: held.len() }));
             }
-            shard_of.insert(shard, files.len());
             files.push(DataFile::open(&path, access)?);
         }
-        let places: Vec<HashMap<&str, usize>> = files
-            .iter()
-            .map(|f| f.header.entries.iter().enumerate().map(|(i, e)| (e.name.as_str(), i)).collect())
-            .collect();
-        let mut tensors = Vec::with_capacity(index.weight_map.len());
-        for (tensor, shard) in &index.weight_map {
-            let file = shard_of[shard.as_str()];
-            let Some(&entry) = places[file].get(tensor.as_str()) else {
-                return Err(problem(IndexError::MissingTensor { tensor: tensor.clone(), shard: shard.clone() }));
-            };
-            tensors.push((file, entry));
+        let mut shard_of: HashMap<&str, &str> = HashMap::new();
+        for (file, &shard) in files.iter().zip(&shards) {
+            let known = file.header.entries.iter().map(|e| e.name.as_str());
+            for tensor in known.chain(file.header.foreign.iter().map(|e| e.name.as_str())) {
+                if let Some(first) = shard_of.insert(tensor, shard) {
+                    let (first, second) = (first.to_owned(), shard.to_owned());
+                    return Err(problem(IndexError::InTwoShards { tensor: tensor.to_owned(), first, second }));
+                }
+            }
         }
-        tensors.sort_unstable();
-        Ok(Self::new(files, tensors))
+        for (tensor, shard) in &index.weight_map {
+            let (tensor, shard) = (tensor.clone(), shard.clone());
+            match shard_of.get(tensor.as_str()) {
+                Some(&found) if found == shard => {}
+                Some(&found) => {
+                    return Err(problem(IndexError::OtherShard { tensor, shard, other: found.to_owned() }));
+                }
+                None => return Err(problem(IndexError::MissingTensor { tensor, shard })),
+            }
+        }
+        Ok(Self::of_files(files))
     }
 
     fn new(files: Vec<DataFile>, tensors: Vec<(usize, usize)>) -> Self {
@@ -181,6 +189,11 @@ impl Store {
         self.tensors.iter().map(|&(f, e)| (&self.files[f], &self.files[f].header.entries[e]))
     }
 
+    /// Every tensor of a type that this program does not compute with, with its file.
+    pub fn foreign(&self) -> impl Iterator<Item = (&DataFile, &ForeignEntry)> {
+        self.files.iter().flat_map(|file| file.header.foreign.iter().map(move |entry| (file, entry)))
+    }
+
     /// One raw tensor.
     pub fn get(&self, name: &str) -> Option<(&DataFile, &Entry)> {
         let (f, e) = self.tensors[*self.by_name.get(name)?];
@@ -189,6 +202,6 @@ impl Store {
 
     /// Bytes of all tensor data.
     pub fn data_bytes(&self) -> u64 {
-        self.iter().map(|(_, e)| e.bytes).sum()
+        self.iter().map(|(_, e)| e.bytes).sum::<u64>() + self.foreign().map(|(_, e)| e.bytes).sum::<u64>()
     }
 }

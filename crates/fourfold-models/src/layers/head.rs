@@ -11,6 +11,8 @@ use crate::loader::{Loader, Weights};
 use crate::{ModelError, ModelSpec, NoObserver, Observer, Role, WeightSpec};
 
 const LM_HEAD: &str = "lm_head";
+/// Name of an own output projection's tensor.
+pub(crate) const LM_HEAD_WEIGHT: &str = "lm_head.weight";
 /// A sequence classifier's projection, as transformers' `*ForSequenceClassification` name it. The last token of a text is
 /// scored: the one token that has seen all of it.
 const SCORE: &str = "score";

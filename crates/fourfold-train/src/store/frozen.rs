@@ -8,7 +8,7 @@ use fourfold_models::layers::{LORA_A, LoraSpec, Trained, Tunings};
 use fourfold_models::{Frozen, ModelSpec, Role, WeightSpec, Weights};
 use fourfold_tensor::{SourceError, Tuning, Weight, WeightSource};
 
-use super::{Held, ParameterStore};
+use super::{Held, ParameterStore, checked};
 use crate::optim::parameter::Parameter;
 use crate::random::Stream;
 use crate::recipe::{MomentPrecision, Recipe, Storage, is_small};
@@ -68,6 +68,7 @@ impl ParameterStore {
             let tunable = matches!(weight.role, Role::Norm | Role::Bias) || (is_matrix && tune == Tune::Scales);
             let is_vector = weight.shape.len() == 1;
             let loaded = if tunable { Some(base.load(&weight.name)?) } else { None };
+            loaded.iter().try_for_each(|loaded| checked(&weight, loaded))?;
             let loaded = loaded.filter(|loaded| is_vector == matches!(loaded, Weight::Dense(_)));
             if let Some(tuning) = loaded.and_then(Tuning::of) {
                 let numbers = Parameter::F32(tuning.initial().into());

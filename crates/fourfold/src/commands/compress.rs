@@ -261,7 +261,7 @@ struct Storage {
 
 pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     let start = Instant::now();
-    if let Some(network) = images::open(&args.model, context)? {
+    if let Some(network) = model::open_network(&args.model, context)? {
         return images::run(&network, args, context);
     }
     let open = model::open(&args.model, context)?;

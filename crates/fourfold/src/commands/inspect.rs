@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::human;
-use crate::model::{self, OpenModel};
+use crate::model::{self, OpenModel, Opening};
 use crate::output::Report;
 
 #[derive(Args)]
@@ -99,7 +99,7 @@ struct InspectReport {
 }
 
 pub fn run(args: &InspectArgs, context: &Context) -> Result<()> {
-    let model = model::open(&args.model, context)?;
+    let model = model::open_for(&args.model, Opening::Listed, context)?;
     context.print(&report(args, context, &model))
 }
 

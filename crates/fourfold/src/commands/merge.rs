@@ -66,8 +66,9 @@ struct MergeReport {
 
 pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
     let start = Instant::now();
-    let base_bytes = model::open(&args.base, context)?.checkpoint.weight_bytes;
-    let open = model::open_adapted(&args.base, Some(&args.adapter), context)?;
+    let base = model::open(&args.base, context)?;
+    let base_bytes = base.checkpoint.weight_bytes;
+    let open = base.adapted(&args.adapter)?;
     let calibration = args.calibration.sequences(&open)?.calibration;
     let files = ModelFiles::of(&open.checkpoint);
     let OpenModel { checkpoint, spec } = open;

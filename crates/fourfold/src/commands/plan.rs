@@ -76,7 +76,7 @@ struct PlanReport {
 }
 
 pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
-    if let Some(spec) = images(&args.model)? {
+    if let Some(spec) = images(&args.model, context)? {
         ensure!(args.lora_rank.is_none(), "--lora-rank: adapters are for language models");
         let predict = |recipe: &Recipe, batch| image_memory(&spec, recipe, batch, args.gradient_accumulation);
         return report(args, context, spec.parameters(), None, &predict);
@@ -151,8 +151,11 @@ fn name(recipe: &Recipe) -> String {
 }
 
 /// The convolutional network that a configuration describes, if it is one: a file, or in a directory.
-fn images(name: &str) -> Result<Option<ConvNetSpec>> {
+fn images(name: &str, context: &Context) -> Result<Option<ConvNetSpec>> {
     let path = PathBuf::from(name);
+    if path.is_dir() && path.join("config.json").is_file() {
+        return Ok(model::open_network(name, context)?.map(|open| open.spec));
+    }
     let file = if path.extension().is_some_and(|e| e == "json") { path } else { path.join("config.json") };
     // What cannot be read is told of by whoever reads it as a language model.
     let config = fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());

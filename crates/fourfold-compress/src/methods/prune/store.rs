@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::MethodError;
+use crate::methods::range::{Stored, check_f16};
 
 /// Shrunken scales tried beside the one that reaches the largest value.
 const STEPS: usize = 24;
@@ -82,7 +83,11 @@ impl Values {
         let kept = |w: &[f32]| -> Vec<f32> { w.iter().zip(keep).filter(|(_, k)| **k).map(|(&w, _)| w).collect() };
         let values = match *self {
             Self::F32 => SparseValues::Float(FloatBuffer::from_f32(kept(w), DType::F32)),
-            Self::F16 => SparseValues::Float(FloatBuffer::from_f32(kept(w), DType::F16)),
+            Self::F16 => {
+                let kept = kept(w);
+                check_f16(&kept, Stored::Values)?;
+                SparseValues::Float(FloatBuffer::from_f32(kept, DType::F16))
+            }
             Self::Bf16 => SparseValues::Float(FloatBuffer::from_f32(kept(w), DType::Bf16)),
             Self::Int { bits, group_size } => {
                 let group_size = group_size.min(cols.max(1));
@@ -97,7 +102,8 @@ impl Values {
                     (scales, codes)
                 };
                 let rows: Vec<(Vec<f32>, Vec<u8>)> = lines.map(encode).collect();
-                let scales = rows.iter().flat_map(|(scales, _)| scales).copied().collect();
+                let scales: Vec<f32> = rows.iter().flat_map(|(scales, _)| scales).copied().collect();
+                check_f16(&scales, Stored::CodeScales)?;
                 let codes: Vec<u8> = rows.iter().flat_map(|(_, codes)| codes).copied().collect();
                 let mut packed = vec![0; packed_words_per_row(codes.len(), bits)];
                 pack_row(&codes, bits, &mut packed);

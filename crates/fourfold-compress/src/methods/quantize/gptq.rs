@@ -128,7 +128,7 @@ impl Method for Gptq {
         let mut parts = Parts::new(spec, rows, cols);
         parts.fill(|slot| job.rows(slot))?;
         let error = parts.relative_error();
-        Ok(Compressed { weight: parts.finish(levels), error })
+        Ok(Compressed { weight: parts.finish(levels)?, error })
     }
 }
 

@@ -97,7 +97,7 @@ impl Method for Rtn {
             Ok(())
         })?;
         let error = parts.relative_error();
-        Ok(Compressed { weight: parts.finish(levels), error })
+        Ok(Compressed { weight: parts.finish(levels)?, error })
     }
 }
 

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::grid::{Granularity, GridSpec, Levels, ScaleFormat, ZeroKind};
 use super::lattice::{Group, round_small};
 use crate::MethodError;
+use crate::methods::range::{Stored, check_f16};
 use crate::vector::{LANES, sum, vectorized};
 
 /// Rows that one task takes together.
@@ -99,7 +100,10 @@ impl Parts {
     }
 
     /// The stored form. `levels` are a codebook's.
-    pub fn finish(self, levels: Option<Vec<i8>>) -> Weight {
+    ///
+    /// # Errors
+    /// [`MethodError::BeyondF16`]: what is to be stored as f16 is beyond it.
+    pub fn finish(self, levels: Option<Vec<i8>>) -> Result<Weight, MethodError> {
         let spec = self.spec;
         let dtype = spec.scale_dtype();
         let take = |pick: fn(&Group) -> f32| self.groups.iter().map(pick).collect::<Vec<f32>>();
@@ -112,9 +116,13 @@ impl Parts {
         }
         let scales = match spec.scales {
             ScaleFormat::F16 | ScaleFormat::Bf16 | ScaleFormat::F32 => {
+                if dtype == DType::F16 {
+                    check_f16(&scales, Stored::Scales)?;
+                }
                 Scales::Float(FloatBuffer::from_f32(scales, dtype))
             }
             ScaleFormat::Double => {
+                check_f16(&self.row_scales, Stored::RowScales)?;
                 let rows = FloatBuffer::from_f32(self.row_scales, DType::F16);
                 Scales::Double(Double::by_row(rows, self.groups.iter().map(|g| g.code).collect(), self.per_row))
             }
@@ -122,10 +130,14 @@ impl Parts {
         let offsets = match spec.zero {
             ZeroKind::Symmetric => Offsets::Symmetric,
             ZeroKind::ZeroPoint => Offsets::ZeroPoint(Buffer::from(zeros)),
-            ZeroKind::Min => Offsets::Min(FloatBuffer::from_f32(take(|g| g.min), DType::F16)),
+            ZeroKind::Min => {
+                let mins = take(|g| g.min);
+                check_f16(&mins, Stored::Offsets)?;
+                Offsets::Min(FloatBuffer::from_f32(mins, DType::F16))
+            }
         };
         debug_assert_eq!(spec.levels == Levels::Learned, levels.is_some());
-        Weight::Quantized(Quantized {
+        Ok(Weight::Quantized(Quantized {
             rows: self.rows,
             cols: self.cols,
             bits: spec.bits,
@@ -135,7 +147,7 @@ impl Parts {
             offsets,
             codebook: levels,
             g_idx: None,
-        })
+        }))
     }
 }
 

@@ -5,34 +5,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_compress::Plan;
 use fourfold_compress::convnet::{ConvNetJob, Goal, Output, Recipe, compress, write};
-use fourfold_formats::Checkpoint;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
-use fourfold_models::ConvNetSpec;
 use fourfold_tensor::Form;
 use serde::Serialize;
 
 use super::{Bits, CompressArgs, FormatArg, Storage, storage, write_plan};
 use crate::context::Context;
+use crate::model::OpenNetwork;
 use crate::output::Report;
 use crate::progress::Stages;
-use crate::{human, memory, model};
-
-/// A convolutional network on disk.
-pub struct OpenNetwork {
-    pub checkpoint: Checkpoint,
-    pub spec: ConvNetSpec,
-}
-
-/// Opens the model if it is a convolutional network.
-pub fn open(name: &str, context: &Context) -> Result<Option<OpenNetwork>> {
-    let path = model::locate(name, context)?;
-    let checkpoint = fourfold_formats::open(&path)?;
-    if !ConvNetSpec::is_described_by(&checkpoint.config) {
-        return Ok(None);
-    }
-    let spec = ConvNetSpec::from_config(&checkpoint.config).with_context(|| path.display().to_string())?;
-    Ok(Some(OpenNetwork { checkpoint, spec }))
-}
+use crate::{human, memory};
 
 #[derive(Serialize)]
 struct ConvNetReport {

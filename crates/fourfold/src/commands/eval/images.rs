@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use fourfold_models::{ConvNet, ConvNetSpec};
+use anyhow::{Result, bail};
+use fourfold_models::ConvNet;
 use fourfold_train::images::in_order;
 use fourfold_train::network::Score;
 use fourfold_train::vision::{normalized, score};
@@ -12,8 +12,9 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::images::{self, Split};
+use crate::model::{self, OpenNetwork};
 use crate::output::Report;
-use crate::{human, memory, model};
+use crate::{human, memory};
 
 /// Images that run at once.
 const BATCH: usize = 64;
@@ -31,14 +32,9 @@ struct ImageReport {
 }
 
 pub fn run(name: &str, folder: &Path, context: &Context) -> Result<()> {
-    let path = model::locate(name, context)?;
-    let checkpoint = fourfold_formats::open(&path)?;
-    ensure!(
-        ConvNetSpec::is_described_by(&checkpoint.config),
-        "{}: no network that reads images; a language model is measured on --text",
-        path.display()
-    );
-    let spec = ConvNetSpec::from_config(&checkpoint.config).with_context(|| path.display().to_string())?;
+    let Some(OpenNetwork { checkpoint, spec }) = model::open_network(name, context)? else {
+        bail!("{name}: no network that reads images; a language model is measured on --text")
+    };
     let images = images::open(folder, Split::Test, &spec)?;
     let backend = context.backward.clone();
     let net = ConvNet::load(&spec, &*checkpoint.weights, backend.clone())?;

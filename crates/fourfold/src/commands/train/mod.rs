@@ -3,7 +3,6 @@
 pub mod classification;
 mod data;
 mod encode;
-mod finite;
 mod fit;
 mod job;
 mod metrics;

@@ -11,17 +11,16 @@ use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
 use fourfold_formats::{ADAPTER_CONFIG, Checkpoint, TokenizerSource};
 use fourfold_infer::ChatTemplate;
 use fourfold_models::layers::{LORA_A, LoraSpec};
-use fourfold_models::{ModelSpec, WeightSpec, spec_from_config};
+use fourfold_models::{ModelSpec, Role, WeightSpec, spec_from_config};
 use fourfold_tensor::{Form, SourceError, WeightSink, WeightSource};
 use fourfold_train::memory::Adapters;
 use fourfold_train::store::{Initialization, ParameterStore, Tune};
 use serde_json::Value;
 
 use super::classification::LabelledTexts;
-use super::finite::FiniteWeights;
 use super::settings::Settings;
 use crate::context::Context;
-use crate::model::{self, OpenModel};
+use crate::model::{self, OpenModel, Opening};
 
 /// The model to begin with, before any of its weights is read.
 pub(super) struct Start {
@@ -47,7 +46,8 @@ impl Start {
     pub(super) fn open(settings: &Settings, texts: Option<&LabelledTexts>, context: &Context) -> Result<Self> {
         match (&settings.model, &settings.model_config) {
             (Some(name), None) => {
-                let open = model::open(name, context)?;
+                let opening = if texts.is_some() { Opening::WithoutHead } else { Opening::Whole };
+                let open = model::open_for(name, opening, context)?;
                 match (&settings.lora, settings.tune) {
                     (Some(lora), _) => Self::adapted(lora, name, open),
                     (None, Some(tune)) => Self::tuning(tune, name, open, settings),
@@ -124,7 +124,7 @@ impl Start {
             adapter: None,
             packed: Some(ModelFiles::of(&open.checkpoint)),
         };
-        let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(open.checkpoint));
+        let base: Arc<dyn WeightSource> = Arc::from(open.checkpoint.weights);
         let store = ParameterStore::tune(&open.spec, base, tune, &settings.recipe)?;
         ensure!(
             tune == Tune::Norms || store.entries().any(|(info, _)| info.shape.len() > 1),
@@ -158,15 +158,15 @@ impl Start {
         let store = match weights {
             Begin::New(with) => ParameterStore::initialize(&spec, with.deviation, seed, recipe),
             Begin::Existing(checkpoint, initialization) => {
-                let weights = FiniteWeights::of(checkpoint);
+                let weights = &*checkpoint.weights;
                 // A language model that becomes a classifier gets a new head.
-                let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || spec.classes.is_none();
-                let store = ParameterStore::load_or_initialize(&spec, &weights, &known, initialization, recipe)?;
+                let known = |weight: &WeightSpec| weights.info(&weight.name).is_some() || weight.role != Role::LmHead;
+                let store = ParameterStore::load_or_initialize(&spec, weights, &known, initialization, recipe)?;
                 description.config = with_pruned(description.config, &store);
                 store
             }
             Begin::Adapters(checkpoint, lora) => {
-                let base: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(checkpoint));
+                let base: Arc<dyn WeightSource> = Arc::from(checkpoint.weights);
                 ParameterStore::adapt(&spec, base, &lora, seed, recipe)
             }
             Begin::Tuned(store) => *store,

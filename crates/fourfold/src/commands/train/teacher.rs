@@ -11,7 +11,6 @@ use fourfold_tensor::{SourceError, WeightSource};
 use fourfold_train::distill::Teacher;
 use fourfold_train::store::{ParameterStore, Tune};
 
-use super::finite::FiniteWeights;
 use super::settings::{Settings, TeacherSettings};
 use crate::context::Context;
 use crate::model;
@@ -34,7 +33,7 @@ pub(super) fn open(
     if open.checkpoint.tokenizer != TokenizerSource::None {
         check_same(name, &open.tokenizer()?, tokenizer)?;
     }
-    let source: Arc<dyn WeightSource> = Arc::new(FiniteWeights::of(open.checkpoint));
+    let source: Arc<dyn WeightSource> = Arc::from(open.checkpoint.weights);
     let SoftTargets { temperature, weight } = soft;
     let objective = format!("from teacher {}, temperature {temperature}, weight {weight}", fingerprint(&*source)?);
     Ok((Teacher::new(open.spec, source, *soft), objective))

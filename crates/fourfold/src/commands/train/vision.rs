@@ -14,7 +14,6 @@ use fourfold_train::store::ParameterStore;
 use fourfold_train::vision::{Classifier, initialize};
 use serde_json::Value;
 
-use super::finite::FiniteWeights;
 use super::fit;
 use super::job::{Job, Unit, prepare_output};
 use super::settings::Settings;
@@ -54,8 +53,8 @@ pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
     }
     let store = match &settings.model {
         Some(name) => {
-            let weights = FiniteWeights::of(fourfold_formats::open(&model::locate(name, context)?)?);
-            let store = ParameterStore::load(&spec.weights(), &weights, &settings.recipe)?;
+            let Some(open) = model::open_network(name, context)? else { bail!("{name}: no network that reads images") };
+            let store = ParameterStore::load(&spec.weights(), &*open.checkpoint.weights, &settings.recipe)?;
             config = with_pruned(config, &store);
             Some(store)
         }

@@ -1,32 +1,38 @@
-//! A checkpoint whose tensors are looked through before they are trained: one NaN would reach every other number in a step or two.
+//! A checkpoint's weights as every command reads them. A tensor with an infinity or NaN is refused when it is read for
+//! the first time: one such number would reach every other in a step or two. Tensors that no layer reads and that hold
+//! no floats are left out.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use fourfold_formats::Checkpoint;
+use fourfold_models::holds_floats;
 use fourfold_tensor::{SourceError, TensorInfo, Weight, WeightSource};
 use rayon::prelude::*;
 use serde_json::Value;
 
-/// Weights without infinities and NaN; a tensor that has one is refused when it is read for the first time.
-pub struct FiniteWeights {
+/// Weights without infinities and NaN.
+pub struct CheckedWeights {
     inner: Box<dyn WeightSource>,
+    infos: Vec<TensorInfo>,
     path: PathBuf,
     seen: Mutex<HashSet<String>>,
 }
 
-impl FiniteWeights {
-    /// The weights of a checkpoint.
-    pub fn of(checkpoint: Checkpoint) -> Self {
-        Self { inner: checkpoint.weights, path: checkpoint.path, seen: Mutex::default() }
+impl CheckedWeights {
+    /// The weights of the checkpoint at `path`, of which no layer reads `unread`.
+    pub fn new(inner: Box<dyn WeightSource>, unread: &[String], path: &Path) -> Self {
+        let unread: HashSet<&str> = unread.iter().map(String::as_str).collect();
+        let is_kept = |info: &&TensorInfo| holds_floats(info) || !unread.contains(info.name.as_str());
+        let infos = inner.tensors().iter().filter(is_kept).cloned().collect();
+        Self { inner, infos, path: path.to_owned(), seen: Mutex::default() }
     }
 }
 
-impl WeightSource for FiniteWeights {
+impl WeightSource for CheckedWeights {
     fn tensors(&self) -> &[TensorInfo] {
-        self.inner.tensors()
+        &self.infos
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {
@@ -41,7 +47,7 @@ impl WeightSource for FiniteWeights {
         match first_bad_row(&weight) {
             None => Ok(weight),
             Some((row, value)) => {
-                let reason = format!("row {row} holds {value}: such a model cannot be trained").into();
+                let reason = format!("row {row} holds {value}: a model with infinities or NaN gives no results").into();
                 Err(SourceError::Tensor { file: file_of(&self.path, name), tensor: name.to_owned(), reason })
             }
         }
@@ -49,7 +55,7 @@ impl WeightSource for FiniteWeights {
 }
 
 /// The first row with an infinity or NaN, and that number.
-fn first_bad_row(weight: &Weight) -> Option<(usize, f32)> {
+pub fn first_bad_row(weight: &Weight) -> Option<(usize, f32)> {
     let bad = |out: &mut Vec<f32>, row: usize| {
         weight.read_row(row, out);
         out.iter().find(|value| !value.is_finite()).map(|&value| (row, value))
