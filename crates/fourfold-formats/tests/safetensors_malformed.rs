@@ -211,17 +211,17 @@ fn types_that_nothing_computes_with_are_listed() {
     let header = r#"{"__metadata__":null,"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
         "freqs_cis":{"dtype":"C64","shape":[3],"data_offsets":[8,32]},
         "codes":{"dtype":"F4","shape":[2,3],"data_offsets":[32,35]},
-        "fnuz":{"dtype":"F8_E4M3FNUZ","shape":[5],"data_offsets":[35,40]}}"#;
+        "six":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[35,38]}}"#;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
-    std::fs::write(&path, file_of(header, 40)).unwrap();
+    std::fs::write(&path, file_of(header, 38)).unwrap();
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).expect("the reference reads it");
     let model = fourfold_formats::open(&path).unwrap();
-    assert_eq!(model.weight_bytes, 40);
+    assert_eq!(model.weight_bytes, 38);
     assert_eq!(model.weights.load("w").unwrap().shape(), [2]);
     for (name, dtype, shape) in
-        [("freqs_cis", "C64", vec![3]), ("codes", "F4", vec![2, 3]), ("fnuz", "F8_E4M3FNUZ", vec![5])]
+        [("freqs_cis", "C64", vec![3]), ("codes", "F4", vec![2, 3]), ("six", "F6_E2M3", vec![4])]
     {
         let info = model.weights.info(name).unwrap();
         assert_eq!((info.storage.as_str(), &info.shape), (dtype, &shape));

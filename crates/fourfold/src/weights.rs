@@ -44,21 +44,23 @@ impl WeightSource for CheckedWeights {
         if !self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
             return Ok(weight);
         }
-        match first_bad_row(&weight) {
+        match first_bad_element(&weight) {
             None => Ok(weight),
-            Some((row, value)) => {
-                let reason = format!("row {row} holds {value}: a model with infinities or NaN gives no results").into();
+            Some((row, col, value)) => {
+                let reason =
+                    format!("element [{row}, {col}] is {value}: a model with infinities or NaN gives no results")
+                        .into();
                 Err(SourceError::Tensor { file: file_of(&self.path, name), tensor: name.to_owned(), reason })
             }
         }
     }
 }
 
-/// The first row with an infinity or NaN, and that number.
-pub fn first_bad_row(weight: &Weight) -> Option<(usize, f32)> {
+/// The first infinity or NaN: row, column, and that number.
+fn first_bad_element(weight: &Weight) -> Option<(usize, usize, f32)> {
     let bad = |out: &mut Vec<f32>, row: usize| {
         weight.read_row(row, out);
-        out.iter().find(|value| !value.is_finite()).map(|&value| (row, value))
+        out.iter().position(|value| !value.is_finite()).map(|col| (row, col, out[col]))
     };
     let rows = (0..weight.rows()).into_par_iter();
     rows.map_init(|| vec![0.0; weight.cols()], bad).find_map_first(|found| found)

@@ -163,7 +163,7 @@ fn tensors_that_do_not_fit_the_configuration_are_refused() {
     refused(extra("model.embed_tokens.lora_embedding_A", vec![4, 256]), &["lora_embedding_A", "embedding"]);
     refused(extra("model.layers.0.self_attn.q_proj.lora_magnitude_vector", vec![16]), &["DoRA"]);
     refused(extra("model.layers.0.self_attn.q_proj.base_layer.bias", vec![16]), &["bias"]);
-    refused(extra("model.layers.0.self_attn.q_proj.weight", vec![16, 16]), &["q_proj.weight", "adapts no weight"]);
+    refused(extra("model.layers.0.self_attn.q_proj.weight", vec![16, 16]), &["q_proj.weight", "modules_to_save"]);
     refused(extra("lm_head.weight", vec![257, 16]), &["lm_head.weight", "[257, 16]", "[256, 16]"]);
 }
 

@@ -176,7 +176,7 @@ pub fn with_adapter(checkpoint: Checkpoint, dir: &Path, adaptable: &Adaptable) -
     }
     check_complete(&names, &config, adaptable).map_err(wrong)?;
     for info in adapter.tensors() {
-        check_finite(&adapter, info).map_err(|error| error.unwrap_or_else(wrong))?;
+        check_finite(&adapter, info, &path)?;
     }
     let of_model = names.iter().map(|(name, stored)| (stored.as_str(), name.as_str())).collect::<HashMap<_, _>>();
     let scalings = names.keys().filter_map(|name| name.strip_suffix(LORA_A));
@@ -219,6 +219,9 @@ fn check_tensor(
         let kind = OTHERS.iter().find(|(end, _)| name.ends_with(end)).map(|(_, kind)| *kind);
         return Err(unused(match kind {
             Some(kind) => format!("is not applied: {kind}"),
+            None if adaptable.tensors.contains_key(name) => {
+                "is one of the model's own, which the configuration does not name (modules_to_save)".to_owned()
+            }
             None => "adapts no weight of the model (of tied matrices, an adapter may hold neither)".to_owned(),
         }));
     };
@@ -268,15 +271,16 @@ fn check_complete(
     Ok(())
 }
 
-/// Refuses infinities and NaN. The error is the tensor's, or that of reading it.
-fn check_finite(adapter: &HfSource, info: &TensorInfo) -> Result<(), Result<FormatError, AdapterError>> {
-    let weight = adapter.read_named(&info.name).map_err(Ok)?;
+/// Refuses infinities and NaN.
+fn check_finite(adapter: &HfSource, info: &TensorInfo, path: &Path) -> Result<(), FormatError> {
+    let weight = adapter.read_named(&info.name)?;
     let mut row = vec![0.0; weight.cols()];
     for r in 0..weight.rows() {
         weight.read_row(r, &mut row);
         if let Some(value) = row.iter().find(|value| !value.is_finite()) {
             let (tensor, value) = (info.name.clone(), value.to_string());
-            return Err(Err(AdapterError::NotFinite { tensor, row: r, value }));
+            let problem = AdapterError::NotFinite { tensor, row: r, value };
+            return Err(FormatError::Adapter { file: path.to_owned(), problem });
         }
     }
     Ok(())

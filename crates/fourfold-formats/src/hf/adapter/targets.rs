@@ -104,14 +104,14 @@ impl Targets {
     /// Whether a module was trained whole (`modules_to_save`), itself or with one that it is part of. PEFT goes by the
     /// ends of names, so that `norm` is every norm.
     pub(super) fn saves(&self, module: &str) -> bool {
-        let ends = module.match_indices('.').map(|(dot, _)| &module[..dot]).chain([module]);
-        ends.into_iter().any(|part| self.saved.iter().any(|saved| part.ends_with(saved.as_str())))
+        let mut parts = module.match_indices('.').map(|(dot, _)| &module[..dot]).chain([module]);
+        parts.any(|part| self.saved.iter().any(|saved| part.ends_with(saved.as_str())))
     }
 
     /// Whether a layer cannot have an adapter for being saved whole: here PEFT goes by whole parts of names.
     fn is_in_saved(&self, layer: &str) -> bool {
-        let parts = layer.match_indices('.').map(|(dot, _)| &layer[..dot]).chain([layer]);
-        parts.into_iter().any(|part| self.saved.iter().any(|saved| ends_with(part, saved)))
+        let mut parts = layer.match_indices('.').map(|(dot, _)| &layer[..dot]).chain([layer]);
+        parts.any(|part| self.saved.iter().any(|saved| ends_with(part, saved)))
     }
 
     fn is_in_layers(&self, layer: &str) -> bool {
