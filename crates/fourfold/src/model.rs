@@ -8,14 +8,15 @@ use fourfold_formats::{ADAPTER_CONFIG, Adaptable, Checkpoint, TokenizerSource};
 use fourfold_infer::{ChatTemplate, Tokenizer};
 use fourfold_kernels::{Backend, release_freed_memory};
 use fourfold_models::{
-    ConvNetSpec, Model, ModelSpec, OwnHead, Role, WeightSpec, check_tensors, spec_from_config, with_model_names,
+    ConvNetSpec, Model, ModelError, ModelSpec, OwnHead, Role, WeightSpec, check_tensors, spec_from_config,
+    with_model_names,
 };
 use fourfold_tensor::WeightSource;
 use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::hub;
-use crate::weights::CheckedWeights;
+use crate::weights::{CheckedWeights, file_of};
 
 /// A checkpoint and what its configuration says.
 pub struct OpenModel {
@@ -57,7 +58,7 @@ pub fn open_for(model: &str, opening: Opening, context: &Context) -> Result<Open
     if opening == Opening::WithoutHead {
         read.retain(|weight| weight.role != Role::LmHead);
     }
-    check_tensors(&read, &*checkpoint.weights).with_context(named)?;
+    check_tensors(&read, &*checkpoint.weights).map_err(|error| at_file(error, &path))?;
     if opening != Opening::WithoutHead
         && OwnHead::find(&spec, &*checkpoint.weights).with_context(named)? == OwnHead::Different
     {
@@ -86,12 +87,21 @@ pub fn open_network(model: &str, context: &Context) -> Result<Option<OpenNetwork
     Ok(Some(OpenNetwork { checkpoint, spec }))
 }
 
+/// Names the file of a checkpoint that an error is about.
+fn at_file(error: ModelError, path: &Path) -> anyhow::Error {
+    let file = match &error {
+        ModelError::Shape { tensor, .. } | ModelError::NotFloat { tensor, .. } => file_of(path, tensor),
+        _ => path.to_owned(),
+    };
+    anyhow::Error::new(error).context(file.display().to_string())
+}
+
 /// A checkpoint whose tensors are those that a model reads. What nothing reads is said, and listed if that is asked
 /// for.
 fn checked(checkpoint: Checkpoint, read: &[WeightSpec], is_listed: bool, context: &Context) -> Result<Checkpoint> {
     const SHOWN: usize = 3;
     let Checkpoint { weights, path, .. } = checkpoint;
-    let mut unread = check_tensors(read, &*weights).with_context(|| path.display().to_string())?;
+    let mut unread = check_tensors(read, &*weights).map_err(|error| at_file(error, &path))?;
     let weights: Box<dyn WeightSource> = match is_listed {
         true => weights,
         false => Box::new(CheckedWeights::new(weights, &unread, &path)),

@@ -67,7 +67,7 @@ fn first_bad_element(weight: &Weight) -> Option<(usize, usize, f32)> {
 }
 
 /// The file of a directory that holds a tensor, as its index says.
-fn file_of(path: &Path, tensor: &str) -> PathBuf {
+pub fn file_of(path: &Path, tensor: &str) -> PathBuf {
     let index = fs::read_to_string(path.join("model.safetensors.index.json")).unwrap_or_default();
     let index: Value = serde_json::from_str(&index).unwrap_or_default();
     let single = path.join("model.safetensors");
