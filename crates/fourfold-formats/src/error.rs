@@ -101,7 +101,7 @@ pub enum FormatError {
         /// The file of the adapter.
         file: PathBuf,
         /// What is wrong.
-        problem: AdapterError,
+        problem: Box<AdapterError>,
     },
     /// One tensor cannot be used.
     #[error("{}: tensor {tensor}: {problem}", file.display())]
@@ -331,7 +331,7 @@ impl From<FormatError> for SourceError {
             }
             FormatError::Hub { repo, problem } => Self::File { file: repo.into(), reason: Box::new(problem) },
             FormatError::Output { path, problem } => Self::File { file: path, reason: Box::new(problem) },
-            FormatError::Adapter { file, problem } => Self::File { file, reason: Box::new(problem) },
+            FormatError::Adapter { file, problem } => Self::File { file, reason: problem },
             FormatError::Gguf { file, problem } => Self::File { file, reason: Box::new(problem) },
         }
     }

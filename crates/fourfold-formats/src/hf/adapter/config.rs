@@ -89,7 +89,8 @@ pub(super) struct AdapterConfig {
 impl AdapterConfig {
     pub(super) fn read(path: &Path) -> Result<Self, FormatError> {
         let config: Map<String, Value> = json::read(path, json::CONFIG_LIMIT)?;
-        Self::parse(&config).map_err(|problem| FormatError::Adapter { file: path.to_owned(), problem })
+        Self::parse(&config)
+            .map_err(|problem| FormatError::Adapter { file: path.to_owned(), problem: Box::new(problem) })
     }
 
     pub(super) fn parse(config: &Map<String, Value>) -> Result<Self, AdapterError> {

@@ -154,13 +154,13 @@ pub fn with_adapter(checkpoint: Checkpoint, dir: &Path, adaptable: &Adaptable) -
     let path = dir.join(ADAPTER_WEIGHTS);
     let pickle = dir.join(ADAPTER_PICKLE);
     if !path.exists() && pickle.exists() {
-        return Err(FormatError::Adapter { file: pickle, problem: AdapterError::Pickle });
+        return Err(FormatError::Adapter { file: pickle, problem: Box::new(AdapterError::Pickle) });
     }
     let store = Store::single(&path, Access::Read)?;
     let plain = QuantizationConfig::from_config(&Value::Object(serde_json::Map::new()))
         .map_err(|problem| FormatError::Quantization { file: config_path.clone(), problem })?;
     let adapter = HfSource::new(&path, store, &plain, Fp8Decode::default())?;
-    let wrong = |problem| FormatError::Adapter { file: path.clone(), problem };
+    let wrong = |problem| FormatError::Adapter { file: path.clone(), problem: Box::new(problem) };
     if adapter.tensors().is_empty() {
         return Err(wrong(AdapterError::Empty));
     }
@@ -279,7 +279,7 @@ fn check_finite(adapter: &HfSource, info: &TensorInfo, path: &Path) -> Result<()
         weight.read_row(r, &mut row);
         if let Some(value) = row.iter().find(|value| !value.is_finite()) {
             let (tensor, value) = (info.name.clone(), value.to_string());
-            let problem = AdapterError::NotFinite { tensor, row: r, value };
+            let problem = Box::new(AdapterError::NotFinite { tensor, row: r, value });
             return Err(FormatError::Adapter { file: path.to_owned(), problem });
         }
     }
