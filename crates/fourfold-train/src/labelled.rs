@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::batch::{Batch, Extent, TextSource};
 use crate::data::DataError;
+use crate::data::rows::{Row, kind};
 use crate::network::BatchSource;
 use crate::random::{Stream, shuffled};
 
@@ -29,44 +30,71 @@ pub struct LabelledText {
     pub line: usize,
 }
 
-/// Reads a line of a JSONL file: `{"text": …, "label": 0}`, the label a number or a name, perhaps with a `text_pair`.
-///
-/// # Errors
-/// It is no such object; the error names file and line.
-pub fn parse_json(file: &str, line: usize, text: &str) -> Result<LabelledText, DataError> {
-    let fail = |reason: String| DataError::Line { file: file.to_owned(), line, reason };
-    let value: Value = serde_json::from_str(text).map_err(|e| fail(e.to_string()))?;
-    let string = |key: &str| match value.get(key) {
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(fail(format!("`{key}` is not a string"))),
-        None => Ok(None),
-    };
-    let label = match value.get("label") {
-        Some(Value::String(name)) => Label::Name(name.clone()),
-        Some(number) => match number.as_u64().and_then(|n| u32::try_from(n).ok()) {
-            Some(number) => Label::Number(number),
-            None => return Err(fail("`label` is neither a class's number nor its name".to_owned())),
-        },
-        None => return Err(fail("`label` is missing".to_owned())),
-    };
-    let text = string("text")?.ok_or_else(|| fail("`text` is missing".to_owned()))?;
-    Ok(LabelledText { text, text_pair: string("text_pair")?, label, line })
+/// Which columns hold what, where they have names of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LabelColumns {
+    /// `text`, or `sentence`.
+    pub text: Option<String>,
+    /// `text_pair`.
+    pub text_pair: Option<String>,
+    /// `label`.
+    pub label: Option<String>,
 }
 
-/// Reads a line of a tab-separated file: text, class (SST-2's format). `None` for the header that GLUE's files have.
-///
-/// # Errors
-/// There is no tab; the error names file and line.
-pub fn parse_tsv(file: &str, line: usize, text: &str) -> Result<Option<LabelledText>, DataError> {
-    let Some((text, label)) = text.rsplit_once('\t') else {
-        let reason = "no tab between a text and its class".to_owned();
-        return Err(DataError::Line { file: file.to_owned(), line, reason });
-    };
-    if line == 1 && label == "label" {
-        return Ok(None);
+/// Pairs of columns that are a text and its pair, as GLUE's tasks name them.
+const PAIRS: [(&str, &str); 4] =
+    [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")];
+
+impl LabelColumns {
+    /// The name of the class's column.
+    pub fn label(&self) -> &str {
+        self.label.as_deref().unwrap_or("label")
     }
-    let label = label.parse().map_or_else(|_| Label::Name(label.to_owned()), Label::Number);
-    Ok(Some(LabelledText { text: text.to_owned(), text_pair: None, label, line }))
+
+    /// A text, perhaps a pair, with its class: a number or a name.
+    ///
+    /// # Errors
+    /// A column is missing or has the wrong type; the error names file, line and column.
+    pub fn read(&self, file: &str, row: &Row) -> Result<LabelledText, DataError> {
+        let fail = |reason: String| DataError::Line { file: file.to_owned(), line: row.line, reason };
+        let names = || row.values.keys().take(12).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+        let string = |column: &str| match row.values.get(column) {
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(Value::Null) | None => Ok(None),
+            Some(other) => Err(fail(format!("column `{column}`: {} where a string is expected", kind(other)))),
+        };
+        let has = |column: &str| row.values.get(column).is_some_and(|value| !value.is_null());
+        let pair =
+            PAIRS.iter().find(|(one, other)| has(one) && has(other)).filter(|_| !has("text") && self.text.is_none());
+        let (text, text_pair) = match pair {
+            Some((one, other)) => (*one, *other),
+            None => {
+                let usual = if has("text") || !has("sentence") { "text" } else { "sentence" };
+                (self.text.as_deref().unwrap_or(usual), "text_pair")
+            }
+        };
+        let text_pair = self.text_pair.as_deref().unwrap_or(text_pair);
+        let column = self.label();
+        let missing = |what: &str, flag: &str| {
+            fail(format!("column `{what}` is missing; there are {}, and {flag} names another", names()))
+        };
+        let label = match row.values.get(column) {
+            Some(Value::String(name)) if row.is_untyped => {
+                name.parse().map_or_else(|_| Label::Name(name.clone()), Label::Number)
+            }
+            Some(Value::String(name)) => Label::Name(name.clone()),
+            Some(number) => match number.as_u64().and_then(|n| u32::try_from(n).ok()) {
+                Some(number) => Label::Number(number),
+                None => {
+                    let reason = format!("column `{column}`: {number} is neither a class's number nor its name");
+                    return Err(fail(reason));
+                }
+            },
+            None => return Err(missing(column, "--label-column")),
+        };
+        let Some(text) = string(text)? else { return Err(missing(text, "--text-column")) };
+        Ok(LabelledText { text, text_pair: string(text_pair)?, label, line: row.line })
+    }
 }
 
 /// A text in tokens, with its class.
@@ -201,16 +229,28 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_read_and_malformed_ones_named() {
-        let read = parse_json("a", 1, r#"{"text": "x", "text_pair": "y", "label": "good"}"#).unwrap();
-        assert_eq!((read.text_pair.as_deref(), read.label), (Some("y"), Label::Name("good".into())));
-        assert_eq!(parse_tsv("a", 1, "sentence\tlabel").unwrap(), None);
-        assert_eq!(parse_tsv("a", 2, "fine\t1").unwrap().unwrap().label, Label::Number(1));
-        let reason = |text: &str| parse_json("a.jsonl", 7, text).unwrap_err().to_string();
-        assert!(reason("{\"text\": \"x\"}").contains("a.jsonl:7: `label` is missing"));
-        assert!(reason("{\"label\": 1}").contains("`text`"));
-        assert!(reason("{\"text\": \"x\", \"label\": -1}").contains("`label`"));
-        assert!(parse_tsv("a.tsv", 3, "fine").unwrap_err().to_string().starts_with("a.tsv:3: "));
+    fn rows_are_read_and_malformed_ones_named() {
+        let read_as = |columns: &LabelColumns, text: &str, is_untyped| {
+            let values = serde_json::from_str(text).unwrap();
+            columns.read("a.jsonl", &Row { line: 7, values, is_untyped }).map_err(|e| e.to_string())
+        };
+        let read = |text: &str| read_as(&LabelColumns::default(), text, false);
+        let row = read(r#"{"text": "x", "text_pair": "y", "label": "good"}"#).unwrap();
+        assert_eq!((row.text_pair.as_deref(), row.label), (Some("y"), Label::Name("good".into())));
+        let row = read(r#"{"sentence1": "x", "sentence2": "y", "label": 1, "idx": 0}"#).unwrap();
+        assert_eq!((row.text.as_str(), row.text_pair.as_deref()), ("x", Some("y")));
+        assert_eq!(read(r#"{"sentence": "x", "label": 1}"#).unwrap().text, "x");
+        let untyped = read_as(&LabelColumns::default(), r#"{"text": "x", "label": "1"}"#, true).unwrap();
+        assert_eq!(untyped.label, Label::Number(1));
+        assert_eq!(read(r#"{"text": "x", "label": "1"}"#).unwrap().label, Label::Name("1".into()));
+        let columns =
+            LabelColumns { text: Some("body".into()), label: Some("class".into()), ..LabelColumns::default() };
+        assert_eq!(read_as(&columns, r#"{"body": "x", "class": 2}"#, false).unwrap().label, Label::Number(2));
+        let reason = |text: &str| read(text).unwrap_err();
+        assert!(reason("{\"text\": \"x\"}").starts_with("a.jsonl:7: column `label` is missing; there are `text`"));
+        assert!(reason("{\"label\": 1}").contains("`text` is missing"));
+        assert!(reason("{\"text\": 1, \"label\": 1}").contains("column `text`: a number"));
+        assert!(reason("{\"text\": \"x\", \"label\": -1}").contains("column `label`: -1 is neither"));
         assert!(Labelled::new("empty", vec![], 8, 1, 0).is_err());
     }
 }

@@ -7,10 +7,14 @@ pub fn bytes(n: u64) -> String {
     scaled(n as f64, &["B", "kB", "MB", "GB", "TB"])
 }
 
-/// Reads a size: `5000`, `500MB`, `1.5 GiB`.
+/// Reads a size: `5000B`, `500MB`, `1.5 GiB`.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    // `8` may mean bytes or gigabytes: what is meant is asked, not guessed.
+    if digits == text.len() && text.parse::<f64>().is_ok_and(|number| number < 1e6) {
+        return Err(format!("{text} of what? Write {text}GB, {text}MB, or {text}B for bytes"));
+    }
     let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
         "k" | "kb" => 1e3,
@@ -98,11 +102,16 @@ mod tests {
 
     #[test]
     fn sizes_are_read() {
-        for (text, size) in [("5000", 5000), ("500MB", 500_000_000), ("1.5 GiB", 1_610_612_736), ("2g", 2_000_000_000)]
-        {
+        for (text, size) in [
+            ("5000B", 5000),
+            ("5000000", 5_000_000),
+            ("500MB", 500_000_000),
+            ("1.5 GiB", 1_610_612_736),
+            ("2g", 2_000_000_000),
+        ] {
             assert_eq!(parse_bytes(text), Ok(size));
         }
-        for text in ["", "MB", "5XB", "-1", "0", "1e40", "1.2.3", "999999999TB"] {
+        for text in ["", "MB", "5XB", "-1", "0", "8", "8000", "0B", "1e40", "1.2.3", "999999999TB"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
     }

@@ -5,6 +5,7 @@ mod assets;
 mod child;
 mod commands;
 mod context;
+mod data_files;
 mod hub;
 mod human;
 mod images;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             output::note(&format!("error: {}", output::chain(&error)));
-            ExitCode::FAILURE
+            if output::is_usage(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

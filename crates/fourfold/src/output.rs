@@ -32,6 +32,28 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// A command that was given wrongly: exit code 2, as clap's own refusals.
+#[derive(Debug)]
+pub struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Marks an error as one of usage.
+pub fn usage(error: Error) -> Error {
+    Error::new(Usage(chain(&error)))
+}
+
+/// Whether the command was given wrongly.
+pub fn is_usage(error: &Error) -> bool {
+    error.chain().any(|cause| cause.is::<Usage>())
+}
+
 /// Whether the reader of stdout went away.
 pub fn is_broken_pipe(error: &Error) -> bool {
     let kinds = error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);

@@ -1,8 +1,11 @@
 //! Progress on stderr: bars where stderr is a terminal, nothing elsewhere.
 
+use std::fmt::Write;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+
+use crate::human;
 
 /// Makes bars, or invisible ones.
 #[derive(Clone, Copy, Debug)]
@@ -18,15 +21,14 @@ impl Progress {
 
     /// Work whose amount is known, counted in `unit`s.
     pub fn bar(self, what: &str, total: u64, unit: &str) -> ProgressBar {
-        let template = format!(
-            "{{prefix}} [{{bar:30}}] {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left {{wide_msg}}"
-        );
+        let template =
+            format!("{{prefix}} [{{bar:30}}] {{human_pos}}/{{human_len}} {unit}{{rate}}{{left}} {{wide_msg}}");
         self.with(ProgressBar::new(total), &template, what)
     }
 
     /// Bytes on their way.
     pub fn bytes(self, what: &str, total: u64) -> ProgressBar {
-        let template = "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
+        let template = "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}{byte_rate}{left}";
         self.with(ProgressBar::new(total), template, what)
     }
 
@@ -41,11 +43,47 @@ impl Progress {
         if self.quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template(template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(&rate(state.pos(), state.per_sec()));
+            })
+            .with_key("byte_rate", |state: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(&byte_rate(state.pos(), state.per_sec()));
+            })
+            .with_key("left", |state: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(&left(state.pos(), state.len(), state.eta()));
+            });
         bar.set_style(style.progress_chars("━╸ "));
         bar.set_prefix(what.to_owned());
         bar
     }
+}
+
+/// `, 42.3/s`; nothing before anything is done.
+fn rate(done: u64, per_second: f64) -> String {
+    match () {
+        () if done == 0 || !per_second.is_finite() || per_second <= 0.0 => String::new(),
+        () if per_second >= 1000.0 => format!(", {}/s", human::count(per_second as u64)),
+        () if per_second >= 0.1 => format!(", {per_second:.1}/s"),
+        () => format!(", {:.1}/min", per_second * 60.0),
+    }
+}
+
+/// `, 7.6 MB/s`; nothing before anything is done.
+fn byte_rate(done: u64, per_second: f64) -> String {
+    if done == 0 || !per_second.is_finite() || per_second < 1.0 {
+        return String::new();
+    }
+    format!(", {}/s", human::bytes(per_second as u64))
+}
+
+/// `, 3 min 05 s left`; nothing where nothing is known yet or all is done.
+fn left(done: u64, total: Option<u64>, left: Duration) -> String {
+    if done == 0 || total.is_none_or(|total| done >= total) || left < Duration::from_secs(1) {
+        return String::new();
+    }
+    format!(", {} left", human::duration(Duration::from_secs(left.as_secs())).replace(".0 s", " s"))
 }
 
 /// A bar for each stage of a long job.
@@ -78,5 +116,24 @@ impl fourfold_compress::Progress for Stages {
             bar.set_length(total);
             bar.set_position(done);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_said_where_they_are_known() {
+        assert_eq!(rate(0, 0.0), "");
+        assert_eq!(rate(3, 42.312_44), ", 42.3/s");
+        assert_eq!(rate(3, 12_345.6), ", 12.3 k/s");
+        assert_eq!(rate(1, 0.05), ", 3.0/min");
+        assert_eq!(byte_rate(9, 7_612_345.0), ", 7.6 MB/s");
+        assert_eq!(byte_rate(0, 1e6), "");
+        let seconds = Duration::from_secs;
+        assert_eq!((left(0, Some(9), seconds(0)), left(9, Some(9), seconds(5))), (String::new(), String::new()));
+        assert_eq!(left(1, Some(9), seconds(5)), ", 5 s left");
+        assert_eq!(left(1, Some(9), seconds(185)), ", 3 min 05 s left");
     }
 }

@@ -231,11 +231,11 @@ fn data_that_is_not_what_it_should_be_is_named_by_line() {
     for (text, expected) in [
         ("{\"text\": \"good\"}\n{\"text\": 3}\n", "text.jsonl:2"),
         ("{\"text\": \"good\"}\n\n{\"text\": \n", "text.jsonl:3"),
-        ("{\"text\": \"good\"}\n[1]\n", "text.jsonl:2: not a JSON object"),
-        ("", "text.jsonl: no text of two tokens or more"),
-        ("\n   \n\t\n", "text.jsonl: no text of two tokens or more"),
-        ("{\"text\": \"\"}\n", "text.jsonl: no text of two tokens or more"),
-        ("{\"prompt\": \"a\", \"completion\": \"\"}\n", "text.jsonl: no text of two tokens or more"),
+        ("{\"text\": \"good\"}\n[1]\n", "text.jsonl:2: a list where a JSON object is expected"),
+        ("", "text.jsonl: no row has an answer to learn"),
+        ("\n   \n\t\n", "text.jsonl: no row has an answer to learn"),
+        ("{\"text\": \"\"}\n", "text.jsonl: no row has an answer to learn"),
+        ("{\"prompt\": \"a\", \"completion\": \"\"}\n", "text.jsonl: no row has an answer to learn"),
     ] {
         fs::write(&data, text).unwrap();
         let run = fourfold(&arguments);
@@ -275,7 +275,7 @@ fn classes_that_are_not_there_are_named_by_line() {
     for (line, expected) in [
         ("the fox\tugly", "classes.tsv: line 41: the model has no class named ugly"),
         ("the fox\t2", "classes.tsv: line 41: class 2, the model has 2"),
-        ("the fox", "classes.tsv:41: no tab"),
+        ("the fox", "classes.tsv:41: 1 values between tabs"),
     ] {
         fs::write(&data, format!("{lines}{line}\n")).unwrap();
         for run in [fourfold(arguments(&classifier, "more")), fourfold(args!["eval", &classifier, "--data", &data])] {

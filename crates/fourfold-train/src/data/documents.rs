@@ -25,6 +25,17 @@ impl Document {
     pub fn whole(ids: Vec<u32>) -> Self {
         Self { ids, learned_from: 0, given: Vec::new() }
     }
+
+    /// Whether token `i` is learned: every one but the first of its sequence is predicted.
+    pub fn is_learned(&self, i: usize) -> bool {
+        i >= self.learned_from && !self.given.iter().any(|g| g.contains(&i))
+    }
+
+    /// Whether there is anything to learn once the document is cut into sequences of `context` tokens.
+    pub fn teaches(&self, context: usize) -> bool {
+        let context = context.max(2);
+        (self.learned_from..self.ids.len()).any(|i| i % context != 0 && self.is_learned(i))
+    }
 }
 
 /// Where tokens lie.
@@ -94,6 +105,17 @@ impl Documents {
         Ok(ids)
     }
 
+    /// Document `i`.
+    ///
+    /// # Errors
+    /// Its tokens cannot be read.
+    pub fn document(&self, i: usize) -> Result<Document, DataError> {
+        let place = &self.places[i];
+        let local = |at: u64| (at.clamp(place.start, place.end) - place.start) as usize;
+        let given = self.text.given(place.clone()).iter().map(|g| local(g.start)..local(g.end)).collect();
+        Ok(Document { ids: self.ids(i)?, learned_from: 0, given })
+    }
+
     /// Takes every `1/fraction`-th document out for evaluation, at least one; a single document gives its last part.
     pub fn split(self, fraction: f64) -> (Self, Self) {
         let Self { text, mut places } = self;
@@ -102,6 +124,8 @@ impl Documents {
             let mut held = places.clone();
             for (train, held) in places.iter_mut().zip(&mut held) {
                 let cut = train.start + ((train.end - train.start) as f64 * (1.0 - fraction)) as u64;
+                // A text of one token has nothing to predict.
+                let cut = cut.min(train.end.saturating_sub(2)).max(train.start);
                 (train.end, held.start) = (cut, cut);
             }
             return (of(places), of(held));
@@ -156,6 +180,16 @@ impl Spool {
     /// Ends the document at hand, which is learned from beginning to end.
     pub fn end(&mut self) {
         self.index.end(self.written, 0, &[]);
+    }
+
+    /// Tokens of the document at hand.
+    pub fn open_tokens(&self) -> u64 {
+        self.written - self.index.begin
+    }
+
+    /// Leaves the document at hand out.
+    pub fn discard(&mut self) {
+        self.index.begin = self.written;
     }
 
     /// Adds a document.
@@ -265,6 +299,8 @@ mod tests {
         assert_eq!((&file.places, &file.text.given), (&memory.places, &memory.text.given));
         for (i, document) in documents.iter().enumerate() {
             assert_eq!(file.ids(i).unwrap(), document.ids);
+            let again = file.document(i).unwrap();
+            assert!((0..document.ids.len()).all(|t| again.is_learned(t) == document.is_learned(t)), "document {i}");
             let first = file.places[i].start;
             for token in 0..document.ids.len() {
                 let at = first + token as u64;
@@ -272,6 +308,25 @@ mod tests {
                 assert_eq!(file.text.given(at..at + 1).len(), usize::from(given), "document {i}, token {token}");
             }
         }
+    }
+
+    #[test]
+    fn a_document_teaches_where_a_learned_token_follows_another_of_its_sequence() {
+        let mut document = Document::whole((0..9).collect());
+        document.learned_from = 8;
+        assert!(document.teaches(16) && document.teaches(3));
+        assert!(!document.teaches(8), "the last token is alone in its sequence");
+        document.given.push(8..9);
+        assert!(!document.teaches(16));
+        assert!(!Document::whole(vec![1]).teaches(8) && !Document::default().teaches(8));
+        let mut spool = Spool::new("spool".into(), tempfile::tempfile().unwrap());
+        spool.extend(&[1]).unwrap();
+        assert_eq!(spool.open_tokens(), 1);
+        spool.discard();
+        spool.push(&Document::whole(vec![2, 3])).unwrap();
+        assert_eq!(spool.finish().unwrap().ids(0).unwrap(), [2, 3]);
+        let (train, held) = Documents::from(vec![Document::whole((0..4).collect())]).split(0.05);
+        assert_eq!((train.ids(0).unwrap().len(), held.ids(0).unwrap().len()), (2, 2));
     }
 
     #[test]

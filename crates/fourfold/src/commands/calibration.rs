@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use fourfold_kernels::Tensor;
 use fourfold_models::ConvNetSpec;
 use fourfold_train::images::{Subset, in_order};
 use fourfold_train::vision::normalized;
 
+use crate::data_files;
 use crate::images::{self, Split};
 use crate::model::OpenModel;
 
@@ -76,9 +77,7 @@ impl CalibrationArgs {
         let apart = share.div_ceil(4);
         let (mut sequences, mut held_out) = (Vec::new(), Vec::new());
         for file in &self.calibration {
-            let named = || file.display().to_string();
-            let text = std::fs::read(file).with_context(named)?;
-            let text = String::from_utf8(text).with_context(named)?;
+            let text = data_files::text(file)?;
             let body = usize::from(tokenizer.bos().is_some());
             // Some times more than needed, so that there is a choice; not a whole corpus.
             let wanted = share.saturating_mul(length).saturating_mul(8);

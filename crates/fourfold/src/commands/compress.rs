@@ -34,8 +34,11 @@ pub struct CompressArgs {
     model: String,
     /// The directory to write. It grows as OUT.partial and takes its name when it is whole; a run that was killed is taken up where
     /// it stopped by giving the same command again (there is no --resume).
-    #[arg(value_name = "OUT", required_unless_present = "write_plan")]
+    #[arg(value_name = "OUT", required_unless_present_any = ["write_plan", "out_flag"])]
     out: Option<PathBuf>,
+    /// The same as OUT.
+    #[arg(short = 'o', long = "output", value_name = "OUT", conflicts_with = "out")]
+    out_flag: Option<PathBuf>,
     /// How many times smaller all weight files together become; settings are chosen tensor by tensor [default: 4]. Without
     /// --calibration weights are rounded to nearest, which costs several times the quality at the same size.
     #[arg(long, value_name = "R", conflicts_with_all = ["max_bytes", "bits", "plan"], value_parser = ratio)]
@@ -259,6 +262,13 @@ struct Storage {
     mean_error: f64,
 }
 
+impl CompressArgs {
+    /// Where the output goes, by whichever of the two ways to say it.
+    fn out(&self) -> Option<&PathBuf> {
+        self.out.as_ref().or(self.out_flag.as_ref())
+    }
+}
+
 pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     let start = Instant::now();
     if let Some(network) = model::open_network(&args.model, context)? {
@@ -310,7 +320,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         stages.finish();
         return write_plan(file, &plan);
     }
-    let Some(out) = &args.out else { bail!("OUT is missing") };
+    let Some(out) = args.out() else { bail!("OUT is missing") };
     let options = WriteOptions {
         max_shard_bytes: args.output.max_shard_size,
         overwrite: args.output.overwrite,

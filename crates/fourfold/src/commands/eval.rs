@@ -19,6 +19,7 @@ use fourfold_infer::eval::{
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::data_files;
 use crate::model::{self, OpenModel};
 use crate::output::Report;
 use crate::{human, interrupt, memory};
@@ -162,8 +163,7 @@ fn protocol(args: &EvalArgs) -> Protocol {
 
 /// The text's windows. Of a long text only what they need is tokenized.
 fn cut(args: &EvalArgs, open: &OpenModel) -> Result<Vec<Window>> {
-    let text = std::fs::read(args.text()).with_context(|| args.text().display().to_string())?;
-    let text = String::from_utf8(text).with_context(|| args.text().display().to_string())?;
+    let text = data_files::text(args.text())?;
     let context = args.context(open);
     if context > open.spec.max_positions {
         bail!("--context {context}: the model has {} positions", open.spec.max_positions);

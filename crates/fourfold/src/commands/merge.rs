@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use fourfold_compress::merge::{Merged, Packed};
 use fourfold_compress::{CompressJob, Goal, compress};
@@ -28,8 +28,11 @@ pub struct MergeArgs {
     #[arg(value_name = "ADAPTER")]
     adapter: PathBuf,
     /// The directory to write; it takes its name when it is whole.
-    #[arg(value_name = "OUT")]
-    out: PathBuf,
+    #[arg(value_name = "OUT", required_unless_present = "out_flag")]
+    out: Option<PathBuf>,
+    /// The same as OUT.
+    #[arg(short = 'o', long = "output", value_name = "OUT", conflicts_with = "out")]
+    out_flag: Option<PathBuf>,
     /// What becomes of packed weights. `sum` keeps their codes and stores the adapter's factors beside them: exact, some percent larger,
     /// read by this program alone. `requantize` rounds them again on their own grid (with --calibration by GPTQ), which loses part of
     /// what was learned. Dense weights take the adapter in either way.
@@ -70,6 +73,7 @@ pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
     let base_bytes = base.checkpoint.weight_bytes;
     let open = base.adapted(&args.adapter)?;
     let calibration = args.calibration.sequences(&open)?.calibration;
+    let Some(out) = args.out.as_ref().or(args.out_flag.as_ref()) else { bail!("OUT is missing") };
     let files = ModelFiles::of(&open.checkpoint);
     let OpenModel { checkpoint, spec } = open;
     let packed = match args.packed {
@@ -92,16 +96,16 @@ pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
         identity: format!("{} + {} {packed:?} {}", checkpoint.path.display(), adapter.display(), calibration.len()),
         interchange: false,
     };
-    let sink = SafetensorsWriter::create(&args.out, files, options)?;
+    let sink = SafetensorsWriter::create(out, files, options)?;
     let mut stages = Stages::new(context.progress);
     let done = compress(&job, Box::new(sink), &mut stages)?;
     stages.finish();
     context.print(&MergeReport {
-        out: args.out.clone(),
+        out: out.clone(),
         merged: done.plan.tensors.iter().filter(|entry| merged.has_adapter(&entry.name)).count(),
         requantized,
         base_bytes,
-        output_bytes: fourfold_formats::open(&args.out)?.weight_bytes,
+        output_bytes: fourfold_formats::open(out)?.weight_bytes,
         seconds: start.elapsed().as_secs_f64(),
         peak_memory: memory::peak_resident(),
     })

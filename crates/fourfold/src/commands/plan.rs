@@ -27,9 +27,9 @@ pub struct PlanArgs {
     /// A directory, a .gguf file, a name on the hub, or a config.json alone.
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Tokens of a sequence.
-    #[arg(short, long, default_value_t = 256, value_name = "TOKENS")]
-    context: u64,
+    /// Tokens of a sequence [default: 256, or fewer where the model has fewer positions].
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS")]
+    context: Option<u64>,
     /// Sequences or images of a step; with --memory, the most to try.
     #[arg(short, long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     batch_size: u64,
@@ -91,7 +91,14 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     if let Some(lora) = &lora {
         ensure!(!lora.weights(&spec).is_empty(), "--lora-targets: {} has no such layer", args.model);
     }
-    let tokens = args.context.clamp(2, spec.max_positions.max(2) as u64);
+    let positions = spec.max_positions.max(2) as u64;
+    let tokens = match args.context {
+        Some(tokens) if tokens > positions => {
+            bail!("--context {tokens}: the model has {positions} positions; --context {positions} is its most")
+        }
+        Some(tokens) => tokens.max(2),
+        None => positions.min(256),
+    };
     let predict = |recipe: &Recipe, batch| {
         let work = Work::sequences(batch, tokens, args.gradient_accumulation, recipe);
         train_memory(&spec, recipe, &work.with_adapters(adapters))

@@ -54,7 +54,7 @@ pub fn run(open: &OpenNetwork, args: &CompressArgs, context: &Context) -> Result
     if let Some(file) = &args.write_plan {
         return write_plan(file, &plan);
     }
-    let Some(out) = &args.out else { bail!("OUT is missing") };
+    let Some(out) = args.out() else { bail!("OUT is missing") };
     let options = WriteOptions {
         max_shard_bytes: args.output.max_shard_size,
         overwrite: args.output.overwrite,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use fourfold_tensor::WeightSource;
-use fourfold_train::labelled::Labelled;
+use fourfold_train::labelled::{LabelColumns, Labelled};
 use fourfold_train::language::LanguageModel;
 use fourfold_train::network::{Network, Run, Score};
 use fourfold_train::recipe::Recipe;
@@ -42,7 +42,8 @@ pub fn run(name: &str, data: &Path, context: &Context) -> Result<()> {
     };
     let tokenizer = open.tokenizer()?;
     let files = [data.to_path_buf()];
-    let examples = Encoder::new(&tokenizer, &open.checkpoint.config, classes).encode(&files, &read_files(&files)?)?;
+    let examples = Encoder::new(&tokenizer, &open.checkpoint.config, classes)
+        .encode(&files, &read_files(&files, None, &LabelColumns::default())?)?;
     let batches = Labelled::new(&data.display().to_string(), examples, open.spec.max_positions, BATCH, 0)?.in_order();
     // Nothing is trained: what counts of a recipe is that a block's working memory does not grow with the batch.
     let recipe = Recipe::QUARTER;

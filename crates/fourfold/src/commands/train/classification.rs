@@ -1,19 +1,19 @@
 //! Texts with a class each, and the classifier that a language model becomes.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_infer::Tokenizer;
 use fourfold_models::{ModelSpec, spec_from_config};
-use fourfold_train::labelled::{Example, Label, Labelled, LabelledText, parse_json, parse_tsv};
+use fourfold_train::data::rows::{RowFormat, Rows, Separated, Separator};
+use fourfold_train::labelled::{Example, Label, LabelColumns, Labelled, LabelledText};
 use serde_json::{Map, Value, json};
 
 use super::data::Data;
 use super::settings::{Settings, name_of};
 use super::start::Description;
+use crate::data_files::{DataFormat, files, open, parquet_rows, rows};
 
 /// Texts to learn and to measure on, as their files have them.
 pub struct LabelledTexts {
@@ -24,7 +24,8 @@ pub struct LabelledTexts {
 impl LabelledTexts {
     /// Reads the files that the settings name.
     pub fn read(settings: &Settings) -> Result<Self> {
-        Ok(Self { learned: read_files(&settings.data)?, measured: read_files(&settings.eval_data)? })
+        let read = |paths: &[PathBuf]| read_files(paths, settings.data_format, &settings.label_columns);
+        Ok(Self { learned: read(&settings.data)?, measured: read(&settings.eval_data)? })
     }
 
     /// The configuration of a classifier of these texts over the model that `config` describes. A classifier keeps its classes;
@@ -94,7 +95,7 @@ impl LabelledTexts {
             true => Labelled::split(learned, settings.held_out),
             false => (learned, encoder.encode(&settings.eval_data, &self.measured)?),
         };
-        let context = settings.context.min(spec.max_positions);
+        let context = settings.length(spec.max_positions)?;
         let (size, seed) = (settings.batch_size, settings.seed);
         let bytes = learned.iter().chain(&measured).map(|e| (size_of::<Example>() + size_of_val(&*e.ids)) as u64).sum();
         let held_out = match measured.is_empty() {
@@ -153,22 +154,41 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Every labelled text of .jsonl and .tsv files.
-pub fn read_files(paths: &[PathBuf]) -> Result<Vec<LabelledText>> {
+/// Every labelled text of files of rows.
+pub fn read_files(paths: &[PathBuf], format: Option<DataFormat>, columns: &LabelColumns) -> Result<Vec<LabelledText>> {
     let mut texts = Vec::new();
-    for path in paths {
-        let name = path.display().to_string();
-        let extension = path.extension().and_then(|e| e.to_str());
-        let reader = BufReader::new(File::open(path).with_context(|| name.clone())?);
-        for (i, line) in reader.lines().enumerate() {
-            let line = line.with_context(|| format!("{name}:{}", i + 1))?;
-            match extension {
-                _ if line.trim().is_empty() => {}
-                Some("jsonl") => texts.push(parse_json(&name, i + 1, &line)?),
-                Some("tsv") => texts.extend(parse_tsv(&name, i + 1, &line)?),
-                _ => bail!("{name}: texts with a class stand in a .jsonl or .tsv file"),
+    for file in files(paths)?.0 {
+        let name = file.path.display().to_string();
+        let rows: Rows<'_> = match format.unwrap_or_else(|| DataFormat::of(&file.path)) {
+            DataFormat::Rows(RowFormat::Tsv) => {
+                named(Separated::new(open(&file.path)?, Separator::Tab)?, &name, columns)?
             }
+            DataFormat::Rows(format) => rows(&file.path, format)?,
+            DataFormat::Parquet => parquet_rows(&file.path)?,
+            DataFormat::Text => bail!(
+                "{name}: texts with a class stand in .jsonl, .json, .csv, .tsv or .parquet files; --data-format says what a file is \
+                 that is named otherwise"
+            ),
+        };
+        for row in rows {
+            texts.push(columns.read(&name, &row?)?);
         }
     }
     Ok(texts)
+}
+
+/// Rows of tab-separated values: with a header, or without one a text, a tab and its class (SST-2's format).
+fn named(rows: Separated<'static>, name: &str, columns: &LabelColumns) -> Result<Rows<'static>> {
+    let header = rows.header();
+    if header.is_empty() || header.iter().any(|column| column == columns.label()) {
+        return Ok(Box::new(rows));
+    }
+    ensure!(
+        header.len() == 2,
+        "{name}:1: no header with a column `{}`, and no text, tab and class: {} columns; --label-column and --text-column name \
+         those of a header",
+        columns.label(),
+        header.len()
+    );
+    Ok(Box::new(rows.unnamed(&["text", columns.label()])))
 }

@@ -1,18 +1,18 @@
 //! Files to documents in tokens, which go to disk one by one.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context as _, Error, Result};
+use anyhow::{Context as _, Result, bail};
 use fourfold_infer::{ChatTemplate, Tokenizer};
 use fourfold_train::batch::{Batch, TextSource};
-use fourfold_train::data::{Batches, Corpus, Documents, Spool, parse_record};
+use fourfold_train::data::rows::Rows;
+use fourfold_train::data::{Batches, Corpus, DataError, Document, Documents, Record, Seen, Source, Spool};
 use fourfold_train::network::HeldOut;
 
 use super::encode::RowEncoder;
 use super::pieces::{PIECE, TextPieces};
-use super::settings::Settings;
+use super::settings::{Settings, name_of};
+use crate::context::Context;
+use crate::data_files::{DataFile, Opened, files, open_as};
+use std::path::PathBuf;
 
 /// What a run learns from and is measured on.
 pub struct Data {
@@ -33,14 +33,15 @@ pub fn batches(
     settings: &Settings,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
-    context: usize,
+    length: usize,
+    context: &Context,
 ) -> Result<Data> {
-    let (documents, held_out) = read(settings, tokenizer, template)?;
-    let corpus = Corpus::new(&settings.data_name(), documents, context, settings.seed)?;
+    let (documents, held_out) = read(settings, tokenizer, template, length, context)?;
+    let corpus = Corpus::new(&settings.data_name(), documents, length, settings.seed)?;
     let mut bytes = corpus.byte_len() as u64;
     let held_out: Box<dyn HeldOut<Batch>> = match held_out {
         Some(documents) if !documents.is_empty() => {
-            let held_out = Corpus::new("the held-out text", documents, context, settings.seed)?;
+            let held_out = Corpus::new("the held-out text", documents, length, settings.seed)?;
             bytes += held_out.byte_len() as u64;
             Box::new(held_out.in_order(settings.batch_size))
         }
@@ -57,15 +58,17 @@ fn read(
     settings: &Settings,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
+    length: usize,
+    context: &Context,
 ) -> Result<(Documents, Option<Documents>)> {
     let documents = |paths: &[PathBuf]| {
         let folder = &settings.output;
         let name = format!("{} (a file of tokens)", folder.display());
         let file = tempfile::tempfile_in(folder).with_context(|| name.clone())?;
-        let rows = RowEncoder::new(tokenizer, template);
-        let mut encoder = Encoder { tokenizer, rows, spool: Spool::new(name, file) };
+        let mut encoder = Encoder::new(settings, tokenizer, template, length, Spool::new(name, file));
         encoder.documents(paths)?;
-        Ok::<_, Error>(encoder.spool.finish()?)
+        encoder.seen.remark(context);
+        Ok::<_, anyhow::Error>(encoder.spool.finish()?)
     };
     let learned = documents(&settings.data)?;
     if !settings.eval_data.is_empty() {
@@ -75,68 +78,211 @@ fn read(
         return Ok((learned, None));
     }
     let (learned, held_out) = learned.split(settings.held_out);
+    if learned.len() == 1 && held_out.len() == 1 {
+        // One document was cut in two, which may leave nothing to learn in one of them.
+        for part in [&learned, &held_out] {
+            if !part.document(0)?.teaches(length) {
+                bail!(
+                    "{}: one text with something to learn, and no part of it can be kept for measuring: --held-out 0 learns all of it, \
+                     --eval-data FILE measures on another",
+                    settings.data_name()
+                );
+            }
+        }
+    }
     Ok((learned, Some(held_out)))
+}
+
+/// The first document with something to learn, what its tokens came from and how it was read.
+pub fn first(
+    settings: &Settings,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    length: usize,
+) -> Result<(String, Document)> {
+    let spool = Spool::new("a temporary file of tokens".to_owned(), tempfile::tempfile()?);
+    let mut encoder = Encoder::new(settings, tokenizer, template, length, spool);
+    encoder.only_first = true;
+    encoder.documents(&settings.data)?;
+    let place = encoder.place.clone();
+    Ok((place, encoder.spool.finish()?.document(0)?))
 }
 
 /// Text to tokens, a document at a time.
 struct Encoder<'a> {
+    settings: &'a Settings,
     tokenizer: &'a Tokenizer,
     rows: RowEncoder<'a>,
+    /// Tokens of a sequence.
+    length: usize,
     spool: Spool,
+    seen: Account,
+    only_first: bool,
+    /// Where the last document is from.
+    place: String,
 }
 
-impl Encoder<'_> {
+impl<'a> Encoder<'a> {
+    fn new(
+        settings: &'a Settings,
+        tokenizer: &'a Tokenizer,
+        template: Option<&'a ChatTemplate>,
+        length: usize,
+        spool: Spool,
+    ) -> Self {
+        let rows = RowEncoder::new(tokenizer, template);
+        let (seen, place) = (Account::default(), String::new());
+        Self { settings, tokenizer, rows, length, spool, seen, only_first: false, place }
+    }
+
+    fn is_done(&self) -> bool {
+        self.only_first && !self.spool.is_empty()
+    }
+
     fn documents(&mut self, paths: &[PathBuf]) -> Result<()> {
-        for path in paths {
-            if path.is_dir() {
-                files_below(path)?.iter().try_for_each(|file| self.plain(file))?;
-            } else if path.extension().is_some_and(|e| e == "jsonl") {
-                self.jsonl(path)?;
-            } else {
-                self.plain(path)?;
+        let (files, hidden) = files(paths)?;
+        self.seen.hidden += hidden;
+        for file in &files {
+            if self.is_done() {
+                break;
             }
+            self.file(file)?;
+        }
+        if self.spool.is_empty() {
+            let reason = "no row has an answer to learn".to_owned();
+            return Err(DataError::Empty { file: name_of(paths), reason }.into());
         }
         Ok(())
     }
 
-    fn plain(&mut self, path: &Path) -> Result<()> {
-        let name = || path.display().to_string();
-        let mut pieces = TextPieces::new(BufReader::new(File::open(path).with_context(name)?), PIECE);
-        while let Some(ids) = pieces.next(self.tokenizer).with_context(name)? {
+    fn file(&mut self, file: &DataFile) -> Result<()> {
+        let name = file.path.display().to_string();
+        match open_as(file, self.settings.data_format, &self.settings.columns)? {
+            Opened::Text(source, is_json) => {
+                self.seen.json_as_text += u64::from(is_json);
+                self.seen.marks += u64::from(source.has_mark());
+                self.plain(&name, source)
+            }
+            Opened::Rows(rows, has_mark) => {
+                self.seen.marks += u64::from(has_mark);
+                self.rows(&name, rows)
+            }
+        }
+    }
+
+    fn plain(&mut self, name: &str, source: Source<'_>) -> Result<()> {
+        let mut pieces = TextPieces::new(source, PIECE);
+        while let Some(ids) = pieces.next(self.tokenizer).with_context(|| name.to_owned())? {
             self.spool.extend(&ids)?;
+            if self.only_first {
+                break;
+            }
         }
-        self.spool.end();
+        let returns = pieces.source().carriage_returns();
+        self.seen.carriage_returns += u64::from(returns > 0);
+        if self.spool.open_tokens() < 2 {
+            self.seen.drop(name.to_owned());
+            self.spool.discard();
+        } else {
+            self.place = format!("{name}, a plain text");
+            self.spool.end();
+        }
         Ok(())
     }
 
-    fn jsonl(&mut self, path: &Path) -> Result<()> {
-        let name = path.display().to_string();
-        let reader = BufReader::new(File::open(path).with_context(|| name.clone())?);
-        for (number, line) in reader.lines().enumerate() {
-            let place = || format!("{name}:{}", number + 1);
-            let line = line.with_context(place)?;
-            if line.trim().is_empty() {
-                continue;
+    fn rows(&mut self, name: &str, rows: Rows<'_>) -> Result<()> {
+        for row in rows {
+            let row = row?;
+            let record = self.settings.columns.record(name, &row, &mut self.seen.rows)?;
+            let place = || format!("{name}:{}", row.line);
+            let documents =
+                if is_empty(&record) { Vec::new() } else { self.rows.documents(&record).with_context(place)? };
+            let before = self.spool.len();
+            for document in documents.iter().filter(|document| document.teaches(self.length)) {
+                self.spool.push(document)?;
             }
-            let row = parse_record(&name, number + 1, &line)?;
-            for document in self.rows.documents(&row).with_context(place)? {
-                self.spool.push(&document)?;
+            self.seen.rows_read += 1;
+            if self.spool.len() == before {
+                self.seen.drop(place());
+            }
+            if self.is_done() {
+                self.place = format!("{}, {}", place(), self.rows.describe(&record));
+                break;
             }
         }
         Ok(())
     }
 }
 
-/// Every file below a directory, in order of name.
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let path = entry?.path();
-            if path.is_dir() { folders.push(path) } else { found.push(path) }
+/// Whether a row has no answer: not even its end is learned then.
+fn is_empty(record: &Record) -> bool {
+    match record {
+        Record::Text(text) => text.is_empty(),
+        Record::Completion { completion, .. } => completion.trim().is_empty(),
+        Record::Instruction(instruction) => instruction.output.trim().is_empty(),
+        Record::Chat(conversation) => {
+            let turns = conversation.messages.iter().enumerate();
+            !turns.into_iter().any(|(i, turn)| turn["role"] == "assistant" && !conversation.given.contains(&i))
         }
     }
-    found.sort();
-    Ok(found)
+}
+
+/// What was found in data files besides what is learned.
+#[derive(Default)]
+struct Account {
+    rows: Seen,
+    rows_read: u64,
+    /// Rows and files with nothing to learn, and the first of them.
+    dropped: u64,
+    first_dropped: String,
+    hidden: u64,
+    marks: u64,
+    carriage_returns: u64,
+    json_as_text: u64,
+}
+
+impl Account {
+    fn drop(&mut self, place: String) {
+        if self.dropped == 0 {
+            self.first_dropped = place;
+        }
+        self.dropped += 1;
+    }
+
+    /// Says what a user might not expect.
+    fn remark(&self, context: &Context) {
+        let layouts: Vec<String> = self.rows.layouts.iter().map(|(name, n)| format!("{n} of {name}")).collect();
+        match layouts.len() {
+            0 => {}
+            1 => context.remark(&format!("rows: {}", layouts.join(", "))),
+            n => context.remark(&format!("rows of {n} layouts, each learned as its own: {}", layouts.join(", "))),
+        }
+        if self.dropped > 0 {
+            let of = if self.rows_read > 0 { format!(" of {} rows", self.rows_read) } else { String::new() };
+            let (n, place) = (self.dropped, &self.first_dropped);
+            context.remark(&format!("{n}{of} have nothing to learn and are left out, the first: {place}"));
+        }
+        if !self.rows.unread.is_empty() {
+            let columns: Vec<String> = self.rows.unread.iter().map(|(name, n)| format!("{name} ({n} rows)")).collect();
+            context.remark(&format!("columns that are not read: {}", columns.join(", ")));
+        }
+        if self.marks > 0 {
+            context.remark(&format!("{} begin with a byte-order mark, which is left out", count(self.marks, "file")));
+        }
+        if self.carriage_returns > 0 {
+            let files = count(self.carriage_returns, "text");
+            context.remark(&format!("{files} with line ends CR LF: learned as LF"));
+        }
+        if self.json_as_text > 0 {
+            let files = count(self.json_as_text, "JSON file");
+            context.remark(&format!("{files} in a directory, with no layout of rows: learned as plain text"));
+        }
+        if self.hidden > 0 {
+            context.remark(&format!("{} (.*) left out", count(self.hidden, "hidden file")));
+        }
+    }
+}
+
+fn count(n: u64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

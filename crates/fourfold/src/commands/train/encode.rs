@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use fourfold_infer::{ChatTemplate, Message, Role, Tokenizer};
-use fourfold_train::data::{Conversation, Document, Record};
+use fourfold_train::data::{Conversation, Document, Instruction, Record};
 use serde_json::Value;
 
 /// Rows to documents.
@@ -31,7 +31,39 @@ impl<'a> RowEncoder<'a> {
                 vec![Document { ids, learned_from, given: Vec::new() }]
             }
             Record::Chat(conversation) => vec![self.conversation(conversation)?],
+            Record::Instruction(instruction) => return self.documents(&self.instruction(instruction)?),
         })
+    }
+
+    /// An instruction as a conversation where the model has a template of its own, else as Alpaca's prompt and its completion.
+    fn instruction(&self, instruction: &Instruction) -> Result<Record> {
+        if self.has_own_template() {
+            return Ok(Record::Chat(instruction.conversation()));
+        }
+        let Some(prompt) = instruction.alpaca_prompt() else {
+            bail!("`system` and `history` need a model with a chat template: Alpaca's prompt has no place for them")
+        };
+        Ok(Record::Completion { prompt, completion: instruction.output.clone() })
+    }
+
+    fn has_own_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// How a row is written, for people.
+    pub(super) fn describe(&self, row: &Record) -> &'static str {
+        match row {
+            Record::Text(_) => "a text",
+            Record::Completion { .. } => "a prompt and its completion, without a template",
+            Record::Instruction(_) if !self.has_own_template() => {
+                "an instruction in Stanford Alpaca's prompt, because the model has no chat template"
+            }
+            Record::Instruction(_) => "an instruction through the model's chat template",
+            Record::Chat(_) if !self.has_own_template() => {
+                "a conversation in ChatML, because the model has no chat template"
+            }
+            Record::Chat(_) => "a conversation through the model's chat template",
+        }
     }
 
     /// A conversation through the model's template: each answer is learned, everything between is given.
@@ -49,7 +81,11 @@ impl<'a> RowEncoder<'a> {
             let begin = document.ids.len();
             document.ids.extend(self.tokenizer.encode_fragment(given)?);
             document.given.push(begin..document.ids.len());
+            let begin = document.ids.len();
             document.ids.extend(self.tokenizer.encode_fragment(learned)?);
+            if conversation.given.contains(&i) {
+                document.given.push(begin..document.ids.len());
+            }
             done = closed;
         }
         Ok(document)

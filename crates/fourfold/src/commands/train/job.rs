@@ -37,6 +37,8 @@ struct TrainReport {
     tokens: u64,
     training_loss: Option<f64>,
     held_out_loss: Option<f64>,
+    /// Before the first step.
+    held_out_loss_before: Option<f64>,
     /// What the losses are.
     loss: String,
     held_out_cross_entropy: Option<f64>,
@@ -160,7 +162,12 @@ impl Job<'_> {
             unit,
             failure: None,
         };
-        let _cooperation = interrupt::cooperate();
+        let _cooperation = match context.quiet {
+            true => interrupt::cooperate(),
+            false => {
+                interrupt::cooperate_saying("finishing this step and writing a checkpoint; Ctrl-C again quits at once")
+            }
+        };
         let options = Options {
             steps,
             accumulation: settings.gradient_accumulation,
@@ -170,6 +177,14 @@ impl Job<'_> {
             output: settings.output.clone(),
         };
         let begun = Instant::now();
+        // Where the run begins, so that its end can say from where to where. A run that goes on knows it from its metrics.
+        let known = || Metrics::first_held_out(&settings.output);
+        let mut at_begin = if settings.resume { known() } else { None };
+        if at_begin.is_none() && state.step == 0 && held_out.count() > 0 {
+            let score = evaluate(&trainer, held_out, &mut interrupt::requested)?;
+            score.iter().for_each(|score| watcher.begun_at(score));
+            at_begin = score.map(|s| s.mean_loss());
+        }
         let end = run_steps(&mut trainer, batches, held_out, state, &options, &mut watcher);
         watcher.bar.finish_and_clear();
         let end = end.map_err(|error| explain(error, settings))?;
@@ -192,6 +207,7 @@ impl Job<'_> {
             unit,
             training_loss: watcher.smooth,
             held_out_loss: score.map(|s| s.mean_loss()),
+            held_out_loss_before: at_begin,
             loss: loss_name(settings),
             held_out_cross_entropy: score.filter(|_| is_text).map(|s| s.mean_cross_entropy()),
             held_out_perplexity: score.filter(|_| is_text).map(|s| s.mean_cross_entropy().exp()),
@@ -267,6 +283,19 @@ struct Watcher<'a> {
 }
 
 impl Watcher<'_> {
+    /// The score before the first step, which is no candidate for `best/`.
+    fn begun_at(&mut self, score: &Score) {
+        let (loss, cross_entropy, accuracy) = (score.mean_loss(), score.mean_cross_entropy(), score.accuracy());
+        self.bar.set_message(format!("held out {loss:.4}"));
+        self.record(
+            0,
+            serde_json::json!({
+                "eval/loss": loss, "loss": self.loss, "eval/cross_entropy": cross_entropy,
+                "eval/perplexity": cross_entropy.exp(), "eval/accuracy": accuracy, "eval/best": 0
+            }),
+        );
+    }
+
     fn record(&mut self, step: u64, values: Value) {
         if let Err(error) = self.metrics.write(step, values) {
             self.failure.get_or_insert(error);
@@ -362,7 +391,10 @@ impl Report for TrainReport {
             text += &format!("training loss {loss:.4}");
         }
         if let Some(loss) = self.held_out_loss {
-            text += &format!(", held-out loss {loss:.4}");
+            text += &match self.held_out_loss_before {
+                Some(before) => format!(", held-out loss from {before:.4} to {loss:.4}"),
+                None => format!(", held-out loss {loss:.4}"),
+            };
         }
         if let Some(perplexity) = self.held_out_perplexity {
             text += &match self.held_out_cross_entropy {

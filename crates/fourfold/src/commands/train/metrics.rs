@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one JSON object a step, appended; and the same in TensorBoard's event files.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -23,6 +23,14 @@ impl Metrics {
         let file = open_until(&path, step).with_context(|| path.display().to_string())?;
         let events = EventFile::create(output, step).with_context(|| output.display().to_string())?;
         Ok(Self { file, path, events })
+    }
+
+    /// The held-out loss before the first step, if the run in `output` has measured it.
+    pub fn first_held_out(output: &Path) -> Option<f64> {
+        let file = File::open(output.join("metrics.jsonl")).ok()?;
+        let lines = BufReader::new(file.take(1 << 16)).lines().map_while(Result::ok);
+        let values = lines.map_while(|line| serde_json::from_str::<Value>(&line).ok());
+        values.take_while(|values| values["step"] == 0).last()?["eval/loss"].as_f64()
     }
 
     /// Goes back to `step`: what was written of later steps is void.

@@ -8,6 +8,7 @@ mod job;
 mod metrics;
 mod pieces;
 mod settings;
+mod show;
 mod start;
 mod teacher;
 mod tensorboard;
@@ -34,9 +35,10 @@ use self::start::Start;
 use crate::context::Context;
 use crate::human;
 use crate::memory::resident_now;
+use crate::output::usage;
 
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
-    let settings = Settings::resolve(args)?;
+    let settings = Settings::resolve(args).map_err(usage)?;
     if let Some(start) = vision::start(&settings, context)? {
         ensure!(
             settings.teacher.is_none() && settings.tune.is_none(),
@@ -49,6 +51,15 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         Task::Classification => Some(LabelledTexts::read(&settings)?),
     };
     let start = Start::open(&settings, texts.as_ref(), context)?;
+    if settings.show_data {
+        ensure!(
+            texts.is_none(),
+            "--show-data: of texts and conversations; a row with a class is its text and its class"
+        );
+        let tokenizer = start.description.tokenizer(start.spec.vocab_size)?;
+        let length = settings.length(start.spec.max_positions)?;
+        return show::show(&settings, &tokenizer, start.description.template.as_ref(), length, context);
+    }
     let is_new = !settings.output.exists();
     prepare_output(&settings)?;
     let result = run_on(start, texts, &settings, context);
@@ -63,10 +74,10 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
 fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, context: &Context) -> Result<()> {
     let spec = &start.spec;
     let tokenizer = start.description.tokenizer(spec.vocab_size)?;
-    let length = settings.context.min(spec.max_positions);
+    let length = settings.length(spec.max_positions)?;
     let Data { tokens_per_epoch, per_epoch, bytes, mut batches, held_out } = match texts {
         Some(texts) => texts.encode(settings, &tokenizer, &start.description, spec)?,
-        None => data::batches(settings, &tokenizer, start.description.template.as_ref(), length)?,
+        None => data::batches(settings, &tokenizer, start.description.template.as_ref(), length, context)?,
     };
     let (teacher, of_teacher) = match &settings.teacher {
         Some(teacher) => teacher::open(teacher, spec, &tokenizer, context).map(|(t, text)| (Some(t), Some(text)))?,

@@ -5,19 +5,20 @@
 //! began there. Cuts are tried where the usual tokenizers split words: at line ends, and before a word's space. Where none agrees
 //! (a tokenizer that puts a mark before every text, say), the pieces grow until they are the whole file.
 
-use std::io::{self, BufRead};
-
-use anyhow::Result;
+use anyhow::{Result, bail};
 use fourfold_infer::Tokenizer;
+use fourfold_train::data::Source;
 
 /// Bytes of a piece, at least.
 pub const PIECE: usize = 1 << 16;
 /// The part of a piece that has to agree after a cut.
 const OVERLAP: usize = 16;
+/// Most bytes without a space or a line end: no language has such a word.
+const MOST_WORD: usize = 16 << 20;
 
 /// The tokens of a text, some at a time.
-pub struct TextPieces<R> {
-    reader: R,
+pub struct TextPieces<'a> {
+    source: Source<'a>,
     /// Text that has been read and not given out.
     text: String,
     /// Bytes of a piece, at least.
@@ -25,16 +26,21 @@ pub struct TextPieces<R> {
     is_first: bool,
 }
 
-impl<R: BufRead> TextPieces<R> {
-    /// Of what `reader` gives, in pieces of at least `least` bytes.
-    pub fn new(reader: R, least: usize) -> Self {
-        Self { reader, text: String::new(), least, is_first: true }
+impl<'a> TextPieces<'a> {
+    /// Of what `source` gives, in pieces of at least `least` bytes.
+    pub fn new(source: Source<'a>, least: usize) -> Self {
+        Self { source, text: String::new(), least, is_first: true }
+    }
+
+    /// What the text came from.
+    pub fn source(&self) -> &Source<'a> {
+        &self.source
     }
 
     /// The next tokens; `None` at the end.
     ///
     /// # Errors
-    /// The text cannot be read, is no UTF-8, or cannot be encoded.
+    /// The text cannot be read, is no UTF-8, goes on for 16 MiB without a space or a line end, or cannot be encoded.
     pub fn next(&mut self, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
         let mut wanted = self.least;
         while let Some(cut) = self.cut(wanted)? {
@@ -64,7 +70,8 @@ impl<R: BufRead> TextPieces<R> {
 
     /// The first place from byte `from` on where a cut is tried: before a line without spaces around its beginning, or before the space
     /// that leads a word. `None` where there is none until the end of the text, which then has been read.
-    fn cut(&mut self, mut from: usize) -> io::Result<Option<usize>> {
+    fn cut(&mut self, mut from: usize) -> Result<Option<usize>> {
+        let begin = from;
         loop {
             let bytes = self.text.as_bytes();
             let is_space = |i: usize| bytes[i].is_ascii_whitespace();
@@ -76,7 +83,10 @@ impl<R: BufRead> TextPieces<R> {
                 return Ok(found);
             }
             from = from.max(bytes.len().saturating_sub(1));
-            if self.reader.read_line(&mut self.text)? == 0 {
+            if from - begin > MOST_WORD && !self.text.as_bytes()[begin..].iter().any(u8::is_ascii_whitespace) {
+                bail!("{}: {} MiB without a space or a line end: no text", self.source.name(), MOST_WORD >> 20);
+            }
+            if !self.source.text(&mut self.text)? {
                 return Ok(None);
             }
         }
@@ -90,9 +100,13 @@ mod tests {
     const TOKENIZER: &[u8] = include_bytes!("../../../assets/tokenizer.json");
     const TEXT: &[u8] = include_bytes!("../../../assets/eval.txt");
 
+    fn source(bytes: &[u8]) -> Source<'_> {
+        Source::new("a.txt", Box::new(bytes)).unwrap()
+    }
+
     /// All pieces of `text` together, and how many there are.
     fn in_pieces(tokenizer: &Tokenizer, text: &str, least: usize) -> (Vec<u32>, usize) {
-        let (mut pieces, mut ids, mut count) = (TextPieces::new(text.as_bytes(), least), Vec::new(), 0);
+        let (mut pieces, mut ids, mut count) = (TextPieces::new(source(text.as_bytes()), least), Vec::new(), 0);
         while let Some(piece) = pieces.next(tokenizer).unwrap() {
             ids.extend(piece);
             count += 1;
@@ -114,7 +128,7 @@ mod tests {
         let spaced = text.replace('\n', " \n \n ");
         let (ids, count) = in_pieces(&tokenizer, &spaced, 500);
         assert!(ids == tokenizer.encode_text(&spaced).unwrap() && count > 100, "{count} pieces");
-        for text in ["", "\n", "a", "a\n\n\n b\n\tc\r\nd\n", "no end of line"] {
+        for text in ["", "\n", "a", "a\n\n\n b\n\tc\nd\n", "no end of line"] {
             assert_eq!(in_pieces(&tokenizer, text, 1).0, tokenizer.encode_text(text).unwrap());
         }
     }
@@ -136,6 +150,9 @@ mod tests {
     #[test]
     fn what_is_no_text_is_an_error() {
         let tokenizer = Tokenizer::from_bytes(TOKENIZER).unwrap();
-        assert!(TextPieces::new(&b"a\n\xff\n"[..], 1).next(&tokenizer).is_err());
+        let endless = Source::new("a.txt", Box::new(std::io::repeat(b'x'))).unwrap();
+        let error = TextPieces::new(endless, PIECE).next(&tokenizer).unwrap_err().to_string();
+        assert!(error.starts_with("a.txt: 16 MiB without a space"), "{error}");
+        assert!(TextPieces::new(source(b"a\n\xff\n"), 1).next(&tokenizer).is_err());
     }
 }

@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use clap::Args;
 use fourfold_kernels::backward::SoftTargets;
 use fourfold_models::layers::LoraSpec;
 use fourfold_tensor::DType;
 use fourfold_train::balance::DEFAULT_RATE;
+use fourfold_train::data::Columns;
+use fourfold_train::labelled::LabelColumns;
 use fourfold_train::optim::adamw::AdamW;
 use fourfold_train::optim::sgd::Sgd;
 use fourfold_train::optim::{Optimizer, OptimizerKind};
@@ -17,6 +19,8 @@ use fourfold_train::schedule::{Decay, Schedule};
 use fourfold_train::store::Tune;
 use fourfold_train::trainer::Hyperparameters;
 use serde::Deserialize;
+
+use crate::data_files::DataFormat;
 
 /// Flags of `fourfold train`; each may stand in the TOML file too, with `_` for `-`.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -38,13 +42,54 @@ pub struct TrainArgs {
     /// What is learned: `text`, or `classification` of texts with a label each [default: text].
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
-    /// Text to learn: plain files, .jsonl (`text`; `prompt` and `completion`; `messages`), or directories of plain files.
-    /// For classification: .jsonl (`text`, `label`, perhaps `text_pair`) or .tsv (text, tab, label).
+    /// Text to learn: plain files, rows in .jsonl, .ndjson, .json, .csv, .tsv, .parquet (columns `text`; `prompt` and `completion`;
+    /// `messages` or `conversations`; `instruction`, `input` and `output`), packed as .gz or .zst or not, or directories of them.
+    /// For classification: rows with `text`, `label` and perhaps `text_pair`, or .tsv with text, tab, label.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Text to measure on [default: a part of --data, kept from learning].
     #[arg(long, value_name = "FILE", num_args = 1..)]
     eval_data: Vec<PathBuf>,
+    /// What the files of --data are, whatever their names: `text`, `jsonl`, `json`, `csv`, `tsv`, `parquet` [default: as their names
+    /// end; others are text].
+    #[arg(long, value_name = "NAME", value_parser = ["text", "jsonl", "json", "csv", "tsv", "parquet"])]
+    data_format: Option<String>,
+    /// The column of the text, where it is not named `text`.
+    #[arg(long, value_name = "COLUMN")]
+    text_column: Option<String>,
+    /// The column that is given, where it is not named `prompt`.
+    #[arg(long, value_name = "COLUMN")]
+    prompt_column: Option<String>,
+    /// The column that is learned, where it is not named `completion`.
+    #[arg(long, value_name = "COLUMN")]
+    completion_column: Option<String>,
+    /// The column of a conversation, where it is not named `messages` or `conversations`.
+    #[arg(long, value_name = "COLUMN")]
+    messages_column: Option<String>,
+    /// The column of what is asked, where it is not named `instruction`; goes through the model's chat template.
+    #[arg(long, value_name = "COLUMN")]
+    instruction_column: Option<String>,
+    /// The column of what it is asked about, where it is not named `input`.
+    #[arg(long, value_name = "COLUMN")]
+    input_column: Option<String>,
+    /// The column of the answer to an instruction, where it is not named `output`.
+    #[arg(long, value_name = "COLUMN")]
+    output_column: Option<String>,
+    /// The column of a system message, where it is not named `system`.
+    #[arg(long, value_name = "COLUMN")]
+    system_column: Option<String>,
+    /// The column of descriptions of tools, where it is not named `tools`.
+    #[arg(long, value_name = "COLUMN")]
+    tools_column: Option<String>,
+    /// The column of the class, where it is not named `label` (classification).
+    #[arg(long, value_name = "COLUMN")]
+    label_column: Option<String>,
+    /// The column of a pair's second text, where it is not named `text_pair` (classification).
+    #[arg(long, value_name = "COLUMN")]
+    text_pair_column: Option<String>,
+    /// Show the first example as tokens, with what of it is learned, and end: nothing is trained.
+    #[arg(long)]
+    show_data: bool,
     /// Part of --data kept for measuring [default: 0.05].
     #[arg(long, value_name = "SHARE")]
     held_out: Option<f64>,
@@ -113,7 +158,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     gradient_accumulation: Option<u64>,
     /// Tokens of a sequence [default: 256].
-    #[arg(short, long, value_name = "TOKENS")]
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS")]
     context: Option<usize>,
     /// Sequences of a step [default: 8].
     #[arg(short, long, value_name = "N")]
@@ -131,6 +176,9 @@ pub struct TrainArgs {
     /// Course of the learning rate: `constant`, `linear`, `cosine`, `wsd` [default: cosine].
     #[arg(long, value_name = "NAME")]
     schedule: Option<String>,
+    /// The learning rate that `linear`, `cosine` and `wsd` end at [default: 0 with `linear`, 5 % of the peak with the others].
+    #[arg(long, visible_alias = "min-lr", value_name = "RATE")]
+    min_learning_rate: Option<f64>,
     /// Steps of the linear warmup [default: 3 % of all].
     #[arg(long, value_name = "N")]
     warmup_steps: Option<u64>,
@@ -193,6 +241,11 @@ pub struct Settings {
     pub task: Task,
     pub data: Vec<PathBuf>,
     pub eval_data: Vec<PathBuf>,
+    /// What the files are; `None` for what their names say.
+    pub data_format: Option<DataFormat>,
+    pub columns: Columns,
+    pub label_columns: LabelColumns,
+    pub show_data: bool,
     pub held_out: f64,
     pub lora: Option<LoraSpec>,
     pub teacher: Option<TeacherSettings>,
@@ -203,11 +256,15 @@ pub struct Settings {
     pub momentum: f32,
     pub gradient_accumulation: u64,
     pub context: usize,
+    /// Whether the run's user chose it.
+    pub is_context_given: bool,
     pub batch_size: usize,
     pub steps: Option<u64>,
     pub epochs: f64,
     pub learning_rate: f64,
     pub decay: String,
+    /// Where the learning rate's course ends; `None` for the usual.
+    pub min_learning_rate: Option<f64>,
     pub warmup_steps: Option<u64>,
     pub weight_decay: f32,
     pub beta2: f32,
@@ -266,7 +323,8 @@ impl Settings {
         }
         recipe.release = pick!(release).unwrap_or(recipe.release);
         recipe.recompute = pick!(recompute).unwrap_or(recipe.recompute);
-        let Some(output) = pick!(output) else { bail!("--output DIR is missing") };
+        let shows = flags.show_data || file.show_data;
+        let Some(output) = pick!(output).or(shows.then(PathBuf::new)) else { bail!("--output DIR is missing") };
         let either = |flag: Vec<PathBuf>, file: Vec<PathBuf>| if flag.is_empty() { file } else { flag };
         let steps = pick!(steps);
         let mut targets = match flags.lora_targets.is_empty() {
@@ -293,6 +351,18 @@ impl Settings {
         };
         let teacher = pick!(teacher).map(|model| TeacherSettings { model, soft });
         let with_adapters = lora.is_some();
+        let columns = Columns {
+            text: pick!(text_column),
+            prompt: pick!(prompt_column),
+            completion: pick!(completion_column),
+            messages: pick!(messages_column),
+            instruction: pick!(instruction_column),
+            input: pick!(input_column),
+            output: pick!(output_column),
+            system: pick!(system_column),
+            tools: pick!(tools_column),
+        };
+        columns.check().map_err(Error::msg)?;
         let settings = Self {
             model: pick!(model),
             model_config: pick!(model_config),
@@ -304,6 +374,20 @@ impl Settings {
             },
             data: either(flags.data, file.data),
             eval_data: either(flags.eval_data, file.eval_data),
+            data_format: match pick!(data_format).as_deref() {
+                None => None,
+                Some(name) => match DataFormat::named(name) {
+                    Some(format) => Some(format),
+                    None => bail!("--data-format {name}: there are text, jsonl, json, csv, tsv, parquet"),
+                },
+            },
+            label_columns: LabelColumns {
+                text: columns.text.clone(),
+                text_pair: pick!(text_pair_column),
+                label: pick!(label_column),
+            },
+            columns,
+            show_data: flags.show_data || file.show_data,
             held_out: pick!(held_out).unwrap_or(0.05),
             lora,
             teacher,
@@ -312,6 +396,7 @@ impl Settings {
             recipe,
             momentum: pick!(momentum).unwrap_or(0.9),
             gradient_accumulation: pick!(gradient_accumulation).unwrap_or(1),
+            is_context_given: flags.context.is_some() || file.context.is_some(),
             context: pick!(context).unwrap_or(256),
             batch_size: pick!(batch_size).unwrap_or(8),
             steps,
@@ -324,6 +409,7 @@ impl Settings {
                 (false, false, false) => 2e-5,
             }),
             decay: pick!(schedule).unwrap_or_else(|| "cosine".to_owned()),
+            min_learning_rate: pick!(min_learning_rate),
             warmup_steps: pick!(warmup_steps),
             weight_decay: pick!(weight_decay).unwrap_or(if new { 0.1 } else { 0.0 }),
             beta2: pick!(beta2).unwrap_or(if new { 0.95 } else { 0.999 }),
@@ -346,6 +432,23 @@ impl Settings {
             settings.learning_rate.is_finite() && settings.learning_rate > 0.0,
             "--learning-rate {}: a positive number",
             settings.learning_rate
+        );
+        if let Some(rate) = settings.min_learning_rate {
+            ensure!(
+                rate.is_finite() && (0.0..=settings.learning_rate).contains(&rate),
+                "--min-learning-rate {rate}: from 0 to --learning-rate, {}",
+                settings.learning_rate
+            );
+            ensure!(settings.decay != "constant", "--min-learning-rate: the schedule `constant` has no lower end");
+        }
+        ensure!(
+            settings.epochs > 0.0 || settings.steps.is_some(),
+            "--epochs {}: nothing would be trained; --epochs 1 is one pass over the data, and `fourfold eval` measures a model as it is",
+            settings.epochs
+        );
+        ensure!(
+            settings.steps != Some(0),
+            "--steps 0: nothing would be trained; --steps 1 is one step, and `fourfold eval` measures a model as it is"
         );
         ensure!(
             settings.router_bias_update_rate.is_finite() && settings.router_bias_update_rate >= 0.0,
@@ -401,7 +504,11 @@ impl Settings {
             warmup_steps: self.warmup_steps.unwrap_or(steps * 3 / 100),
             total_steps: steps,
             decay,
-            floor: if decay == Decay::Linear { 0.0 } else { 0.05 },
+            floor: match self.min_learning_rate {
+                Some(rate) => rate / self.learning_rate,
+                None if decay == Decay::Linear => 0.0,
+                None => 0.05,
+            },
         };
         let optimizer = match self.recipe.optimizer {
             OptimizerKind::AdamW => Optimizer::AdamW(AdamW {
@@ -421,6 +528,16 @@ impl Settings {
             max_gradient_norm: self.max_grad_norm,
             seed: self.seed,
         }
+    }
+
+    /// Tokens of a sequence of a model with so many positions.
+    pub fn length(&self, positions: usize) -> Result<usize> {
+        ensure!(
+            self.context <= positions || !self.is_context_given,
+            "--context {}: the model has {positions} positions; --context {positions} is its most",
+            self.context
+        );
+        Ok(self.context.min(positions))
     }
 
     /// The data's name in errors.
