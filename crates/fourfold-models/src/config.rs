@@ -5,7 +5,6 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 
 use crate::ModelError;
-use crate::layers::{RotaryScaling, RotarySpec};
 
 /// Features, heads times elements, and other widths of matrices.
 pub(crate) const WIDTHS: RangeInclusive<usize> = 1..=1 << 20;
@@ -46,7 +45,23 @@ impl<'a> Config<'a> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    fn name(&self, key: &str) -> String {
+    /// Every key, in the file's order.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.object.keys().map(String::as_str)
+    }
+
+    /// Whether the key is there with the value `null`.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(Value::is_null)
+    }
+
+    /// Whether the key is there, with `null` or another value.
+    pub fn has(&self, key: &str) -> bool {
+        self.object.contains_key(key)
+    }
+
+    /// A key's name with the object it stands in.
+    pub fn name(&self, key: &str) -> String {
         if self.place.is_empty() { key.to_owned() } else { format!("{}.{key}", self.place) }
     }
 
@@ -128,76 +143,5 @@ impl<'a> Config<'a> {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// The rotation of heads of which `dim` elements rotate, from `rope_parameters` (transformers v5) or `rope_theta` and
-/// `rope_scaling` (published configurations).
-pub(crate) fn rotary(config: &Config, dim: usize) -> Result<RotarySpec, ModelError> {
-    let section = match config.object("rope_parameters")? {
-        Some(section) => Some(section),
-        None => config.object("rope_scaling")?,
-    };
-    let theta = match section {
-        Some(section) => section.optional_positive("rope_theta")?,
-        None => None,
-    };
-    let theta = theta.map_or_else(|| config.positive_or("rope_theta", 10_000.0), Ok)?;
-    if theta <= 1.0 {
-        return Err(config.bad("rope_theta", "a number above 1 is expected"));
-    }
-    let scaling = match &section {
-        Some(section) => scaling(config, section)?,
-        None => RotaryScaling::Default,
-    };
-    Ok(RotarySpec { dim, theta, scaling })
-}
-
-fn scaling(config: &Config, section: &Config) -> Result<RotaryScaling, ModelError> {
-    let key = if section.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let kind = section.text(key)?.unwrap_or("default");
-    let original_positions = || -> Result<f64, ModelError> {
-        match section.optional_positive("original_max_position_embeddings")? {
-            Some(positions) => Ok(positions),
-            None => config.positive("max_position_embeddings"),
-        }
-    };
-    match kind {
-        "default" => Ok(RotaryScaling::Default),
-        "linear" => Ok(RotaryScaling::Linear { factor: section.positive("factor")? }),
-        "llama3" => {
-            let (low, high) = (section.positive("low_freq_factor")?, section.positive("high_freq_factor")?);
-            if high <= low {
-                return Err(section.bad("high_freq_factor", "a number above low_freq_factor is expected"));
-            }
-            Ok(RotaryScaling::Llama3 {
-                factor: section.positive("factor")?,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_positions: original_positions()?,
-            })
-        }
-        "yarn" => {
-            let factor = section.positive("factor")?;
-            let attention_factor = match section.optional_positive("attention_factor")? {
-                Some(factor) => factor,
-                None => {
-                    use crate::layers::yarn_mscale;
-                    match (section.optional_nonzero("mscale")?, section.optional_nonzero("mscale_all_dim")?) {
-                        (Some(m), Some(all)) => yarn_mscale(factor, m) / yarn_mscale(factor, all),
-                        _ => yarn_mscale(factor, 1.0),
-                    }
-                }
-            };
-            Ok(RotaryScaling::Yarn {
-                factor,
-                beta_fast: section.positive_or("beta_fast", 32.0)?,
-                beta_slow: section.positive_or("beta_slow", 1.0)?,
-                original_positions: original_positions()?,
-                attention_factor,
-                truncate: section.flag("truncate", true)?,
-            })
-        }
-        _ => Err(section.bad(key, "only default, linear, llama3 and yarn are supported")),
     }
 }

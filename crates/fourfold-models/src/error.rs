@@ -15,6 +15,14 @@ pub enum ModelError {
         /// The known ones, comma-separated.
         supported: String,
     },
+    /// An architecture that is known and not computed.
+    #[error("config.json: model_type {found:?} is not supported: {missing}")]
+    Unsupported {
+        /// What the file says.
+        found: String,
+        /// What of it this program does not compute.
+        missing: &'static str,
+    },
     /// A key that the architecture needs is absent.
     #[error("config.json: {key} is missing")]
     MissingKey {

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use fourfold_formats::quantization::quantization_remarks;
 use fourfold_formats::{ADAPTER_CONFIG, Adaptable, Checkpoint, TokenizerSource};
 use fourfold_infer::{ChatTemplate, Tokenizer};
 use fourfold_kernels::{Backend, release_freed_memory};
 use fourfold_models::{
-    ConvNetSpec, Model, ModelError, ModelSpec, OwnHead, Role, WeightSpec, check_tensors, spec_from_config,
-    with_model_names,
+    ConvNetSpec, Model, ModelError, ModelSpec, OwnHead, Role, WeightSpec, check_tensors, config_remarks,
+    spec_from_config, with_model_names,
 };
 use fourfold_tensor::WeightSource;
 use serde_json::{Value, json};
@@ -52,6 +53,9 @@ pub fn open_for(model: &str, opening: Opening, context: &Context) -> Result<Open
     let path = locate(model, context)?;
     let mut checkpoint = fourfold_formats::open(&path)?;
     let mut spec = spec_from_config(&checkpoint.config).with_context(|| config_name(&path))?;
+    for remark in config_remarks(&checkpoint.config)?.into_iter().chain(quantization_remarks(&checkpoint.config)) {
+        context.remark(&format!("{}: {remark}", config_name(&path)));
+    }
     let named = || path.display().to_string();
     checkpoint.weights = with_model_names(&spec, checkpoint.weights).with_context(named)?;
     let mut read = spec.weights();

@@ -6,6 +6,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::composite::{Composite, composites};
+use super::keys::{check_fp8, check_groups};
 
 /// What config.json says of quantized weights.
 #[derive(Clone, Debug)]
@@ -128,16 +129,26 @@ impl QuantizationConfig {
     /// # Errors
     /// A method or format that is not read, or a member that is malformed.
     pub fn from_config(config: &Value) -> Result<Self, ConfigError> {
-        let section = ["quantization_config", "compression_config"].iter().find_map(|k| config.get(k));
-        let Some(section) = section.filter(|s| !s.is_null()) else {
-            return Ok(Self::None);
+        let given = |key| config.get(key).filter(|section| !section.is_null());
+        let section = match (given("quantization_config"), given("compression_config")) {
+            (Some(new), Some(old)) if new != old => {
+                return Err(member("quant_method", "compression_config stands beside it and says something else"));
+            }
+            (new, old) => new.or(old),
         };
+        let Some(section) = section else { return Ok(Self::None) };
+        let Some(object) = section.as_object() else { return Err(member("quant_method", "no object holds it")) };
         // Weights that are stored as a bitmask and the values it keeps, under names of their own.
         let sparsity = section.get("sparsity_config").and_then(|sparsity| sparsity.get("format"));
         if let Some(format) = sparsity.and_then(Value::as_str).filter(|&format| format != "dense") {
             return Err(ConfigError::Sparsity { format: format.to_owned() });
         }
-        match section.get("quant_method").and_then(Value::as_str) {
+        let method = match object.get("quant_method") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(method)) => Some(method.as_str()),
+            Some(other) => return Err(member("quant_method", format!("{other} is no string"))),
+        };
+        match method {
             Some("fp8") => Self::fp8(section),
             Some("compressed-tensors" | "fourfold") | None if section.get("config_groups").is_some() => {
                 Self::groups(section)
@@ -148,6 +159,7 @@ impl QuantizationConfig {
     }
 
     fn fp8(section: &Value) -> Result<Self, ConfigError> {
+        check_fp8(section)?;
         match section.get("weight_block_size") {
             None | Some(Value::Null) => Ok(Self::Fp8),
             Some(size) => {
@@ -163,6 +175,7 @@ impl QuantizationConfig {
             _ => Ok(()),
         };
         check_format(section.get("format"))?;
+        check_groups(section)?;
         let Some(entries) = section.get("config_groups").and_then(Value::as_object) else {
             return Err(member("config_groups", "no object"));
         };
@@ -404,6 +417,66 @@ mod tests {
         let config = QuantizationConfig::from_config(&fp8).unwrap();
         assert!(matches!(config, QuantizationConfig::Fp8Blocks { rows: 128, cols: 64 }));
         assert!(matches!(QuantizationConfig::from_config(&json!({})), Ok(QuantizationConfig::None)));
+    }
+
+    #[test]
+    fn keys_that_results_depend_on_are_refused_by_name() {
+        let weights =
+            json!({"num_bits": 4, "type": "int", "strategy": "channel", "dynamic": false, "observer": "minmax"});
+        let base = json!({"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": [],
+            "config_groups": {"g": {"targets": ["Linear"], "weights": weights, "input_activations": null}},
+            "transform_config": {}, "sparsity_config": {}, "version": "0.20.0", "kv_cache_scheme": null});
+        let read = |path: &[&str], value: Value| {
+            let mut section = base.clone();
+            let mut place = &mut section;
+            for key in path {
+                place = &mut place[*key];
+            }
+            *place = value;
+            QuantizationConfig::from_config(&json!({"quantization_config": section}))
+        };
+        assert!(read(&["version"], json!("0.1")).is_ok());
+        assert!(read(&["config_groups", "g", "weights", "actorder"], json!("group")).is_ok());
+        for (path, value) in [
+            (vec!["transform_config"], json!({"config_groups": {"u": {"type": "hadamard"}}})),
+            (vec!["moe_sparsity_config"], json!({"keep": 4})),
+            (vec!["rotation"], json!(true)),
+            (vec!["quant_method"], json!(5)),
+            (vec!["format"], json!(["pack-quantized"])),
+            (vec!["config_groups", "g", "output_activations"], json!({"num_bits": 8})),
+            (vec!["config_groups", "g", "transforms"], json!("hadamard")),
+            (vec!["config_groups", "g", "weights", "dynamic"], json!(true)),
+            (vec!["config_groups", "g", "weights", "codebook"], json!("nf4")),
+        ] {
+            let error = read(&path, value).unwrap_err();
+            assert!(matches!(error, ConfigError::Member { .. }), "{error}");
+            assert!(error.to_string().contains(path.last().unwrap()), "{path:?}: {error}");
+        }
+        let fp8 = |key: &str, value: Value| {
+            let mut section = json!({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3",
+                "activation_scheme": "dynamic"});
+            section[key] = value;
+            QuantizationConfig::from_config(&json!({"quantization_config": section}))
+        };
+        assert!(fp8("scale_fmt", json!("ue8m0")).is_ok());
+        for (key, value) in [("fmt", json!("e5m2")), ("expert_dtype", json!("fp4")), ("hadamard", json!(true))] {
+            assert!(fp8(key, value).unwrap_err().to_string().contains(key), "{key}");
+        }
+        assert!(QuantizationConfig::from_config(&json!({"quantization_config": "fp8"})).is_err());
+        assert!(QuantizationConfig::from_config(&json!({"quantization_config": null})).is_ok());
+        let two = json!({"quantization_config": base, "compression_config": {"format": "dense", "config_groups": {}}});
+        assert!(QuantizationConfig::from_config(&two).is_err());
+    }
+
+    #[test]
+    fn rounded_activations_are_left_out_and_said() {
+        use super::super::quantization_remarks;
+        let config = json!({"quantization_config": {"kv_cache_scheme": {"num_bits": 8}, "config_groups":
+            {"g": {"targets": ["Linear"], "input_activations": {"num_bits": 8}}, "h": {"input_activations": null}}}});
+        let remarks = quantization_remarks(&config);
+        assert_eq!(remarks.len(), 2, "{remarks:?}");
+        assert!(remarks[0].contains("input_activations of 1 group"), "{remarks:?}");
+        assert!(quantization_remarks(&json!({"model_type": "llama"})).is_empty());
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod composite;
 mod config;
 mod emit;
 mod fp8;
+mod keys;
 mod packed;
 mod parts;
 
@@ -38,5 +39,6 @@ pub use config::{ConfigError, Group, QuantizationConfig, Scheme, Strategy, Targe
 pub use emit::{inexpressible, quantization_config};
 pub use fp8::{E4M3, e8m0};
 pub(crate) use fp8::{decode_blocks, decode_plain};
+pub use keys::quantization_remarks;
 pub(crate) use packed::{load_naive, load_packed, packed_shape, read_floats};
 pub use parts::{PARTS, Part, part_bytes, parts};

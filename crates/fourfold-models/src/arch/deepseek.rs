@@ -2,8 +2,9 @@
 //! how the router scores and selects.
 
 use super::{Common, common, model};
-use crate::config::{COUNTS, Config, WIDTHS, rotary};
-use crate::layers::{MlaSpec, MlpSpec, MoeSpec, RouterScores, RouterSpec, Selection, yarn_mscale};
+use crate::config::{COUNTS, Config, WIDTHS};
+use crate::layers::{MlaSpec, MlpSpec, MoeSpec, RouterScores, RouterSpec, Selection};
+use crate::rope::Rope;
 use crate::{AttentionKind, BlockSpec, FeedForward, ModelError, ModelSpec, Role};
 
 /// Epsilon of the latents' norms, which is no part of the configuration.
@@ -43,7 +44,11 @@ fn read(
     let common = common(config)?;
     let attention = attention(config, &common, interleaved)?;
     let mlp_bias = config.flag("mlp_bias", false)?;
-    let mlp = |intermediate, role| MlpSpec { hidden: common.hidden, intermediate, bias: mlp_bias, role };
+    // Routed experts have no biases.
+    let mlp = |intermediate, role| {
+        let bias = mlp_bias && role != Role::RoutedExpert;
+        MlpSpec { hidden: common.hidden, intermediate, bias, role }
+    };
     let moe = match config.optional_size("n_routed_experts", COUNTS)? {
         Some(experts) => Some(mixture(config, &common, experts, scores, selection, &mlp)?),
         None => None,
@@ -76,6 +81,8 @@ fn attention(config: &Config, common: &Common, interleaved: bool) -> Result<MlaS
     if (nope_dim + rope_dim + value_dim) * common.heads > *WIDTHS.end() {
         return Err(config.bad("num_attention_heads", "too many for their size"));
     }
+    let rope = Rope::read(config)?;
+    let key_dim = (nope_dim + rope_dim) as f64;
     Ok(MlaSpec {
         hidden: common.hidden,
         heads: common.heads,
@@ -86,26 +93,10 @@ fn attention(config: &Config, common: &Common, interleaved: bool) -> Result<MlaS
         value_dim,
         bias: config.flag("attention_bias", false)?,
         eps: LATENT_EPS,
-        rotary: rotary(config, rope_dim)?,
+        rotary: rope.spec(rope_dim)?,
         interleaved,
-        scale: score_scale(config, nope_dim + rope_dim)?,
+        scale: (rope.score_factor()? / key_dim.sqrt()) as f32,
     })
-}
-
-/// `1/√key_dim`, times the square of YaRN's `mscale_all_dim` growth where the configuration has one.
-fn score_scale(config: &Config, key_dim: usize) -> Result<f32, ModelError> {
-    let section = match config.object("rope_parameters")? {
-        Some(section) => Some(section),
-        None => config.object("rope_scaling")?,
-    };
-    let mscale = match section {
-        Some(section) => match section.optional_nonzero("mscale_all_dim")? {
-            Some(all) => yarn_mscale(section.positive("factor")?, all),
-            None => 1.0,
-        },
-        None => 1.0,
-    };
-    Ok((mscale * mscale / (key_dim as f64).sqrt()) as f32)
 }
 
 fn mixture(
@@ -126,12 +117,25 @@ fn mixture(
         return Err(config.bad("num_experts_per_tok", format!("topk_group leaves {open} experts to choose from")));
     }
     let intermediate = config.size("moe_intermediate_size", WIDTHS)?;
-    let shared = config.size_or("n_shared_experts", 0, 0..=*COUNTS.end())?;
+    // A guess here would leave tensors out, or ask for some that are not there.
+    let shared = match config.optional_size("n_shared_experts", 0..=*COUNTS.end())? {
+        Some(shared) => shared,
+        None if config.is_null("n_shared_experts") => 0,
+        None => return Err(config.missing("n_shared_experts")),
+    };
     let shared_width = intermediate * shared;
     if shared_width > *WIDTHS.end() {
         return Err(config.bad("n_shared_experts", format!("too many for experts of {intermediate}")));
     }
     let normalize = config.flag("norm_topk_prob", scores == RouterScores::Sigmoid)?;
+    let (normalize, scale) = match scores {
+        RouterScores::Sigmoid => (normalize, config.positive("routed_scaling_factor")?),
+        // As DeepSeek-V2's own modelling code: the chosen scores are either normalised or scaled.
+        RouterScores::Softmax => {
+            let scale = config.positive_or("routed_scaling_factor", 1.0)?;
+            if normalize && per_token > 1 { (true, 1.0) } else { (false, scale) }
+        }
+    };
     Ok(MoeSpec {
         router: RouterSpec {
             hidden: common.hidden,
@@ -140,10 +144,7 @@ fn mixture(
             scores,
             selection,
             normalize,
-            scale: match scores {
-                RouterScores::Softmax => config.positive_or("routed_scaling_factor", 1.0)?,
-                RouterScores::Sigmoid => config.positive("routed_scaling_factor")?,
-            } as f32,
+            scale: scale as f32,
         },
         expert: mlp(intermediate, Role::RoutedExpert),
         shared: (shared > 0).then(|| mlp(shared_width, Role::SharedExpert)),

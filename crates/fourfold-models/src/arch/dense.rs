@@ -1,8 +1,9 @@
 //! What llama, qwen2 and qwen3 share: grouped-query attention and a gated feed-forward in every block.
 
 use super::{Common, common, model};
-use crate::config::{COUNTS, Config, LENGTHS, WIDTHS, rotary};
+use crate::config::{COUNTS, Config, LENGTHS, WIDTHS};
 use crate::layers::{GqaSpec, MlpSpec};
+use crate::rope::Rope;
 use crate::{AttentionKind, BlockSpec, FeedForward, ModelError, ModelSpec, Role};
 
 /// In which the dense architectures differ.
@@ -14,6 +15,8 @@ pub(super) struct Variant {
     pub qk_norm: bool,
     /// Whether the configuration may ask for a sliding window.
     pub windows: bool,
+    /// Elements of a head where the configuration does not say; else the hidden size divided among the heads.
+    pub head_dim: Option<usize>,
 }
 
 pub(super) fn read(config: &Config, variant: Variant) -> Result<ModelSpec, ModelError> {
@@ -23,9 +26,8 @@ pub(super) fn read(config: &Config, variant: Variant) -> Result<ModelSpec, Model
         return Err(config
             .bad("num_key_value_heads", format!("a divisor of num_attention_heads ({}) is expected", common.heads)));
     }
-    let head_dim = head_dim(config, &common)?;
-    let rotated = rotated_dim(config, head_dim)?;
-    let rotary = rotary(config, rotated)?;
+    let head_dim = head_dim(config, &common, variant.head_dim)?;
+    let rotary = Rope::read(config)?.spec(head_dim)?;
     let blocks = (0..common.layers)
         .map(|index| {
             Ok(BlockSpec {
@@ -55,8 +57,9 @@ pub(super) fn read(config: &Config, variant: Variant) -> Result<ModelSpec, Model
     model(config, &common, false, blocks)
 }
 
-fn head_dim(config: &Config, common: &Common) -> Result<usize, ModelError> {
-    let head_dim = match config.optional_size("head_dim", WIDTHS)? {
+fn head_dim(config: &Config, common: &Common, default: Option<usize>) -> Result<usize, ModelError> {
+    let key = if config.get("head_dim").is_some() { "head_dim" } else { "num_attention_heads" };
+    let head_dim = match config.optional_size("head_dim", WIDTHS)?.or(default) {
         Some(head_dim) => head_dim,
         None if common.hidden.is_multiple_of(common.heads) => common.hidden / common.heads,
         None => {
@@ -65,29 +68,23 @@ fn head_dim(config: &Config, common: &Common) -> Result<usize, ModelError> {
         }
     };
     if head_dim * common.heads > *WIDTHS.end() {
-        let reason = format!("{} heads of {head_dim} elements are more than supported", common.heads);
+        return Err(config.bad(key, format!("{} heads of {head_dim} elements are more than supported", common.heads)));
+    }
+    if !head_dim.is_multiple_of(2) {
         return Err(
-            config.bad(if config.get("head_dim").is_some() { "head_dim" } else { "num_attention_heads" }, reason)
+            config.bad(key, format!("heads of {head_dim} elements cannot be rotated: an even number is expected"))
         );
     }
     Ok(head_dim)
 }
 
-/// The rotated part of a head, all of it unless `partial_rotary_factor` says less.
-fn rotated_dim(config: &Config, head_dim: usize) -> Result<usize, ModelError> {
-    let section = config.object("rope_parameters")?.filter(|section| section.get("partial_rotary_factor").is_some());
-    let factor = section.as_ref().unwrap_or(config).positive_or("partial_rotary_factor", 1.0)?;
-    let rotated = (head_dim as f64 * factor) as usize;
-    if factor > 1.0 || rotated < 2 || !rotated.is_multiple_of(2) {
-        let reason = format!("{rotated} rotated elements of {head_dim}: an even number of at least 2 is expected");
-        return Err(config.bad(if factor == 1.0 { "head_dim" } else { "partial_rotary_factor" }, reason));
-    }
-    Ok(rotated)
-}
+/// The window where the configuration asks for windows and does not say how wide they are.
+const DEFAULT_WINDOW: usize = 4096;
 
 /// The window of block `index`: as `layer_types` lists, else from `max_window_layers` on.
 fn window(config: &Config, common: &Common, index: usize) -> Result<Option<usize>, ModelError> {
     let window = match config.flag("use_sliding_window", false)? {
+        true if !config.has("sliding_window") => Some(DEFAULT_WINDOW),
         true => config.optional_size("sliding_window", LENGTHS)?,
         false => None,
     };

@@ -8,6 +8,13 @@ pub(super) fn read(config: &Config) -> Result<ModelSpec, ModelError> {
     let bias = config.flag("attention_bias", false)?;
     read_dense(
         config,
-        Variant { qkv_bias: bias, output_bias: bias, qk_norm: true, windows: true, ..Variant::default() },
+        Variant {
+            qkv_bias: bias,
+            output_bias: bias,
+            qk_norm: true,
+            windows: true,
+            head_dim: Some(128),
+            ..Variant::default()
+        },
     )
 }

@@ -43,6 +43,13 @@ pub enum RotaryScaling {
         /// Whether the blend's ends are rounded to whole dimensions (they are, unless the configuration says no).
         truncate: bool,
     },
+    /// The angle of each pair divided by its own factor; cos and sin multiplied by `attention_factor`.
+    Factors {
+        /// Divisors, one a pair.
+        factors: Vec<f64>,
+        /// Factor of cos and sin.
+        attention_factor: f64,
+    },
 }
 
 /// The rotation of a model's query and key heads.
@@ -64,6 +71,7 @@ impl RotarySpec {
         let scaled = |frequency: f64, pair: usize| match &self.scaling {
             RotaryScaling::Default => frequency,
             RotaryScaling::Linear { factor } => frequency / factor,
+            RotaryScaling::Factors { factors, .. } => frequency / factors.get(pair).copied().unwrap_or(1.0),
             RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
                 let wavelength = 2.0 * PI / frequency;
                 if wavelength > original_positions / low_freq_factor {
@@ -98,7 +106,9 @@ impl RotarySpec {
     /// Factor of cos and sin.
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
-            RotaryScaling::Yarn { attention_factor, .. } => attention_factor,
+            RotaryScaling::Yarn { attention_factor, .. } | RotaryScaling::Factors { attention_factor, .. } => {
+                attention_factor
+            }
             RotaryScaling::Default | RotaryScaling::Linear { .. } | RotaryScaling::Llama3 { .. } => 1.0,
         }
     }
@@ -207,6 +217,8 @@ mod tests {
     fn wavelengths_grow_geometrically() {
         assert_eq!(frequencies(4, 100.0, RotaryScaling::Default), [1.0, 0.1]);
         assert_eq!(frequencies(4, 100.0, RotaryScaling::Linear { factor: 4.0 }), [0.25, 0.025]);
+        let factors = RotaryScaling::Factors { factors: vec![2.0, 5.0], attention_factor: 1.0 };
+        assert_eq!(frequencies(4, 100.0, factors), [0.5, 0.02]);
     }
 
     /// Short wavelengths are kept, long ones divided, in both blends.
