@@ -331,9 +331,45 @@ fn rope_factors_become_llama3_scaling() {
     assert_eq!(scaling["factor"], f64::from(between));
     assert_eq!(scaling["original_max_position_embeddings"], 4096);
     let odd = llama().tensor(Tensor::f32("rope_freqs.weight", &[2], &[3.0, 2.0]));
-    assert!(refusal(&odd).contains("rotary factors"));
+    let scaling = opened(&odd).1.unwrap().config["rope_scaling"].clone();
+    assert_eq!((&scaling["rope_type"], &scaling["long_factor"]), (&json!("longrope"), &json!([3.0, 2.0])));
+    let negative = llama().tensor(Tensor::f32("rope_freqs.weight", &[2], &[-3.0, 2.0]));
+    assert!(refusal(&negative).contains("rotary factors"));
     let long = llama().tensor(Tensor::f32("rope_freqs.weight", &[3], &[1.0; 3]));
     assert!(refusal(&long).contains("tensor rope_freqs.weight: shape [3], expected [2]"));
+}
+
+/// What llama.cpp reads and this program does not compute is refused by name; values that change nothing pass.
+#[test]
+fn keys_that_results_depend_on_are_refused_by_name() {
+    for (key, value) in [
+        ("llama.attention.sliding_window", 4u32),
+        ("llama.attention.scale", 2),
+        ("llama.attn_logit_softcapping", 50),
+        ("llama.logit_scale", 2),
+        ("llama.rope.scale_linear", 4),
+        ("llama.rope.scaling.yarn_attn_factor", 2),
+        ("llama.expert_used_count", 2),
+        ("llama.expert_chunk_feed_forward_length", 8),
+        ("llama.rope.dimension_sections", 1),
+        ("llama.attention.indexer.top_k", 2048),
+        ("llama.attention.something_new", 1),
+        ("llama.ssm.conv_kernel", 4),
+    ] {
+        let text = refusal(&llama().meta(key, value));
+        assert!(text.contains(key), "{key}: {text}");
+    }
+    for (key, value) in [
+        ("llama.attention.sliding_window", 0u32),
+        ("llama.attention.sliding_window", 1 << 20),
+        ("llama.expert_used_count", 0),
+        ("llama.logit_scale", 1),
+        ("llama.vocab_size", 99),
+        ("mamba.ssm.conv_kernel", 4),
+    ] {
+        assert!(opened(&llama().meta(key, value)).1.is_ok(), "{key} = {value}");
+    }
+    assert!(refusal(&llama().meta("general.type", "adapter")).contains("general.type"));
 }
 
 #[test]

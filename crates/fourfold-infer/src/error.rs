@@ -8,6 +8,16 @@ use thiserror::Error;
 /// Why a model could not be run or measured.
 #[derive(Debug, Error)]
 pub enum InferError {
+    /// A value of `generation_config.json` that cannot be used.
+    #[error("generation_config.json: {key} = {value}: {reason}")]
+    GenerationConfig {
+        /// The key.
+        key: String,
+        /// Its value as JSON, shortened.
+        value: String,
+        /// What is expected.
+        reason: &'static str,
+    },
     /// The tokenizer file is not one, or a text could not be encoded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -14,7 +14,7 @@ mod tokenizer;
 
 pub use error::InferError;
 pub use generate::{Generation, GenerationSettings, Stop, generate};
-pub use sampler::{Sampler, SamplerSettings};
+pub use sampler::{Sampler, SamplerSettings, generation_remarks};
 pub use session::{PROMPT_BATCH, Session};
 pub use template::{ChatTemplate, Message, Role};
 pub use tokenizer::{Detokenizer, Tokenizer};

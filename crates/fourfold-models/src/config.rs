@@ -128,6 +128,11 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A truth value of which `null` is false, as Python takes it; `default` where the key is absent.
+    pub fn truth(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+        if self.is_null(key) { Ok(false) } else { self.flag(key, default) }
+    }
+
     pub fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         match self.get(key) {
             None => Ok(None),

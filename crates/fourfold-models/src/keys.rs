@@ -18,7 +18,8 @@ pub(crate) struct Keys {
     pub limited: &'static [Limited],
 }
 
-/// A key that asks for something that is not computed, unless it has a value that changes nothing. `null` never does.
+/// A key that asks for something that is not computed, unless it has a value that changes nothing. `null` is
+/// one, but for a flag that must be true.
 pub(crate) struct Limited {
     pub key: &'static str,
     /// The values that change nothing.
@@ -317,8 +318,10 @@ impl Keys {
     /// Refuses a value of a [`Limited`] key that asks for something.
     pub fn check(&self, config: &Config) -> Result<(), ModelError> {
         for limited in self.limited.iter().chain(LIMITED) {
-            let Some(value) = config.get(limited.key) else { continue };
-            if !limited.neutral.holds(value, config) {
+            // Python takes null for false.
+            let falsy = matches!(limited.neutral, Neutral::Flag(true)) && config.is_null(limited.key);
+            let value = config.get(limited.key);
+            if falsy || value.is_some_and(|value| !limited.neutral.holds(value, config)) {
                 let values = limited.neutral.describe();
                 let reason = format!("{} is not supported; {values} is read", limited.asks_for);
                 return Err(config.bad(limited.key, reason));

@@ -46,6 +46,8 @@ fn bad_values_are_named() {
         ("llama_gqa_tied", "rope_parameters", json!({"full_attention": {"rope_theta": 1e4}})),
         ("llama_gqa_tied", "rope_parameters", json!([1])),
         ("llama_gqa_tied", "is_causal", json!(false)),
+        // Python takes it for false.
+        ("llama_gqa_tied", "is_causal", json!(null)),
         ("llama_gqa_tied", "is_encoder_decoder", json!(true)),
         ("llama_gqa_tied", "sliding_window", json!(16)),
         ("llama_gqa_tied", "layer_types", json!(["full_attention", "sliding_attention"])),
@@ -224,6 +226,16 @@ fn longrope_with_one_list_is_read() {
     assert!((spec.blocks[0].rotary().attention_factor() - 1.2f64.sqrt()).abs() < 1e-12);
     for (short, long) in [(one.clone(), other), (json!([1.0]), json!([1.0])), (json!("x"), one)] {
         assert!(matches!(read(short, long), Err(ModelError::Value { .. })));
+    }
+}
+
+/// `null` of these keys is false, as Python takes it.
+#[test]
+fn null_is_false_where_python_takes_it_for_false() {
+    let read = |key: &str, value: Value| spec_from_config(&config("deepseek_v3_moe", &[(key, value)])).unwrap();
+    for key in ["rope_interleave", "norm_topk_prob"] {
+        assert_eq!(read(key, Value::Null), read(key, json!(false)), "{key}");
+        assert_ne!(read(key, Value::Null), read(key, json!(true)), "{key}");
     }
 }
 

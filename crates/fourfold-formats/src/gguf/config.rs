@@ -221,6 +221,12 @@ fn deepseek(keys: &Keys, sizes: &Sizes, table: &Table, config: &mut Map<String, 
         (false, 1) => "greedy",
         (false, _) => "group_limited_greedy",
     };
+    let norm = keys.metadata.bool(&keys.key("expert_weights_norm"))?.unwrap_or(false);
+    let scale = keys.metadata.float(&keys.key("expert_weights_scale"))?.unwrap_or(1.0);
+    if norm && !sigmoid && scale != 1.0 {
+        // DeepSeek-V2's own code does either; llama.cpp would do both.
+        return Err(keys.unsupported("softmax scores of experts that are normalised and scaled".to_owned()));
+    }
     config.extend(object(json!({
         "first_k_dense_replace": dense,
         "moe_layer_freq": 1,
@@ -232,8 +238,8 @@ fn deepseek(keys: &Keys, sizes: &Sizes, table: &Table, config: &mut Map<String, 
         "topk_group": used_groups,
         "topk_method": method,
         "scoring_func": if sigmoid { "sigmoid" } else { "softmax" },
-        "norm_topk_prob": keys.metadata.bool(&keys.key("expert_weights_norm"))?.unwrap_or(false),
-        "routed_scaling_factor": keys.metadata.float(&keys.key("expert_weights_scale"))?.unwrap_or(1.0),
+        "norm_topk_prob": norm,
+        "routed_scaling_factor": scale,
     })));
     Ok(())
 }

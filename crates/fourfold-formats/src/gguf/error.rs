@@ -200,6 +200,24 @@ pub enum GgufError {
         /// What is not supported.
         feature: String,
     },
+    /// A key of the architecture that is not known.
+    #[error("metadata {key}: {found}: this key is not known, and results could depend on it")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+    },
+    /// A key that asks for something that is not computed.
+    #[error("metadata {key}: {found}: what it asks for is not supported; {values} is read")]
+    LimitedKey {
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// The values that change nothing.
+        values: String,
+    },
     /// A tensor the architecture has no place for. Leaving it out would change what the model computes.
     #[error("tensor {tensor} has no place in architecture {architecture}")]
     UnknownTensor {

@@ -125,7 +125,7 @@ pub enum Value {
 
 impl Value {
     /// What it is, for an error.
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match self {
             Self::Number(n) => format!("{n:?}"),
             Self::String(s) => format!("the string {s:?}"),

@@ -17,6 +17,7 @@ mod config;
 mod error;
 mod ggml_type;
 pub mod header;
+mod keys;
 pub mod metadata;
 mod rope;
 mod source;

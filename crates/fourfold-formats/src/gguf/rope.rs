@@ -10,10 +10,10 @@ use super::{GgufError, config::Keys};
 const LLAMA3_CONTEXTS: [f64; 4] = [8192.0, 4096.0, 16384.0, 32768.0];
 const LLAMA3_BANDS: [(f64, f64); 1] = [(1.0, 4.0)];
 
-/// `rope_scaling` of `config.json`: null, `linear`, `yarn` or `llama3`. `factors` is the tensor `rope_freqs.weight`.
+/// `rope_scaling` of `config.json`: null, `linear`, `yarn`, `llama3`, or `longrope` with one list. `factors` is the tensor `rope_freqs.weight`.
 ///
 /// # Errors
-/// A kind of scaling that is not read, or factors that no `llama3` scaling makes.
+/// A kind of scaling that is not read, or factors that are not above 0.
 pub fn scaling(keys: &Keys, factors: Option<&[f32]>) -> Result<Value, GgufError> {
     let kind = keys.metadata.string(&keys.key("rope.scaling.type"))?.unwrap_or("none");
     match (kind, factors) {
@@ -39,8 +39,7 @@ fn yarn(keys: &Keys) -> Result<Value, GgufError> {
     let factor = keys.factor()?.ok_or_else(|| GgufError::MissingKey(keys.key("rope.scaling.factor")))?;
     out.insert("factor".to_owned(), json!(factor));
     out.insert("original_max_position_embeddings".to_owned(), json!(m.need_count(&original)?));
-    for (gguf, hf) in
-        [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"), ("yarn_attn_factor", "attention_factor")]
+    for (gguf, hf) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"), ("attn_factor", "attn_factor")]
     {
         if let Some(v) = m.float(&keys.key(&format!("rope.scaling.{gguf}")))? {
             out.insert(hf.to_owned(), json!(v));
@@ -61,6 +60,9 @@ fn yarn(keys: &Keys) -> Result<Value, GgufError> {
 /// Finds the `llama3` parameters that give `factors`: the largest is the factor itself, the rest are tried until all fit.
 fn llama3(keys: &Keys, factors: &[f32]) -> Result<Value, GgufError> {
     let factor = factors.iter().copied().fold(1.0f32, f32::max);
+    if factors.iter().any(|f| f.is_nan()) {
+        return table(keys, factors);
+    }
     if factors.iter().all(|&f| f == 1.0) {
         return Ok(Value::Null);
     }
@@ -69,7 +71,7 @@ fn llama3(keys: &Keys, factors: &[f32]) -> Result<Value, GgufError> {
     for context in given.into_iter().chain(LLAMA3_CONTEXTS) {
         for (low, high) in LLAMA3_BANDS {
             let made = llama3_factors(factors.len(), base, f64::from(factor), low, high, context);
-            if factors.iter().zip(&made).all(|(&f, &m)| (f64::from(f) - m).abs() <= 1e-3 * m) {
+            if factors.iter().zip(&made).all(|(&f, &m)| (f64::from(f) - m).abs() <= 1e-5 * m) {
                 return Ok(json!({
                     "rope_type": "llama3",
                     "factor": f64::from(factor),
@@ -80,7 +82,23 @@ fn llama3(keys: &Keys, factors: &[f32]) -> Result<Value, GgufError> {
             }
         }
     }
-    Err(keys.unsupported("a table of rotary factors that is not Llama 3's".to_owned()))
+    table(keys, factors)
+}
+
+/// A table that no `llama3` parameters make, as it is: LongRoPE with one list of factors for every length.
+fn table(keys: &Keys, factors: &[f32]) -> Result<Value, GgufError> {
+    if factors.iter().any(|f| !f.is_finite() || *f <= 0.0) {
+        return Err(keys.unsupported("rotary factors that are not all above 0".to_owned()));
+    }
+    Ok(json!({
+        "rope_type": "longrope",
+        "type": "longrope",
+        "short_factor": factors,
+        "long_factor": factors,
+        "attention_factor": 1.0,
+        "factor": 1.0,
+        "original_max_position_embeddings": keys.metadata.need_count(&keys.key("context_length"))?,
+    }))
 }
 
 /// What the frequencies are divided by (Llama 3.1's "frequency bands").
@@ -117,7 +135,8 @@ mod tests {
 
     #[test]
     fn llama3_parameters_are_found_again() {
-        let m = metadata(&[("llama.rope.freq_base", float(500_000.0))]);
+        let context = Meta::Number(Number::Unsigned(131_072));
+        let m = metadata(&[("llama.rope.freq_base", float(500_000.0)), ("llama.context_length", context)]);
         let keys = Keys { arch: Arch::Llama, metadata: &m };
         let factors: Vec<f32> =
             llama3_factors(64, 500_000.0, 32.0, 1.0, 4.0, 8192.0).into_iter().map(|f| f as f32).collect();
@@ -126,6 +145,15 @@ mod tests {
         assert_eq!(found["original_max_position_embeddings"], 8192);
         let mut other = factors.clone();
         other[40] *= 1.5;
+        let found = scaling(&keys, Some(&other)).unwrap();
+        assert_eq!(found["rope_type"], "longrope");
+        assert_eq!(found["short_factor"], json!(other));
+        assert_eq!(found["short_factor"], found["long_factor"]);
+        // Made for another original context than the known ones: the table itself.
+        let far: Vec<f32> =
+            llama3_factors(64, 500_000.0, 32.0, 1.0, 4.0, 6000.0).into_iter().map(|f| f as f32).collect();
+        assert_eq!(scaling(&keys, Some(&far)).unwrap()["short_factor"], json!(far));
+        other[40] = f32::NAN;
         assert!(matches!(scaling(&keys, Some(&other)), Err(GgufError::Feature { .. })));
         assert_eq!(scaling(&keys, Some(&[1.0; 64])).unwrap(), Value::Null);
     }

@@ -49,6 +49,7 @@ fn build(path: &Path, parts: Vec<Part>, metadata: &Metadata) -> Result<Gguf, Ggu
     let name = metadata.string("general.architecture")?;
     let name = name.ok_or_else(|| GgufError::MissingKey("general.architecture".to_owned()))?;
     let keys = Keys { arch: Arch::from_name(name)?, metadata };
+    super::keys::check(&keys)?;
     let sizes = Sizes::read(&keys)?;
     let mut files = Vec::with_capacity(parts.len());
     let mut table = Table::default();

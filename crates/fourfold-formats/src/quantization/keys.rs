@@ -55,7 +55,7 @@ const FP8: Section = Section {
 impl Section {
     fn check(&self, object: &Map<String, Value>, at: &str) -> Result<(), ConfigError> {
         let name = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
-        for (key, value) in object.iter().filter(|(_, value)| !is_empty(value)) {
+        for (key, _) in object.iter().filter(|(_, value)| !is_empty(value)) {
             if let Some((_, asks_for)) = self.limited.iter().find(|(limited, _)| limited == key) {
                 return Err(member(&name(key), format!("it asks for {asks_for}, which is not supported")));
             }

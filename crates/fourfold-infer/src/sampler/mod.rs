@@ -1,6 +1,7 @@
 //! Choosing the next token. Filters and their order are llama.cpp's: penalties, top-k, top-p, min-p, temperature, draw.
 
 mod filters;
+mod generation;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use crate::InferError;
 use filters::Candidate;
+pub use generation::generation_remarks;
 
 /// How tokens are chosen. The defaults are llama.cpp's.
 #[derive(Clone, Debug, PartialEq, Serialize)]

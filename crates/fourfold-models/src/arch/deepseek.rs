@@ -30,7 +30,7 @@ pub(super) fn read_v3(config: &Config) -> Result<ModelSpec, ModelError> {
         let (groups, kept) = groups(config, experts)?;
         Ok(Selection::BiasedGroupTopTwo { groups, kept })
     };
-    read(config, RouterScores::Sigmoid, &selection, config.flag("rope_interleave", true)?)
+    read(config, RouterScores::Sigmoid, &selection, config.truth("rope_interleave", true)?)
 }
 
 type ReadSelection<'a> = &'a dyn Fn(&Config, usize) -> Result<Selection, ModelError>;
@@ -127,7 +127,7 @@ fn mixture(
     if shared_width > *WIDTHS.end() {
         return Err(config.bad("n_shared_experts", format!("too many for experts of {intermediate}")));
     }
-    let normalize = config.flag("norm_topk_prob", scores == RouterScores::Sigmoid)?;
+    let normalize = config.truth("norm_topk_prob", scores == RouterScores::Sigmoid)?;
     let (normalize, scale) = match scores {
         RouterScores::Sigmoid => (normalize, config.positive("routed_scaling_factor")?),
         // As DeepSeek-V2's own modelling code: the chosen scores are either normalised or scaled.

@@ -75,7 +75,7 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let model = open.load(context.backend.clone(), context)?;
     let mut chat = Chat {
         session: Session::new(model, context.kv, args.context.unwrap_or(8192)),
-        sampler: Sampler::new(args.sampling.settings(open.checkpoint.generation_config.as_ref())),
+        sampler: Sampler::new(args.sampling.settings(open.checkpoint.generation_config.as_ref(), context)?),
         settings: GenerationSettings { max_tokens: args.predict, stop_ids: open.stop_ids(&tokenizer) },
         template,
         tokenizer: &tokenizer,

@@ -74,7 +74,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let model = open.load(context.backend.clone(), context)?;
     let stop_ids = if args.ignore_eos { Vec::new() } else { open.stop_ids(&tokenizer) };
     let settings = GenerationSettings { max_tokens: args.predict, stop_ids };
-    let sampling = args.sampling.settings(open.checkpoint.generation_config.as_ref());
+    let sampling = args.sampling.settings(open.checkpoint.generation_config.as_ref(), context)?;
     let weight_bytes = model.weight_bytes() as u64;
     let mut session = Session::new(model, context.kv, args.context.unwrap_or(4096));
     let mut sampler = Sampler::new(sampling.clone());

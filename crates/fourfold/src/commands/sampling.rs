@@ -2,9 +2,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Result;
 use clap::Args;
-use fourfold_infer::SamplerSettings;
+use fourfold_infer::{SamplerSettings, generation_remarks};
 use serde_json::Value;
+
+use crate::context::Context;
 
 /// Options that override the model's `generation_config.json`, which overrides llama.cpp's defaults.
 #[derive(Args, Clone, Debug, Default)]
@@ -59,11 +62,17 @@ fn share(text: &str) -> Result<f32, String> {
 }
 
 impl SamplingArgs {
-    /// The settings to use with a model that has this `generation_config.json`.
-    pub fn settings(&self, generation_config: Option<&Value>) -> SamplerSettings {
+    /// The settings to use with a model that has this `generation_config.json`; what of it is not obeyed is said.
+    ///
+    /// # Errors
+    /// A value of the file that transformers refuses too.
+    pub fn settings(&self, generation_config: Option<&Value>, context: &Context) -> Result<SamplerSettings> {
+        if let Some(config) = generation_config {
+            generation_remarks(config)?.iter().for_each(|remark| context.remark(remark));
+        }
         let defaults = SamplerSettings::from_generation_config(generation_config);
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
-        SamplerSettings {
+        Ok(SamplerSettings {
             temperature: self.temp.unwrap_or(defaults.temperature),
             top_k: self.top_k.unwrap_or(defaults.top_k),
             top_p: self.top_p.unwrap_or(defaults.top_p),
@@ -73,6 +82,6 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             repeat_last_n: self.repeat_last_n.unwrap_or(defaults.repeat_last_n),
             seed: self.seed.unwrap_or_else(now),
-        }
+        })
     }
 }
