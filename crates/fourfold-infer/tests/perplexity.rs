@@ -24,7 +24,7 @@ fn sliding_windows_come_to_the_documentations_perplexity() {
     for &(context, stride, tokens, expected) in &golden {
         let found = measured(context, stride, tokens);
         let what = format!("context {context}, stride {stride}, {tokens} tokens");
-        assert!((found / expected - 1.0).abs() < 2e-6, "{what}: {found}, by transformers {expected}");
+        assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found}, by transformers {expected}");
     }
     // Negative control: another stride gives another figure.
     let (context, stride, tokens, expected) = golden[0];
