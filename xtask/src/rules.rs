@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 /// Crate, and the crates of ours it may name.
 const ARROWS: &[(&str, &[&str])] = &[
     ("fourfold-tensor", &[]),
+    ("fourfold-disk", &[]),
     ("fourfold-kernels", &["fourfold-tensor"]),
     ("fourfold-formats", &["fourfold-tensor"]),
     ("fourfold-models", &["fourfold-kernels", "fourfold-tensor"]),
