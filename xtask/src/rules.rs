@@ -11,15 +11,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fourfold-tensor", &[]),
     ("fourfold-disk", &[]),
     ("fourfold-kernels", &["fourfold-tensor"]),
-    ("fourfold-formats", &["fourfold-tensor"]),
+    ("fourfold-formats", &["fourfold-disk", "fourfold-tensor"]),
     ("fourfold-models", &["fourfold-kernels", "fourfold-tensor"]),
     ("fourfold-compress", &["fourfold-models", "fourfold-kernels", "fourfold-tensor"]),
-    ("fourfold-train", &["fourfold-models", "fourfold-kernels", "fourfold-tensor"]),
+    ("fourfold-train", &["fourfold-models", "fourfold-kernels", "fourfold-tensor", "fourfold-disk"]),
     ("fourfold-infer", &["fourfold-models", "fourfold-kernels", "fourfold-tensor"]),
     (
         "fourfold",
         &[
             "fourfold-tensor",
+            "fourfold-disk",
             "fourfold-kernels",
             "fourfold-formats",
             "fourfold-models",

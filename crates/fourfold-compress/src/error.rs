@@ -34,6 +34,13 @@ pub enum CompressError {
     Model(#[from] ModelError),
 }
 
+impl CompressError {
+    /// Whether the disk is at fault, so that the same command may go on once it is mended.
+    pub fn may_be_mended(&self) -> bool {
+        matches!(self, Self::Source(error) if error.io().is_some())
+    }
+}
+
 /// Why a method cannot compress one weight.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum MethodError {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use fourfold_kernels::Backend;
 use fourfold_kernels::backward::Backward;
 use fourfold_models::{Block, Head, ModelSpec, NoObserver, Role, WeightSpec};
-use fourfold_tensor::{SourceError, Weight, WeightSink, WeightSource};
+use fourfold_tensor::{Form, SourceError, Weight, WeightSink, WeightSource};
 use serde_json::Value;
 
 use crate::CompressError;
@@ -274,9 +274,39 @@ pub fn compress(
 ) -> Result<Report, CompressError> {
     let Decision { mut plan, report, trial } = job.decide(progress)?;
     let forms = plan.resolve(job.spec, job.source)?;
-    sink.begin(&forms)?;
+    let written = follow(job, &mut *sink, &mut plan, &forms, &report, trial, progress);
+    if let Err(error) = &written
+        && !error.may_be_mended()
+    {
+        sink.discard();
+    }
+    let coverage = written?;
+    sink.finish()?;
+    let known: HashSet<String> = job.spec.weights().into_iter().map(|w| w.name).collect();
+    let dropped = job.source.tensors().iter().map(|t| &t.name).filter(|name| !known.contains(*name));
+    Ok(Report {
+        source_bytes: job.source_bytes,
+        output_bytes: plan.bytes(),
+        dropped: dropped.cloned().collect(),
+        coverage,
+        plan,
+        gate: report.gate,
+    })
+}
+
+/// Compresses every tensor by the plan into the sink. Gives the calibration tokens that reached each expert's weights.
+fn follow(
+    job: &CompressJob,
+    sink: &mut dyn WeightSink,
+    plan: &mut Plan,
+    forms: &[(String, Form)],
+    report: &PlanReport,
+    trial: Trial,
+    progress: &mut dyn Progress,
+) -> Result<BTreeMap<String, u64>, CompressError> {
+    sink.begin(forms)?;
     sink.attach(report::FILE_NAME, &(report.to_json() + "\n"))?;
-    let mut run = Run::new(job, &mut *sink, &mut plan, "compress");
+    let mut run = Run::new(job, sink, plan, "compress");
     run.coverage = trial.coverage;
     run.prepared = trial.prepared;
     run.errors = trial.errors;
@@ -290,18 +320,7 @@ pub fn compress(
         }
         Some(_) | None => run.by_tensor(progress)?,
     }
-    let coverage = run.coverage;
-    sink.finish()?;
-    let known: HashSet<String> = job.spec.weights().into_iter().map(|w| w.name).collect();
-    let dropped = job.source.tensors().iter().map(|t| &t.name).filter(|name| !known.contains(*name));
-    Ok(Report {
-        source_bytes: job.source_bytes,
-        output_bytes: plan.bytes(),
-        dropped: dropped.cloned().collect(),
-        coverage,
-        plan,
-        gate: report.gate,
-    })
+    Ok(run.coverage)
 }
 
 /// A plan being followed.

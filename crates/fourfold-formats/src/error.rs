@@ -23,6 +23,9 @@ pub enum FormatError {
         /// Its reason.
         source: io::Error,
     },
+    /// An output could not be locked, made durable or given its name.
+    #[error(transparent)]
+    Disk(#[from] fourfold_disk::DiskError),
     /// There is nothing at the path, or nothing that holds a model.
     #[error("{}: {reason}", path.display())]
     NotACheckpoint {
@@ -214,19 +217,22 @@ pub enum OutputError {
     /// The output would replace what it is made from.
     #[error("holds the source of this output; choose another directory")]
     HoldsSource,
-    /// Another process writes the same output.
-    #[error("another process is writing this output (it holds {lock})")]
-    Busy {
-        /// The lock file.
-        lock: String,
+    /// Something stands where the output would grow that this program did not make.
+    #[error("{partial} stands where the output would grow and is not of fourfold's making; move it away, or name another output")]
+    ForeignLeftovers {
+        /// What stands there.
+        partial: String,
     },
-    /// What a killed run left belongs to another plan.
+    /// What an interrupted run left was made of other settings or inputs.
     #[error(
-        "{partial} holds what an interrupted run with other settings had written; remove it, or ask for it to be overwritten"
+        "{partial} holds what an interrupted run of other settings or inputs had written: {differs}. Give the same again to go on from it, \
+         remove it, or begin anew with --overwrite"
     )]
     OtherLeftovers {
         /// The directory.
         partial: String,
+        /// What is not the same.
+        differs: String,
     },
     /// Two declared tensors, or parts of them, of one name.
     #[error("tensor {tensor} is declared twice")]
@@ -327,12 +333,27 @@ impl From<FormatError> for SourceError {
             FormatError::Index { file, problem } => Self::File { file, reason: Box::new(problem) },
             FormatError::Quantization { file, problem } => Self::File { file, reason: Box::new(problem) },
             FormatError::DiskFull { file, needed } => {
-                Self::File { file, reason: format!("no room on the disk: {needed} bytes were to be written").into() }
+                let reason = format!("no room on the disk: {needed} bytes were to be written");
+                Self::File { file, reason: Box::new(io::Error::new(io::ErrorKind::StorageFull, reason)) }
             }
+            FormatError::Disk(error) => of_disk(error),
             FormatError::Hub { repo, problem } => Self::File { file: repo.into(), reason: Box::new(problem) },
             FormatError::Output { path, problem } => Self::File { file: path, reason: Box::new(problem) },
             FormatError::Adapter { file, problem } => Self::File { file, reason: problem },
             FormatError::Gguf { file, problem } => Self::File { file, reason: Box::new(problem) },
         }
+    }
+}
+
+fn of_disk(error: fourfold_disk::DiskError) -> SourceError {
+    use fourfold_disk::DiskError;
+    match error {
+        DiskError::Io { action, file, source } => {
+            let reason = format!("cannot {action}: {source}");
+            SourceError::File { file, reason: Box::new(io::Error::new(source.kind(), reason)) }
+        }
+        DiskError::Busy { ref place, .. } => SourceError::File { file: place.clone(), reason: Box::new(error) },
+        DiskError::Place { place, reason } => SourceError::File { file: place, reason: reason.into() },
+        DiskError::Malformed { file, reason } => SourceError::File { file, reason: reason.into() },
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::Random;
+use fourfold_disk::Identity;
 use fourfold_formats::{Access, Fp8Decode, ModelFiles, OpenOptions, SafetensorsWriter, WriteOptions};
 use fourfold_tensor::{
     DType, Dense, Double, DoubleCodes, FloatBuffer, Form, LowRank, Offsets, Quantized, Scales, SourceError, Sparse,
@@ -270,14 +271,15 @@ fn an_output_appears_whole_or_not_at_all() {
     let out = dir.path().join("out");
     let weights = model();
     let entries = || fs::read_dir(dir.path()).unwrap().count();
-    // Dropped half way: nothing stays.
+    // Given up half way: nothing stays.
     let mut sink = SafetensorsWriter::create(&out, files(), WriteOptions::default()).unwrap();
     sink.begin(&forms(&weights)).unwrap();
     sink.write(&weights[0].0, &weights[0].1).unwrap();
     assert!(!out.exists() && dir.path().join("out.partial").exists());
     // A second run of the same output must not mix with the first.
     let busy = SafetensorsWriter::create(&out, files(), WriteOptions::default()).map(|_| ()).unwrap_err().to_string();
-    assert!(busy.contains("another process is writing this output"), "{busy}");
+    assert!(busy.contains(&format!("another run (process {}) is writing here", std::process::id())), "{busy}");
+    sink.discard();
     drop(sink);
     assert_eq!(entries(), 0);
     // Finished half way: an error that names the first tensor that lacks, and nothing stays.
@@ -371,7 +373,13 @@ fn child_that_is_killed_half_way() {
 }
 
 fn killed_options() -> WriteOptions {
-    WriteOptions { max_shard_bytes: 4000, identity: "gptq seed 1".to_owned(), ..WriteOptions::default() }
+    WriteOptions { max_shard_bytes: 4000, identity: identity("gptq seed 1"), ..WriteOptions::default() }
+}
+
+fn identity(method: &str) -> Identity {
+    let mut identity = Identity::default();
+    identity.set("--method", method);
+    identity
 }
 
 fn kill_a_run(out: &Path) {
@@ -406,7 +414,7 @@ fn a_killed_run_is_taken_up() {
     fs::write(&first, bytes).unwrap();
 
     // Other settings do not take it up, and do not remove it either.
-    let other = WriteOptions { identity: "rtn".to_owned(), ..killed_options() };
+    let other = WriteOptions { identity: identity("rtn"), ..killed_options() };
     let error = write(&out, &weights, other).unwrap_err().to_string();
     assert!(error.contains("out.partial holds what an interrupted run"), "{error}");
     assert!(journal.exists());
@@ -432,7 +440,7 @@ fn a_killed_run_is_taken_up() {
     // Asked to overwrite, a run of other settings starts afresh.
     let out = dir.path().join("afresh");
     kill_a_run(&out);
-    let options = WriteOptions { overwrite: true, identity: "rtn".to_owned(), ..killed_options() };
+    let options = WriteOptions { overwrite: true, identity: identity("rtn"), ..killed_options() };
     write(&out, &weights, options).unwrap();
     assert_eq!(read_all(&out), read_all(&whole));
 }

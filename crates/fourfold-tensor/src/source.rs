@@ -59,6 +59,23 @@ pub enum SourceError {
     },
 }
 
+impl SourceError {
+    /// The system's error beneath, if it is one: of a disk, say, which may be mended.
+    pub fn io(&self) -> Option<&std::io::Error> {
+        let mut cause: Option<&(dyn Error + 'static)> = match self {
+            Self::Missing { .. } => None,
+            Self::Tensor { reason, .. } | Self::File { reason, .. } => Some(&**reason),
+        };
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref() {
+                return Some(io);
+            }
+            cause = error.source();
+        }
+        None
+    }
+}
+
 /// A checkpoint to read from. Loading is lazy: one call reads one tensor, and nothing is kept.
 pub trait WeightSource: Send + Sync {
     /// Every logical tensor, in the file's order.
@@ -114,6 +131,9 @@ pub trait WeightSink {
         let _ = (name, text);
         Ok(())
     }
+
+    /// The run has failed for a reason that the same command would meet again: what was written is of no use to it.
+    fn discard(&mut self) {}
 
     /// Completes the files and gives them their final names.
     ///

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::safetensors::INDEX_NAME;
 use crate::{Checkpoint, FormatError, OutputError, TokenizerSource};
 
 /// Files of Hugging Face directories that an output takes over as they are, where the source has them.
@@ -23,6 +24,16 @@ const COPIED: &[&str] = &[
     "LICENSE.txt",
     "LICENSE.md",
 ];
+
+/// Whether a file of this name in a partial output is this program's.
+pub(super) fn is_output_name(name: &str) -> bool {
+    let made = ["config.json", "compression_report.json", fourfold_disk::CHECKSUMS, INDEX_NAME];
+    let is_shard = || {
+        let rest = name.strip_prefix("model").and_then(|rest| rest.strip_suffix(".safetensors"));
+        rest.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '-' || "of".contains(c)))
+    };
+    made.contains(&name) || COPIED.contains(&name) || is_shard()
+}
 
 /// The files of an output other than its weights.
 #[derive(Clone, Debug, Default)]

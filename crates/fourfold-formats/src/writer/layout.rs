@@ -41,6 +41,13 @@ pub(super) struct Place {
     pub bytes: u64,
 }
 
+impl Shard {
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.header.len() as u64 + self.data_bytes
+    }
+}
+
 impl Layout {
     /// Lays out declared tensors. A weight's parts share a shard.
     pub fn new(declared: &[(String, Form)], max_shard_bytes: u64) -> Result<Self, OutputError> {

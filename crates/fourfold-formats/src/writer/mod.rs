@@ -2,7 +2,8 @@
 //!
 //! Everything is written to `<out>.partial`, which becomes `<out>` by one rename when all is there. Sizes are declared first, so
 //! headers are written before data, a full disk shows at once, and tensors may come in any order. A journal notes each finished
-//! tensor: a run that was killed is taken up by the next run of the same plan, which loses only what was in memory.
+//! tensor: a run that was killed, or ended by an error of the disk, is taken up by the next run of the same settings and inputs, which loses
+//! only what was in memory.
 
 mod files;
 mod journal;
@@ -12,6 +13,7 @@ mod staging;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use fourfold_disk::Identity;
 use fourfold_tensor::{Dense, Form, OffsetsForm, ScalesForm, SourceError, Weight, WeightSink};
 
 pub use files::ModelFiles;
@@ -33,16 +35,16 @@ pub struct WriteOptions {
     pub max_shard_bytes: u64,
     /// Whether an existing model directory, or what an interrupted run of other settings left, is replaced.
     pub overwrite: bool,
-    /// All that the output depends on beside the declared forms (source, method, calibration): a run takes up what an
+    /// All that the output depends on beside the declared forms (settings, and the content of every input): a run takes up what an
     /// interrupted one left only where this is the same.
-    pub identity: String,
+    pub identity: Identity,
     /// Whether a tensor that compressed-tensors has no words for is an error, instead of making the output this program's own.
     pub interchange: bool,
 }
 
 impl Default for WriteOptions {
     fn default() -> Self {
-        Self { max_shard_bytes: 5_000_000_000, overwrite: false, identity: String::new(), interchange: false }
+        Self { max_shard_bytes: 5_000_000_000, overwrite: false, identity: Identity::default(), interchange: false }
     }
 }
 
@@ -56,8 +58,8 @@ pub fn header_bytes(tensors: &[(String, Form)], max_shard_bytes: u64) -> Result<
     Ok(layout.shards.iter().map(|shard| shard.header.len() as u64).sum())
 }
 
-/// Writes a model directory; see the module's text. Dropped before [`WeightSink::finish`], it removes what it wrote; a process
-/// that is killed leaves it, to be taken up.
+/// Writes a model directory; see the module's text. Dropped before [`WeightSink::finish`], it leaves what it finished, to be taken up, as a
+/// process that is killed does, unless [`WeightSink::discard`] said that it is of no use.
 pub struct SafetensorsWriter {
     out: PathBuf,
     files: ModelFiles,
@@ -78,7 +80,7 @@ impl SafetensorsWriter {
     /// [`OutputError::Exists`], [`OutputError::Busy`], [`FormatError::Io`].
     pub fn create(out: &Path, files: ModelFiles, options: WriteOptions) -> Result<Self, FormatError> {
         files.check_apart_from(out)?;
-        let staging = Staging::open(out, options.overwrite)?;
+        let staging = Staging::open(out, options.overwrite, &options.identity)?;
         Ok(Self {
             out: out.to_owned(),
             files,
@@ -89,6 +91,14 @@ impl SafetensorsWriter {
             layout: Layout::default(),
             earlier: None,
         })
+    }
+
+    /// Whether an output may be made at `out`, before anything is read or made.
+    ///
+    /// # Errors
+    /// [`OutputError::Exists`], [`FormatError::Io`].
+    pub fn check(out: &Path, overwrite: bool) -> Result<(), FormatError> {
+        staging::check_free(out, overwrite)
     }
 
     /// Names of the tensors that an interrupted run had finished, once the output is declared.
@@ -113,7 +123,7 @@ impl SafetensorsWriter {
         self.declared = tensors.iter().map(|(name, form)| (name.clone(), normal(form))).collect();
         self.layout = Layout::new(&self.declared, self.options.max_shard_bytes).map_err(|e| self.output_error(e))?;
         self.by_name = tensors.iter().enumerate().map(|(i, (name, _))| (name.clone(), (i, false))).collect();
-        let plan = checksum(&[self.options.identity.as_bytes(), &self.layout.digest()]);
+        let plan = checksum(&[self.layout.digest()]);
         self.staging.begin(plan, &self.layout, self.options.overwrite)?;
         if self.staging.journal().next().is_some() {
             let files: Result<Vec<DataFile>, FormatError> =
@@ -127,6 +137,12 @@ impl SafetensorsWriter {
     fn read_back(&self, name: &str) -> Result<Option<Weight>, FormatError> {
         let (Some(store), Some(sum)) = (&self.earlier, self.staging.finished(name)) else { return Ok(None) };
         let Some(&(i, _)) = self.by_name.get(name) else { return Ok(None) };
+        // A tensor that the machine lost with its power, journal first, is written again. The bytes are looked at as they lie there.
+        let places = self.layout.places[i].iter();
+        let runs = places.map(|place| self.staging.read_at(place.shard, place.offset, place.bytes));
+        if checksum(&runs.collect::<Result<Vec<_>, _>>()?) != sum {
+            return Ok(None);
+        }
         let weight = match &self.declared[i].1 {
             Form::Dense { shape, .. } => {
                 let Some((file, entry)) = store.get(name) else { return Ok(None) };
@@ -138,8 +154,7 @@ impl SafetensorsWriter {
                 load_composite(store, name, &Build::of(form))
             }
         };
-        // A tensor that the machine lost with its power, journal first, is written again.
-        Ok(weight.ok().filter(|w| checksum(&part_bytes(w)) == sum))
+        Ok(weight.ok())
     }
 
     fn put(&mut self, name: &str, weight: &Weight) -> Result<(), FormatError> {
@@ -166,7 +181,7 @@ impl SafetensorsWriter {
         Ok(())
     }
 
-    fn complete(self) -> Result<(), FormatError> {
+    fn complete(mut self) -> Result<(), FormatError> {
         let mut missing = Vec::new();
         for (name, _) in &self.declared {
             // What was read back is there; what was neither read nor written is looked at now.
@@ -176,6 +191,7 @@ impl SafetensorsWriter {
         }
         if let Some(first) = missing.first() {
             let (tensor, missing) = ((*first).clone(), missing.len());
+            self.staging.discard();
             return Err(self.output_error(OutputError::Incomplete { tensor, missing }));
         }
         if self.layout.shards.len() > 1 {
@@ -187,7 +203,7 @@ impl SafetensorsWriter {
         for file in self.files.copied() {
             self.staging.copy_file(file)?;
         }
-        self.staging.commit(&self.out)
+        self.staging.commit()
     }
 }
 
@@ -207,6 +223,10 @@ impl WeightSink for SafetensorsWriter {
     fn attach(&mut self, name: &str, text: &str) -> Result<(), SourceError> {
         self.files.add(name, text);
         Ok(())
+    }
+
+    fn discard(&mut self) {
+        self.staging.discard();
     }
 
     fn finish(self: Box<Self>) -> Result<(), SourceError> {

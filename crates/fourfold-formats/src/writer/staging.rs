@@ -1,83 +1,149 @@
 //! The directory an output grows in, and the rename that makes it the output.
+//!
+//! `<out>.partial/` holds a lock, the journal and the shards. When all is written, the files of the output move into
+//! `<out>.partial/complete/`, which takes the output's name; an output that is replaced takes its place for a moment. So whatever a
+//! crash leaves there is known by the journal, and an output never holds anything but its own files.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use fourfold_disk::{CHECKSUMS, DiskError, Identity, Lock, System};
+
 use super::journal::{JOURNAL, Journal};
-use super::layout::Layout;
+use super::layout::{Layout, Shard};
 use crate::{FormatError, OutputError};
+
+/// The lock inside the partial output.
+const LOCK: &str = "fourfold-lock";
+/// The finished output inside the partial one, while it waits for its name; after that, the old one.
+const COMPLETE: &str = "complete";
+/// The old output, where two names cannot be exchanged at once.
+const REPLACED: &str = "replaced";
 
 /// `<out>.partial`, locked by this process.
 pub(super) struct Staging {
     dir: PathBuf,
     out: PathBuf,
-    /// Holds the lock as long as it is open.
-    _lock: Option<File>,
+    /// Held as long as this lives.
+    lock: Option<Lock>,
     shards: Vec<(PathBuf, File)>,
     journal: Option<Journal>,
-    /// Whether what the directory holds is this run's to remove.
-    ours: bool,
+    identity: Identity,
+    /// Names of the output's files that are written beside the shards.
+    files: Vec<String>,
+    /// Whether what is here is of no use to another run.
+    discarded: bool,
 }
 
 impl Staging {
-    /// Creates or takes up the directory beside `out`.
-    pub fn open(out: &Path, overwrite: bool) -> Result<Self, FormatError> {
+    /// Creates or takes up the directory beside `out`, if what is in it is this run's.
+    pub fn open(out: &Path, overwrite: bool, identity: &Identity) -> Result<Self, FormatError> {
         let problem = |problem| FormatError::Output { path: out.to_owned(), problem };
-        let Some(name) = out.file_name() else { return Err(problem(OutputError::Exists)) };
-        check_free(out, overwrite)?;
-        let mut partial = name.to_owned();
-        partial.push(".partial");
-        let dir = out.with_file_name(partial);
-        fs::create_dir_all(&dir).map_err(FormatError::io(&dir))?;
-        let lock = lock(&dir).map_err(|e| match e {
-            Some(e) => FormatError::Io { file: dir.clone(), source: e },
-            None => problem(OutputError::Busy { lock: dir.display().to_string() }),
-        })?;
+        let Some(dir) = partial(out) else { return Err(problem(OutputError::Exists)) };
+        match state_of(&dir).map_err(FormatError::io(&dir))? {
+            State::Foreign => {
+                return Err(problem(OutputError::ForeignLeftovers { partial: dir.display().to_string() }));
+            }
+            State::Absent => check_free(out, overwrite)?,
+            State::Ours => {}
+        }
+        fourfold_disk::create_dir_durably(&dir).map_err(disk)?;
+        let lock = Lock::acquire(&dir.join(LOCK), out).map_err(disk)?;
         let journal = Journal::read(&dir)?;
-        let ours = journal.is_none();
-        Ok(Self { dir, out: out.to_owned(), _lock: lock, shards: Vec::new(), journal, ours })
+        let (shards, files, identity) = (Vec::new(), Vec::new(), identity.clone());
+        let mut staging =
+            Self { dir, out: out.to_owned(), lock: Some(lock), shards, journal, identity, files, discarded: false };
+        staging.tidy()?;
+        check_free(out, overwrite)?;
+        if let Some(journal) = &staging.journal
+            && !overwrite
+        {
+            let differing = staging.identity.differing(journal.identity());
+            if !differing.is_empty() {
+                let partial = staging.dir.display().to_string();
+                let differs = staging.identity.told(journal.identity(), differing);
+                return Err(problem(OutputError::OtherLeftovers { partial, differs }));
+            }
+        }
+        Ok(staging)
+    }
+
+    /// Ends what a crash left of a publication: before it had happened the files go back to where they grew, after it nothing is left to do
+    /// but to remove what was replaced.
+    fn tidy(&mut self) -> Result<(), FormatError> {
+        let (complete, replaced) = (self.dir.join(COMPLETE), self.dir.join(REPLACED));
+        fourfold_disk::restore(&System, &self.out, &replaced).map_err(disk)?;
+        let publishing = self.journal.as_ref().and_then(Journal::publishing);
+        let is_new = match publishing {
+            Some(sum) => complete.is_dir() && sha256(&complete.join(CHECKSUMS)).as_deref() == Some(sum),
+            None => true,
+        };
+        let published = publishing.is_some_and(|sum| sha256(&self.out.join(CHECKSUMS)).as_deref() == Some(sum));
+        if complete.is_dir() && is_new {
+            for entry in fs::read_dir(&complete).map_err(FormatError::io(&complete))? {
+                let path = entry.map_err(FormatError::io(&complete))?.path();
+                let back = self.dir.join(path.file_name().unwrap_or_default());
+                fs::rename(&path, &back).map_err(FormatError::io(&path))?;
+            }
+            fs::remove_dir(&complete).map_err(FormatError::io(&complete))?;
+        } else {
+            remove_tree(&complete)?;
+        }
+        remove_tree(&replaced)?;
+        if published {
+            self.clear()?;
+        }
+        Ok(())
     }
 
     /// Makes the shards, or takes up those of an interrupted run of the same plan.
     pub fn begin(&mut self, plan: u64, layout: &Layout, overwrite: bool) -> Result<(), FormatError> {
         match &self.journal {
-            Some(journal) if journal.plan() == plan && self.shards_are_whole(layout) => {}
+            Some(journal) if journal.plan() == plan && *journal.identity() == self.identity => {
+                layout.shards.iter().try_for_each(|shard| self.mend(shard))?;
+            }
             Some(_) if !overwrite => {
-                let partial = self.dir.display().to_string();
-                return Err(FormatError::Output {
-                    path: self.out.clone(),
-                    problem: OutputError::OtherLeftovers { partial },
-                });
+                let (partial, differs) = (self.dir.display().to_string(), "the plan is another".to_owned());
+                let problem = OutputError::OtherLeftovers { partial, differs };
+                return Err(FormatError::Output { path: self.out.clone(), problem });
             }
             _ => {
-                self.ours = true;
                 self.clear()?;
                 for shard in &layout.shards {
                     let path = self.dir.join(&shard.name);
-                    let needed = shard.header.len() as u64 + shard.data_bytes;
                     let file = File::create(&path).map_err(FormatError::io(&path))?;
-                    let made = reserve(&file, needed).and_then(|()| write_at(&file, 0, &shard.header));
-                    made.map_err(|e| disk_error(&path, needed, e))?;
+                    let made = reserve(&file, shard.bytes()).and_then(|()| write_at(&file, 0, &shard.header));
+                    made.map_err(|e| disk_error(&path, shard.bytes(), e))?;
                 }
                 // Last: a journal says that every shard has its header and its room.
-                self.journal = Some(Journal::create(&self.dir, plan)?);
+                self.journal = Some(Journal::create(&self.dir, plan, &self.identity)?);
             }
         }
-        self.ours = true;
         for shard in &layout.shards {
             let path = self.dir.join(&shard.name);
-            let file = OpenOptions::new().write(true).open(&path).map_err(FormatError::io(&path))?;
+            let file = OpenOptions::new().read(true).write(true).open(&path).map_err(FormatError::io(&path))?;
             self.shards.push((path, file));
         }
         Ok(())
     }
 
-    fn shards_are_whole(&self, layout: &Layout) -> bool {
-        layout.shards.iter().all(|shard| {
-            let length = fs::metadata(self.dir.join(&shard.name)).map(|m| m.len());
-            length.is_ok_and(|length| length == shard.header.len() as u64 + shard.data_bytes)
-        })
+    /// Makes a shard of an interrupted run what it was begun as: its length, and its header byte by byte. Its tensors have checksums of their
+    /// own in the journal.
+    fn mend(&self, shard: &Shard) -> Result<(), FormatError> {
+        let path = self.dir.join(&shard.name);
+        let mend = || {
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+            if file.metadata()?.len() != shard.bytes() {
+                reserve(&file, shard.bytes())?;
+                file.set_len(shard.bytes())?;
+            }
+            let mut header = vec![0; shard.header.len()];
+            read_at(&file, 0, &mut header)?;
+            if header == shard.header { Ok(()) } else { write_at(&file, 0, &shard.header) }
+        };
+        mend().map_err(|e| disk_error(&path, shard.bytes(), e))
     }
 
     /// Removes what an earlier run left, and no more: files of the names that runs give.
@@ -85,7 +151,10 @@ impl Staging {
         self.journal = None;
         for entry in fs::read_dir(&self.dir).map_err(FormatError::io(&self.dir))? {
             let path = entry.map_err(FormatError::io(&self.dir))?.path();
-            fs::remove_file(&path).map_err(FormatError::io(&path))?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name == JOURNAL || super::files::is_output_name(&name) {
+                fs::remove_file(&path).map_err(FormatError::io(&path))?;
+            }
         }
         Ok(())
     }
@@ -111,6 +180,14 @@ impl Staging {
         write_at(file, offset, bytes).map_err(|e| disk_error(path, bytes.len() as u64, e))
     }
 
+    /// Bytes of a shard as they lie there.
+    pub fn read_at(&self, shard: usize, offset: u64, bytes: u64) -> Result<Vec<u8>, FormatError> {
+        let (path, file) = &self.shards[shard];
+        let mut found = vec![0; bytes as usize];
+        read_at(file, offset, &mut found).map_err(FormatError::io(path))?;
+        Ok(found)
+    }
+
     /// Notes that a tensor is written.
     pub fn note(&mut self, tensor: &str, sum: u64) -> Result<(), FormatError> {
         let path = self.dir.join(JOURNAL);
@@ -121,63 +198,109 @@ impl Staging {
     }
 
     /// Writes a whole small file.
-    pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), FormatError> {
-        let path = self.dir.join(name);
-        let write = |path: &Path| {
-            let mut file = File::create(path)?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write(&path).map_err(|e| disk_error(&path, bytes.len() as u64, e))
+    pub fn write_file(&mut self, name: &str, bytes: &[u8]) -> Result<(), FormatError> {
+        self.files.push(name.to_owned());
+        fourfold_disk::write_file(&self.dir.join(name), bytes).map_err(disk)
     }
 
     /// Copies a file under its own name.
-    pub fn copy_file(&self, from: &Path) -> Result<(), FormatError> {
+    pub fn copy_file(&mut self, from: &Path) -> Result<(), FormatError> {
         let Some(name) = from.file_name() else { return Ok(()) };
-        let bytes = fs::read(from).map_err(FormatError::io(from))?;
-        self.write_file(&name.to_string_lossy(), &bytes)
+        self.files.push(name.to_string_lossy().into_owned());
+        fourfold_disk::copy_file(from, &self.dir.join(name)).map_err(disk)
+    }
+
+    /// Leaves nothing to another run.
+    pub fn discard(&mut self) {
+        self.discarded = true;
     }
 
     /// Makes all durable and gives it its name.
-    pub fn commit(mut self, out: &Path) -> Result<(), FormatError> {
-        for (path, file) in &self.shards {
-            file.sync_all().map_err(|e| disk_error(path, 0, e))?;
+    pub fn commit(mut self) -> Result<(), FormatError> {
+        let complete = self.dir.join(COMPLETE);
+        fs::create_dir(&complete).map_err(FormatError::io(&complete))?;
+        let shards = self.shards.drain(..).map(|(path, _)| path);
+        let mut files: Vec<PathBuf> = shards.chain(self.files.iter().map(|name| self.dir.join(name))).collect();
+        files.sort();
+        files.dedup();
+        for path in files {
+            let to = complete.join(path.file_name().unwrap_or_default());
+            fs::rename(&path, &to).map_err(FormatError::io(&path))?;
         }
-        sync_dir(&self.dir).map_err(FormatError::io(&self.dir))?;
-        let replaced = self.dir.with_extension(format!("replaced-{}", std::process::id()));
-        let has_old = out.try_exists().map_err(FormatError::io(out))?;
-        if has_old {
-            fs::rename(out, &replaced).map_err(FormatError::io(out))?;
+        fourfold_disk::write_checksums(&complete).map_err(disk)?;
+        let (sum, _) = fourfold_disk::sha256_of_file(&complete.join(CHECKSUMS)).map_err(disk)?;
+        let path = self.dir.join(JOURNAL);
+        if let Some(journal) = &mut self.journal {
+            journal.note_publishing(&sum).map_err(|e| disk_error(&path, 0, e))?;
         }
-        if let Err(e) = fs::rename(&self.dir, out) {
-            if has_old {
-                // The old output goes back to its place; if even that fails the first error is the one to tell.
-                let _ = fs::rename(&replaced, out);
-            }
-            return Err(FormatError::Io { file: out.to_owned(), source: e });
-        }
-        self.ours = false;
-        let journal = out.join(JOURNAL);
-        fs::remove_file(&journal).map_err(FormatError::io(&journal))?;
-        if has_old {
-            fs::remove_dir_all(&replaced).map_err(FormatError::io(&replaced))?;
-        }
-        let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        sync_dir(parent).map_err(FormatError::io(parent))
+        fourfold_disk::publish(&System, &complete, &self.out, &self.dir.join(REPLACED)).map_err(disk)?;
+        self.discarded = true;
+        Ok(())
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if self.ours {
-            // An error is on its way to the user already.
-            let _ = fs::remove_dir_all(&self.dir);
+        let is_of_use = self.journal.as_ref().is_some_and(|journal| journal.iter().next().is_some());
+        if is_of_use && !self.discarded {
+            return;
+        }
+        // An error is on its way to the user already, or the output is there. What is not ours stays.
+        let cleared = remove_tree(&self.dir.join(COMPLETE)).and_then(|()| self.clear());
+        if let (Ok(()), Some(lock)) = (cleared, self.lock.take()) {
+            lock.remove();
+            let _ = fs::remove_dir(&self.dir);
         }
     }
 }
 
+/// Where an output grows.
+fn partial(out: &Path) -> Option<PathBuf> {
+    let mut name = out.file_name()?.to_owned();
+    name.push(".partial");
+    Some(out.with_file_name(name))
+}
+
+/// What stands where an output would grow.
+enum State {
+    Absent,
+    /// Nothing, or what a run of this program left.
+    Ours,
+    Foreign,
+}
+
+fn state_of(dir: &Path) -> io::Result<State> {
+    match fs::symlink_metadata(dir) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => return Ok(State::Foreign),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(State::Absent),
+        Err(e) => return Err(e),
+    }
+    let marked = [LOCK, JOURNAL].iter().any(|name| dir.join(name).is_file());
+    Ok(if marked || fs::read_dir(dir)?.next().is_none() { State::Ours } else { State::Foreign })
+}
+
+fn sha256(file: &Path) -> Option<String> {
+    fourfold_disk::sha256_of_file(file).ok().map(|(sum, _)| sum)
+}
+
+fn remove_tree(dir: &Path) -> Result<(), FormatError> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(FormatError::Io { file: dir.to_owned(), source: e }),
+        _ => Ok(()),
+    }
+}
+
+/// An error of the disk, a full one by its own name.
+fn disk(error: DiskError) -> FormatError {
+    match error {
+        DiskError::Io { file, source, .. } if is_full(source.kind()) => FormatError::DiskFull { file, needed: 0 },
+        error => FormatError::Disk(error),
+    }
+}
+
 /// Whether `out` may be made: it is not there, or is an empty directory, or is a model directory that may be replaced.
-fn check_free(out: &Path, overwrite: bool) -> Result<(), FormatError> {
+pub(super) fn check_free(out: &Path, overwrite: bool) -> Result<(), FormatError> {
     let exists = Err(FormatError::Output { path: out.to_owned(), problem: OutputError::Exists });
     match fs::read_dir(out) {
         Ok(mut entries) => {
@@ -188,25 +311,6 @@ fn check_free(out: &Path, overwrite: bool) -> Result<(), FormatError> {
         Err(e) if e.kind() == ErrorKind::NotADirectory => exists,
         Err(e) => Err(FormatError::Io { file: out.to_owned(), source: e }),
     }
-}
-
-/// Locks a directory against other processes; `Err(None)` where one of them has it.
-#[cfg(unix)]
-fn lock(dir: &Path) -> Result<Option<File>, Option<io::Error>> {
-    let handle = File::open(dir).map_err(Some)?;
-    match handle.try_lock() {
-        Ok(()) => Ok(Some(handle)),
-        Err(fs::TryLockError::WouldBlock) => Err(None),
-        // Some network file systems have no locks; two runs at once are then the user's to avoid.
-        Err(fs::TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(None),
-        Err(fs::TryLockError::Error(e)) => Err(Some(e)),
-    }
-}
-
-/// Directories cannot be opened for locking here.
-#[cfg(not(unix))]
-fn lock(_dir: &Path) -> Result<Option<File>, Option<io::Error>> {
-    Ok(None)
 }
 
 /// Gives a file its length, and the room for it where the file system can promise that.
@@ -235,21 +339,30 @@ fn write_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory's names durable.
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    File::open(dir)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = dir;
+#[cfg(unix)]
+fn read_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            n => (out, offset) = (&mut out[n..], offset + n as u64),
+        }
+    }
     Ok(())
 }
 
 /// An I/O error while writing, a full disk by its own name.
 fn disk_error(file: &Path, needed: u64, error: io::Error) -> FormatError {
-    match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            FormatError::DiskFull { file: file.to_owned(), needed }
-        }
-        _ => FormatError::Io { file: file.to_owned(), source: error },
+    match is_full(error.kind()) {
+        true => FormatError::DiskFull { file: file.to_owned(), needed },
+        false => FormatError::Io { file: file.to_owned(), source: error },
     }
+}
+
+fn is_full(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }
