@@ -38,7 +38,10 @@ pub fn output_directory(out: &Path, inputs: &[(String, PathBuf)], used: Use) -> 
             return refuse(format!("is {name}, which is read from; name another output"));
         }
         if place.starts_with(&input) {
-            return refuse(format!("lies inside {name} ({}), which is read from; name a place beside it", path.display()));
+            return refuse(format!(
+                "lies inside {name} ({}), which is read from; name a place beside it",
+                path.display()
+            ));
         }
         let Ok(within) = input.strip_prefix(&place) else { continue };
         let first = within.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned());
@@ -71,7 +74,10 @@ pub fn output_file(out: &Path, inputs: &[(String, PathBuf)]) -> Result<PathBuf, 
         let Ok(input) = fs::canonicalize(path) else { continue };
         // A new file may lie inside an input's directory; one that is there belongs to it.
         if found.is_some() && place.starts_with(&input) {
-            return refuse(format!("is {name} or a part of it ({}), which is read from; name another file", path.display()));
+            return refuse(format!(
+                "is {name} or a part of it ({}), which is read from; name another file",
+                path.display()
+            ));
         }
     }
     Ok(place)

@@ -218,7 +218,9 @@ pub enum OutputError {
     #[error("holds the source of this output; choose another directory")]
     HoldsSource,
     /// Something stands where the output would grow that this program did not make.
-    #[error("{partial} stands where the output would grow and is not of fourfold's making; move it away, or name another output")]
+    #[error(
+        "{partial} stands where the output would grow and is not of fourfold's making; move it away, or name another output"
+    )]
     ForeignLeftovers {
         /// What stands there.
         partial: String,

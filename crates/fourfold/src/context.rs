@@ -16,6 +16,8 @@ pub struct Context {
     pub backend: Arc<dyn Backend>,
     /// The same kernels, with those of the backward pass.
     pub backward: Arc<dyn Backward>,
+    /// What decides their results: instruction set, precisions.
+    pub kernels: String,
     /// Threads they use.
     pub threads: usize,
     /// How keys and values are cached.
@@ -39,6 +41,7 @@ impl Context {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")?;
         let backend = cpu(&global, threads)?;
         Ok(Self {
+            kernels: backend.describe(),
             backward: backend.clone(),
             backend,
             threads,

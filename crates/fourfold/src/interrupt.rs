@@ -19,6 +19,7 @@ pub fn install() {
     let _ = ctrlc::set_handler(|| {
         let earlier = COUNT.fetch_add(1, Ordering::SeqCst);
         if earlier > 0 || !COOPERATIVE.load(Ordering::SeqCst) {
+            fourfold_disk::remove_unfinished();
             std::process::exit(i32::from(EXIT_CODE));
         }
         let answer = ANSWER.lock().map_or("", |answer| *answer);

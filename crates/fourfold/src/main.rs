@@ -8,6 +8,7 @@ mod context;
 mod data_files;
 mod hub;
 mod human;
+mod identity;
 mod images;
 mod interrupt;
 mod memory;

@@ -84,6 +84,16 @@ impl Cpu {
         self.isa
     }
 
+    /// All that its results depend on, in words: instruction set, precision of activations, what products are made in.
+    pub fn describe(&self) -> String {
+        let context = self.context();
+        let activations = match self.activations {
+            Activations::Fast => "fast",
+            Activations::F32 => "f32",
+        };
+        format!("{}, {activations} activations, products in {}", self.isa.name(), context.products.name())
+    }
+
     /// The threads in use.
     pub fn threads(&self) -> usize {
         self.pool.threads()

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use fourfold_disk::Identity;
 use fourfold_kernels::Tensor;
 use fourfold_models::ConvNetSpec;
 use fourfold_train::images::{Subset, in_order};
@@ -44,6 +45,19 @@ impl CalibrationArgs {
     /// Whether there is any text.
     pub fn is_given(&self) -> bool {
         !self.calibration.is_empty()
+    }
+
+    /// The files that were named.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.calibration
+    }
+
+    /// Notes the settings; the files' content is noted by whoever reads them.
+    pub fn identify(&self, identity: &mut Identity) {
+        let Self { calibration: _, calibration_samples, calibration_length, seed } = self;
+        identity.set("--calibration-samples", format!("{calibration_samples:?}"));
+        identity.set("--calibration-length", format!("{calibration_length:?}"));
+        identity.set("--seed", seed);
     }
 
     /// Batches of training images, normalised, from the directory that was given.

@@ -1,6 +1,7 @@
 //! `fourfold compress`: writes a smaller checkpoint.
 
 mod choice;
+mod identity;
 mod images;
 
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use self::choice::{Bits, ChoiceArgs, bits};
 use super::calibration::{CalibrationArgs, Sequences};
 use crate::context::Context;
-use crate::model::{self, OpenModel};
+use crate::model;
 use crate::output::Report;
 use crate::progress::Stages;
 use crate::{human, memory};
@@ -271,8 +272,9 @@ impl CompressArgs {
 
 pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     let start = Instant::now();
+    let place = identity::check_outputs(args)?;
     if let Some(network) = model::open_network(&args.model, context)? {
-        return images::run(&network, args, context);
+        return images::run(&network, args, place.as_deref(), context);
     }
     let open = model::open(&args.model, context)?;
     let method = match &args.method {
@@ -320,11 +322,11 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         stages.finish();
         return write_plan(file, &plan);
     }
-    let Some(out) = args.out() else { bail!("OUT is missing") };
+    let Some(out) = &place else { bail!("OUT is missing") };
     let options = WriteOptions {
         max_shard_bytes: args.output.max_shard_size,
         overwrite: args.output.overwrite,
-        identity: identity(args, &open, &calibration),
+        identity: identity::of(args, &checkpoint.path, context)?,
         interchange,
     };
     let sink = SafetensorsWriter::create(out, ModelFiles::of(checkpoint), options)?;
@@ -341,7 +343,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     least.truncate(5);
     context.print(&CompressReport {
         model: args.model.clone(),
-        out: Some(out.display().to_string()),
+        out: args.out.as_ref().map(|out| out.display().to_string()),
         source_bytes: checkpoint.weight_bytes,
         output_bytes,
         ratio: checkpoint.weight_bytes as f64 / output_bytes as f64,
@@ -408,24 +410,12 @@ fn goal(args: &CompressArgs, method: MethodArg, parameters: u64) -> Result<Goal>
     })
 }
 
-/// What the output depends on beside its declared forms: another run of the same is taken up, of another is not.
-fn identity(args: &CompressArgs, open: &OpenModel, calibration: &[Vec<u32>]) -> String {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hash = DefaultHasher::new();
-    calibration.hash(&mut hash);
-    let source = std::fs::canonicalize(&open.checkpoint.path).unwrap_or_else(|_| open.checkpoint.path.clone());
-    let calibration = hash.finish();
-    let weights = open.checkpoint.weight_bytes;
-    let method = args.method.as_ref().map(|words| &words.text);
-    format!("{} {weights} {method:?} {calibration:016x}", source.display())
-}
-
 fn write_plan(file: &std::path::Path, plan: &Plan) -> Result<()> {
     let text = plan.to_json() + "\n";
     if file.as_os_str() == "-" {
         return crate::output::write(&text);
     }
-    std::fs::write(file, text).with_context(|| file.display().to_string())
+    Ok(fourfold_disk::write_whole(&fourfold_disk::output_file(file, &[])?, text.as_bytes())?)
 }
 
 /// The plan's tensors by the words of their method and grid.

@@ -4,13 +4,15 @@ mod images;
 mod texts;
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use fourfold_disk::{PartialFile, output_file};
 use fourfold_infer::InferError;
 use fourfold_infer::eval::{
     Base, Evaluation, EvaluationReport, Protocol, ReadSeek, SavedLogits, SavedLogitsWriter, Window, dump_logits,
@@ -80,10 +82,26 @@ struct EvalReport {
     peak_memory: Option<u64>,
 }
 
+/// Where `--dump-logits` and `--save-logits` go.
+struct Outputs {
+    dump: Option<PathBuf>,
+    save: Option<PathBuf>,
+}
+
 impl EvalArgs {
     /// Tokens of a window of this model.
     fn context(&self, open: &OpenModel) -> usize {
         self.context.unwrap_or(open.spec.max_positions.min(512))
+    }
+
+    /// The files to write, apart from all that is read.
+    fn outputs(&self) -> Result<Outputs> {
+        let mut inputs = vec![("MODEL".to_owned(), PathBuf::from(&self.model))];
+        let options = [("--adapter", &self.adapter), ("--text", &self.text), ("--load-logits", &self.load_logits)];
+        inputs.extend(options.into_iter().filter_map(|(name, path)| Some((name.to_owned(), path.clone()?))));
+        inputs.extend(self.against.iter().map(|model| ("--against".to_owned(), PathBuf::from(model))));
+        let place = |file: &Option<PathBuf>| file.as_ref().map(|file| output_file(file, &inputs)).transpose();
+        Ok(Outputs { dump: place(&self.dump_logits)?, save: place(&self.save_logits)? })
     }
 
     /// The text; clap has seen to it that there is one.
@@ -98,9 +116,10 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         Some(folder) => return images::run(&args.model, folder, context),
         None => {}
     }
+    let outputs = args.outputs()?;
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let windows = cut(args, &open)?;
-    if let Some(file) = &args.dump_logits {
+    if let Some(file) = &outputs.dump {
         return dump(file, &open, &windows, context);
     }
     let model = open.load(context.backend.clone(), context)?;
@@ -117,7 +136,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         (None, Some(saved)) => Base::Saved(saved),
         (None, None) => Base::None,
     };
-    let mut save = match &args.save_logits {
+    let mut save = match &outputs.save {
         Some(file) => Some(SavedFile::create(file, &windows, open.spec.vocab_size)?),
         None => None,
     };
@@ -179,8 +198,9 @@ fn cut(args: &EvalArgs, open: &OpenModel) -> Result<Vec<Window>> {
 fn dump(file: &Path, open: &OpenModel, windows: &[Window], context: &Context) -> Result<()> {
     let model = open.load(context.backend.clone(), context)?;
     let named = || file.display().to_string();
-    let mut out = BufWriter::new(File::create(file).with_context(named)?);
+    let mut out = BufWriter::with_capacity(1 << 20, PartialFile::create(file)?);
     dump_logits(&model, context.kv, windows, &mut out).with_context(named)?;
+    out.into_inner().map_err(|e| e.into_error()).with_context(named)?.finish()?;
     context.remark(&format!("logits of {} windows written to {}", windows.len(), file.display()));
     Ok(())
 }
@@ -194,23 +214,41 @@ fn open_saved(file: &Path) -> Result<SavedLogits<Box<dyn ReadSeek>>> {
 /// Predictions on their way to a file, under a temporary name until they are complete.
 struct SavedFile {
     writer: SavedLogitsWriter,
-    temporary: tempfile::TempPath,
+    out: Shared,
     file: PathBuf,
 }
 
 impl SavedFile {
     fn create(file: &Path, windows: &[Window], vocab: usize) -> Result<Self> {
-        let named = || file.display().to_string();
-        let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let (out, temporary) = tempfile::NamedTempFile::new_in(folder).with_context(named)?.into_parts();
-        let out: Box<dyn Write> = Box::new(BufWriter::with_capacity(1 << 20, out));
-        let writer = SavedLogitsWriter::new(out, windows, vocab).map_err(|e| describe(e, file))?;
-        Ok(Self { writer, temporary, file: file.to_owned() })
+        let out = Shared(Arc::new(Mutex::new(Some(PartialFile::create(file)?))));
+        let buffered: Box<dyn Write> = Box::new(BufWriter::with_capacity(1 << 20, out.clone()));
+        let writer = SavedLogitsWriter::new(buffered, windows, vocab).map_err(|e| describe(e, file))?;
+        Ok(Self { writer, out, file: file.to_owned() })
     }
 
     fn finish(self) -> Result<()> {
         self.writer.finish().map_err(|e| describe(e, &self.file))?;
-        self.temporary.persist(&self.file).with_context(|| self.file.display().to_string())
+        match self.out.0.lock().ok().and_then(|mut file| file.take()) {
+            Some(file) => Ok(file.finish()?),
+            None => bail!("{}: the file is not open", self.file.display()),
+        }
+    }
+}
+
+/// A file that its writer fills and [`SavedFile`] finishes.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Option<PartialFile>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.lock().ok().as_deref_mut() {
+            Some(Some(file)) => file.write(bytes),
+            _ => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

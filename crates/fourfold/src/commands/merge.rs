@@ -1,6 +1,6 @@
 //! `fourfold merge`: writes a model with an adapter inside its weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use fourfold_compress::merge::{Merged, Packed};
 use fourfold_compress::{CompressJob, Goal, compress};
+use fourfold_disk::{Identity, Inputs, Use, output_directory};
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
 use fourfold_tensor::WeightSource;
 use serde::Serialize;
@@ -17,7 +18,7 @@ use crate::context::Context;
 use crate::model::{self, OpenModel};
 use crate::output::Report;
 use crate::progress::Stages;
-use crate::{human, memory};
+use crate::{human, identity, memory};
 
 #[derive(Args)]
 pub struct MergeArgs {
@@ -69,11 +70,15 @@ struct MergeReport {
 
 pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
     let start = Instant::now();
+    let Some(out) = args.out.as_ref().or(args.out_flag.as_ref()) else { bail!("OUT is missing") };
+    let mut read = vec![("BASE".to_owned(), PathBuf::from(&args.base)), ("ADAPTER".to_owned(), args.adapter.clone())];
+    read.extend(args.calibration.files().iter().map(|file| ("--calibration".to_owned(), file.clone())));
+    let place = output_directory(out, &read, Use::Replaced)?;
+    SafetensorsWriter::check(&place, args.overwrite)?;
     let base = model::open(&args.base, context)?;
     let base_bytes = base.checkpoint.weight_bytes;
     let open = base.adapted(&args.adapter)?;
     let calibration = args.calibration.sequences(&open)?.calibration;
-    let Some(out) = args.out.as_ref().or(args.out_flag.as_ref()) else { bail!("OUT is missing") };
     let files = ModelFiles::of(&open.checkpoint);
     let OpenModel { checkpoint, spec } = open;
     let packed = match args.packed {
@@ -89,14 +94,13 @@ pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
         job.backend = Some(context.backend.clone());
         job.calibration = &calibration;
     }
-    let adapter = std::fs::canonicalize(&args.adapter).unwrap_or_else(|_| args.adapter.clone());
     let options = WriteOptions {
         max_shard_bytes: args.max_shard_size,
         overwrite: args.overwrite,
-        identity: format!("{} + {} {packed:?} {}", checkpoint.path.display(), adapter.display(), calibration.len()),
+        identity: identity(args, &checkpoint.path, context)?,
         interchange: false,
     };
-    let sink = SafetensorsWriter::create(out, files, options)?;
+    let sink = SafetensorsWriter::create(&place, files, options)?;
     let mut stages = Stages::new(context.progress);
     let done = compress(&job, Box::new(sink), &mut stages)?;
     stages.finish();
@@ -105,10 +109,24 @@ pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
         merged: done.plan.tensors.iter().filter(|entry| merged.has_adapter(&entry.name)).count(),
         requantized,
         base_bytes,
-        output_bytes: fourfold_formats::open(out)?.weight_bytes,
+        output_bytes: fourfold_formats::open(&place)?.weight_bytes,
         seconds: start.elapsed().as_secs_f64(),
         peak_memory: memory::peak_resident(),
     })
+}
+
+/// What decides the bytes of the output. Every setting is named here: one that is added is decided on before this compiles.
+fn identity(args: &MergeArgs, base: &Path, context: &Context) -> Result<Identity> {
+    let MergeArgs { base: _, adapter, out: _, out_flag: _, packed, calibration, max_shard_size, overwrite: _ } = args;
+    let mut inputs = Inputs::default();
+    identity::model(&mut inputs, "BASE", base)?;
+    identity::model(&mut inputs, "ADAPTER", adapter)?;
+    identity::files(&mut inputs, "--calibration", calibration.files())?;
+    let mut identity = identity::of(&inputs, context)?;
+    identity.set("--packed", format!("{packed:?}"));
+    identity.set("--max-shard-size", max_shard_size);
+    calibration.identify(&mut identity);
+    Ok(identity)
 }
 
 impl Report for MergeReport {

@@ -9,11 +9,11 @@ mod tensors;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use fourfold_disk::{output_file, write_whole};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -93,9 +93,19 @@ fn format(file: &Path) -> Result<Format> {
     }
 }
 
+impl CompareArgs {
+    /// Where the report goes, apart from all that is read.
+    fn place(&self, file: &Path) -> Result<PathBuf> {
+        let models = [("A", &self.original), ("B", &self.other)];
+        let mut inputs: Vec<_> = models.iter().map(|(name, path)| ((*name).to_owned(), PathBuf::from(path))).collect();
+        inputs.extend(self.text.iter().map(|text| ("--text".to_owned(), text.clone())));
+        Ok(output_file(file, &inputs)?)
+    }
+}
+
 pub fn run(args: &CompareArgs, context: &Context) -> Result<()> {
     let output = match &args.output {
-        Some(file) => Some((file, format(file)?)),
+        Some(file) => Some((args.place(file)?, format(file)?)),
         None => None,
     };
     let _cooperation = interrupt::cooperate();
@@ -106,24 +116,11 @@ pub fn run(args: &CompareArgs, context: &Context) -> Result<()> {
         Format::Markdown => markdown::document(&comparison),
         Format::Json => serde_json::to_string_pretty(&comparison)?,
     };
-    write_whole(file, &text)?;
+    write_whole(&file, text.as_bytes())?;
     if context.json {
         return context.print(&comparison);
     }
     context.remark(&format!("{}: {} : 1", file.display(), figures::times(comparison.bytes_ratio())));
-    Ok(())
-}
-
-/// Writes a file that is whole or not there.
-fn write_whole(file: &Path, text: &str) -> Result<()> {
-    let named = || file.display().to_string();
-    let folder = match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).with_context(named)?;
-    temporary.write_all(text.as_bytes()).with_context(named)?;
-    temporary.persist(file).map_err(|e| e.error).with_context(named)?;
     Ok(())
 }
 

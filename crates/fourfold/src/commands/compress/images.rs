@@ -1,5 +1,6 @@
 //! `fourfold compress` of a convolutional network.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -34,7 +35,7 @@ struct ConvNetReport {
     storage: Vec<Storage>,
 }
 
-pub fn run(open: &OpenNetwork, args: &CompressArgs, context: &Context) -> Result<()> {
+pub fn run(open: &OpenNetwork, args: &CompressArgs, place: Option<&Path>, context: &Context) -> Result<()> {
     let start = Instant::now();
     let OpenNetwork { checkpoint, spec } = open;
     ensure!(args.output.format == FormatArg::Fourfold, "--format: networks that read images are written as fourfold");
@@ -54,11 +55,11 @@ pub fn run(open: &OpenNetwork, args: &CompressArgs, context: &Context) -> Result
     if let Some(file) = &args.write_plan {
         return write_plan(file, &plan);
     }
-    let Some(out) = args.out() else { bail!("OUT is missing") };
+    let Some(out) = place else { bail!("OUT is missing") };
     let options = WriteOptions {
         max_shard_bytes: args.output.max_shard_size,
         overwrite: args.output.overwrite,
-        identity: format!("{} {}", checkpoint.path.display(), plan.to_json()),
+        identity: super::identity::of(args, &checkpoint.path, context)?,
         interchange: false,
     };
     let files = ModelFiles::config(network.spec.describe(&checkpoint.config)).made_from(checkpoint);
