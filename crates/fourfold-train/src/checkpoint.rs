@@ -1,20 +1,22 @@
 //! A run's whole state on disk, so that a resumed run goes on bit by bit as if it had not stopped.
 //!
 //! `checkpoint-<step>/` holds `model.safetensors` (the weights under their Hugging Face names), `optimizer.safetensors` (moments as they
-//! are stored, and the low bits of weights stored with a residual) and `trainer_state.json`. It is written under a temporary
-//! name and renamed when whole. Random numbers and batches are functions of seed and step: nothing else has to be kept.
+//! are stored, and the low bits of weights stored with a residual) and `trainer_state.json`. It is written under another
+//! name and gets its own when it is whole and durable. Random numbers and batches are functions of seed and step: nothing else has to be kept.
 //! `checksums.json` has the CRC-32C of every tensor that is read back: a damaged checkpoint is never gone on from.
 
 mod checksums;
 mod reader;
+mod state;
 
 use std::borrow::Cow;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytemuck::allocation::pod_collect_to_vec;
 use bytemuck::{cast_slice, cast_slice_mut};
+use fourfold_disk::Identity;
 use fourfold_tensor::{TensorInfo, mask_words_per_row};
 use half::bf16;
 use safetensors::tensor::View;
@@ -30,6 +32,7 @@ use crate::optim::blockwise::{State4, State8};
 use crate::optim::parameter::{Int8, Parameter};
 use crate::optim::state::State as Vector;
 use crate::recipe::Recipe;
+use crate::run::{disk_error, publish};
 use crate::store::{Entry, ParameterStore};
 
 /// The weights, as any program reads them.
@@ -69,6 +72,12 @@ pub struct State {
     /// same goes on from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<String>,
+    /// All that decides what is learned: settings, and the content of model and data. Only a run with the same goes on from here.
+    #[serde(default, skip_serializing_if = "Identity::is_empty")]
+    pub identity: Identity,
+    /// What may be another when a run goes on: steps, intervals, the machine's kernels.
+    #[serde(default, skip_serializing_if = "Identity::is_empty")]
+    pub free: Identity,
     /// Factor of the loss, and good steps since it last moved, where the loss is scaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<(f32, u32)>,
@@ -87,6 +96,8 @@ impl State {
             evaluation_due: false,
             first_loss: None,
             objective: None,
+            identity: Identity::default(),
+            free: Identity::default(),
             loss_scale: None,
         }
     }
@@ -130,6 +141,17 @@ pub enum CheckpointError {
         checkpoint_has: String,
         /// What this run learns.
         run_has: String,
+    },
+    /// Made by a run of other settings, or of other inputs.
+    #[error(
+        "{}: made by another run: {differs}. Resume with the same; or begin a new run, in another --output, from this model \
+         (--model {})", checkpoint.display(), checkpoint.display()
+    )]
+    OtherRun {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What is not the same.
+        differs: String,
     },
     /// A tensor is not there, does not fit or is damaged.
     #[error("{}: tensor {tensor}: {reason}", file.display())]
@@ -336,8 +358,7 @@ fn optimizer_parts(store: &ParameterStore) -> Vec<(String, Part<'_>)> {
 }
 
 fn write_text(file: &Path, text: &str) -> Result<(), CheckpointError> {
-    let written = fs::write(file, text).and_then(|()| File::open(file)?.sync_all());
-    written.map_err(|source| CheckpointError::Io { file: file.to_path_buf(), source })
+    fourfold_disk::write_file(file, text.as_bytes()).map_err(disk_error)
 }
 
 fn write(file: &Path, parts: Vec<(String, Part<'_>)>) -> Result<(), CheckpointError> {
@@ -345,9 +366,7 @@ fn write(file: &Path, parts: Vec<(String, Part<'_>)>) -> Result<(), CheckpointEr
     safetensors::serialize_to_file(parts, metadata, file).map_err(|error| match error {
         SafeTensorError::IoError(source) => CheckpointError::Io { file: file.to_path_buf(), source },
         error => CheckpointError::Malformed { file: file.to_path_buf(), reason: error.to_string() },
-    })?;
-    let synced = File::open(file).and_then(|f| f.sync_all());
-    synced.map_err(|source| CheckpointError::Io { file: file.to_path_buf(), source })
+    })
 }
 
 /// Writes `checkpoint`, a directory that does not exist yet, whole or not at all. `describe` adds files of the caller's
@@ -361,21 +380,10 @@ pub fn save(
     state: &State,
     describe: &dyn Fn(&Path) -> io::Result<()>,
 ) -> Result<(), CheckpointError> {
-    let mut name = checkpoint.file_name().unwrap_or_default().to_os_string();
-    name.push(".tmp");
-    let temporary = checkpoint.with_file_name(name);
-    let io = |file: &Path| {
-        let file = file.to_path_buf();
-        move |source| CheckpointError::Io { file, source }
-    };
-    if temporary.exists() {
-        fs::remove_dir_all(&temporary).map_err(io(&temporary))?;
-    }
-    let written = (|| {
-        fs::create_dir_all(&temporary).map_err(io(&temporary))?;
+    publish(checkpoint, |temporary| {
         let model = model_parts(store);
         let optimizer = optimizer_parts(store);
-        let text = serde_json::to_string_pretty(state)
+        let text = state::to_json(state)
             .map_err(|e| CheckpointError::Malformed { file: temporary.join(STATE), reason: e.to_string() })?;
         let mut sums = Checksums::default();
         sums.add_file(STATE, text.as_bytes());
@@ -386,21 +394,46 @@ pub fn save(
         write(&temporary.join(OPTIMIZER), optimizer)?;
         write_text(&temporary.join(STATE), &text)?;
         write_text(&temporary.join(CHECKSUMS), &sums.to_json())?;
-        describe(&temporary).map_err(io(&temporary))?;
-        fs::rename(&temporary, checkpoint).map_err(io(checkpoint))
-    })();
-    if written.is_err() {
-        // Best effort: the error above is what matters.
-        let _ = fs::remove_dir_all(&temporary);
+        let io = |source| CheckpointError::Io { file: temporary.to_path_buf(), source };
+        describe(temporary).map_err(io)
+    })
+}
+
+/// What [`verify`] has looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Files that were compared.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// File, and what is wrong with it.
+    pub findings: Vec<(String, String)>,
+}
+
+/// Reads every file of a checkpoint that a run goes on from and compares it with its checksums.
+///
+/// # Errors
+/// Its checksums cannot be read.
+pub fn verify(checkpoint: &Path) -> Result<Verified, CheckpointError> {
+    let sums = Checksums::read(&checkpoint.join(CHECKSUMS))?;
+    let (mut found, mut files) = (Vec::new(), vec![STATE]);
+    if let Err(error) = read_state(checkpoint, &sums) {
+        found.push((STATE.to_owned(), error.to_string()));
     }
-    written
+    for file in sums.tensor_files() {
+        let checked = Reader::open(&checkpoint.join(file), &sums).and_then(|mut reader| reader.check());
+        found.extend(checked.err().map(|error| (file.to_owned(), error.to_string())));
+        files.push(file);
+    }
+    let length = |file: &&str| fs::metadata(checkpoint.join(file)).map_or(0, |meta| meta.len());
+    Ok(Verified { files: files.len(), bytes: files.iter().map(length).sum(), findings: found })
 }
 
 fn read_state(checkpoint: &Path, sums: &Checksums) -> Result<State, CheckpointError> {
     let file = checkpoint.join(STATE);
     let text = fs::read_to_string(&file).map_err(|source| CheckpointError::Io { file: file.clone(), source })?;
     let malformed = |reason: String| CheckpointError::Malformed { file: file.clone(), reason };
-    let state = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+    let state = state::from_json(&text).map_err(|e| malformed(e.to_string()))?;
     if sums.is_file(STATE, text.as_bytes()) { Ok(state) } else { Err(malformed(checksums::DIFFERS.to_owned())) }
 }
 
@@ -419,6 +452,11 @@ pub fn check_origin(checkpoint: &Path, begun: &State) -> Result<(), CheckpointEr
             let named = |objective: Option<String>| objective.unwrap_or_else(|| "the text alone".to_owned());
             let (checkpoint_has, run_has) = (named(state.objective), named(begun.objective.clone()));
             Err(CheckpointError::OtherObjective { checkpoint: checkpoint.to_path_buf(), checkpoint_has, run_has })
+        }
+        // A checkpoint of a version that noted nothing is gone on from as it is.
+        Ok(state) if !state.identity.is_empty() && state.identity != begun.identity => {
+            let differs = begun.identity.told(&state.identity, begun.identity.differing(&state.identity));
+            Err(CheckpointError::OtherRun { checkpoint: checkpoint.to_path_buf(), differs })
         }
         Ok(_) | Err(_) => Ok(()),
     }

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-pub use self::directory::{latest_checkpoint, resume};
+pub(crate) use self::directory::{disk_error, publish};
+pub use self::directory::{is_ours, latest_checkpoint, resume, tidy, work_directory};
 
 use self::directory::{prune, save_model};
 use crate::checkpoint::{self, CheckpointError, State};
@@ -166,7 +167,7 @@ fn measure<N: Network>(
     }
     let Some(score) = evaluate(trainer, held_out, &mut || events.stop())? else { return Ok(()) };
     let loss = score.mean_loss();
-    let best = state.best_loss.is_none_or(|lowest| loss < lowest);
+    let best = !loss.is_nan() && state.best_loss.is_none_or(|lowest| loss < lowest);
     events.evaluated(state.step, &score, best);
     if best {
         state.best_loss = Some(loss);
@@ -194,6 +195,10 @@ pub fn run<N: Network>(
     let mut left_out: BTreeMap<u64, StepReport> = BTreeMap::new();
     trainer.resume(&state);
     measure(trainer, held_out, &mut state, options, events)?;
+    if state.evaluation_due {
+        // Stopped before it was done: it stays owed, and the checkpoint that says so is the last one.
+        return Ok(state);
+    }
     while state.step < options.steps {
         let begun = Instant::now();
         let report = match left_out.get(&(state.step + 1)) {

@@ -5,7 +5,7 @@ use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, CpuOptions, FloatProducts, Isa, KvDtype};
 
-use crate::commands::{bench, chat, compare, compress, demo, eval, generate, inspect, merge, plan, train};
+use crate::commands::{bench, chat, compare, compress, demo, eval, generate, inspect, merge, plan, train, verify};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -51,6 +51,8 @@ pub enum Command {
     Train(Box<train::TrainArgs>),
     /// Write a model with an adapter (LoRA) inside its weights.
     Merge(Box<merge::MergeArgs>),
+    /// Compare every file of an output with its checksums: 0 where all are as they were written, 1 with the name of each that is not.
+    Verify(verify::VerifyArgs),
     /// Compress the small model that comes with fourfold and show what that cost (the default without a command).
     Demo(demo::DemoArgs),
 }

@@ -61,11 +61,26 @@ pub fn files(inputs: &mut Inputs, option: &str, paths: &[PathBuf]) -> Result<(),
     Ok(())
 }
 
-/// Reads the inputs, and adds what decides bytes in every command.
+/// The content of the inputs, and what decides bytes in every command.
 pub fn of(inputs: &Inputs, context: &Context) -> Result<Identity> {
+    let mut identity = read(inputs, context)?;
+    identity.extend(program(context));
+    Ok(identity)
+}
+
+/// This program on this machine.
+pub fn program(context: &Context) -> Identity {
+    let mut identity = Identity::default();
+    identity.set("fourfold", env!("CARGO_PKG_VERSION"));
+    identity.set("the kernels (--isa, --activations, --float-products)", &context.kernels);
+    identity
+}
+
+/// Reads the inputs.
+pub fn read(inputs: &Inputs, context: &Context) -> Result<Identity> {
     let bytes = inputs.bytes();
     let bar = (bytes >= SHOWN).then(|| context.progress.bytes("reading the inputs", bytes));
-    let mut identity = inputs.fingerprint(&|read| {
+    let identity = inputs.fingerprint(&|read| {
         if let Some(bar) = &bar {
             bar.inc(read);
         }
@@ -73,7 +88,5 @@ pub fn of(inputs: &Inputs, context: &Context) -> Result<Identity> {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    identity.set("fourfold", env!("CARGO_PKG_VERSION"));
-    identity.set("the kernels (--isa, --activations, --float-products)", &context.kernels);
     Ok(identity)
 }

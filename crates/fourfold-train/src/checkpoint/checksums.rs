@@ -34,6 +34,16 @@ impl Checksums {
         serde_json::json!(self).to_string()
     }
 
+    /// Files of tensors.
+    pub fn tensor_files(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensors of a file.
+    pub fn tensors_of(&self, file: &str) -> Vec<String> {
+        self.tensors.get(file).into_iter().flat_map(BTreeMap::keys).cloned().collect()
+    }
+
     pub fn add_file(&mut self, file: &str, data: &[u8]) {
         self.files.insert(file.to_owned(), crc32c(data));
     }

@@ -43,6 +43,16 @@ impl<'a> Reader<'a> {
         Ok(Self { path: path.to_path_buf(), sums, file, metadata, data_start: 8 + length })
     }
 
+    /// Reads every tensor that was written.
+    pub fn check(&mut self) -> Result<(), CheckpointError> {
+        let file = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        for tensor in self.sums.tensors_of(&file) {
+            let bytes = self.metadata.info(&tensor).map_or(0, |info| info.data_offsets.1 - info.data_offsets.0);
+            self.read(&tensor, &mut vec![0; bytes])?;
+        }
+        Ok(())
+    }
+
     /// Fills `into` with a tensor, which must be as it was written.
     pub fn read(&mut self, tensor: &str, into: &mut [u8]) -> Result<(), CheckpointError> {
         let fail = |reason| CheckpointError::Tensor { file: self.path.clone(), tensor: tensor.to_owned(), reason };

@@ -13,6 +13,7 @@ pub mod merge;
 pub mod plan;
 mod sampling;
 pub mod train;
+pub mod verify;
 
 use anyhow::Result;
 
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Plan(args) => plan::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),
+        Command::Verify(args) => verify::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
     }
 }

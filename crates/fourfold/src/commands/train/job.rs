@@ -2,23 +2,27 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
+use fourfold_disk::{Identity, Lock, create_dir_durably};
 use fourfold_kernels::backward::{Backward, SoftTargets};
 use fourfold_kernels::cpu::keep_freed_memory;
 use fourfold_kernels::{Activations, Cpu};
 use fourfold_train::checkpoint::{CheckpointError, State};
 use fourfold_train::network::{BatchSource, HeldOut, Network, Score};
-use fourfold_train::run::{Events, Options, RunError, evaluate, latest_checkpoint, resume, run as run_steps};
+use fourfold_train::run::{
+    Events, Options, RunError, evaluate, is_ours, latest_checkpoint, resume, run as run_steps, tidy, work_directory,
+};
 use fourfold_train::store::ParameterStore;
 use fourfold_train::trainer::{StepReport, Trainer};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::identity::free;
 use super::metrics::Metrics;
 use super::settings::{Settings, TeacherSettings};
 use super::start::Description;
@@ -90,6 +94,8 @@ pub(super) struct Job<'a> {
     pub(super) parameters: u64,
     /// What is learned besides the text: see [`State::objective`].
     pub(super) objective: Option<String>,
+    /// What a checkpoint that is gone on from must share.
+    pub(super) identity: Identity,
     pub(super) steps: u64,
     /// Whether the loss is one of tokens, whose exponential is a perplexity.
     pub(super) is_text: bool,
@@ -98,12 +104,41 @@ pub(super) struct Job<'a> {
     pub(super) predicted: Option<u64>,
 }
 
-/// Makes the output directory. One with a checkpoint is gone on with alone.
-pub(super) fn prepare_output(settings: &Settings) -> Result<()> {
+/// An output directory that no other run writes to, as long as this lives.
+pub(super) struct Held {
+    lock: Option<Lock>,
+    work: PathBuf,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            lock.remove();
+        }
+        // What a killed run left in it, if there is anything, is for the next one.
+        let _ = fs::remove_dir(&self.work);
+    }
+}
+
+/// Makes the output directory, locks it, and ends what a killed run left in it. One with a checkpoint is gone on with alone.
+pub(super) fn prepare_output(settings: &Settings) -> Result<Held> {
+    let work = work_directory(&settings.output);
+    create_dir_durably(&work)?;
+    let lock = Lock::acquire(&work.join("lock"), &settings.output)?;
+    let held = Held { lock: Some(lock), work };
+    tidy(&settings.output)?;
+    for place in ["best", "final"].map(|name| settings.output.join(name)) {
+        if fs::symlink_metadata(&place).is_ok() && !is_ours(&place) {
+            bail!(
+                "{}: holds what fourfold did not write and would be replaced; name another --output",
+                place.display()
+            );
+        }
+    }
     if let (Some(place), false) = (latest_checkpoint(&settings.output), settings.resume) {
         bail!("{}: exists; --resume goes on from it, another --output begins anew", place.display());
     }
-    fs::create_dir_all(&settings.output).with_context(|| settings.output.display().to_string())
+    Ok(held)
 }
 
 impl Job<'_> {
@@ -114,10 +149,12 @@ impl Job<'_> {
         batches: &mut dyn BatchSource<N::Batch>,
         held_out: &dyn HeldOut<N::Batch>,
     ) -> Result<()> {
-        let Self { settings, context, description, parameters, objective, steps, is_text, unit, predicted } = self;
+        let Self { settings, context, description, parameters, objective, identity, steps, is_text, unit, predicted } =
+            self;
         let hyper = settings.hyperparameters(steps);
 
-        let mut state = State { objective, ..State::begin(&settings.recipe, settings.seed) };
+        let free = free(settings, steps, context);
+        let mut state = State { objective, identity, free, ..State::begin(&settings.recipe, settings.seed) };
         if settings.resume {
             let mut damaged = |place: &Path, error: &CheckpointError| {
                 note(&format!(
@@ -126,8 +163,17 @@ impl Job<'_> {
                 ));
             };
             if let Some((place, found)) = resume(&settings.output, &mut store, &state, &mut damaged)? {
-                state = found;
                 context.remark(&format!("resuming from {}", place.display()));
+                // What is free may have changed, which is no fault; a checkpoint of a version that noted nothing is one of this run from now on.
+                let changed = state.free.differing(&found.free);
+                if !found.free.is_empty() && !changed.is_empty() {
+                    context.remark(&format!("goes on otherwise: {}", state.free.told(&found.free, changed)));
+                }
+                state = State { identity: state.identity, free: state.free, ..found };
+                if state.step >= steps {
+                    let done = state.step;
+                    context.remark(&format!("the run of {steps} steps is finished: {done} steps are done"));
+                }
             }
         }
 
@@ -192,12 +238,12 @@ impl Job<'_> {
             return Err(failure);
         }
         let score = match watcher.held_out {
-            None if held_out.count() > 0 && end.step == steps => {
+            None if held_out.count() > 0 && end.step >= steps => {
                 evaluate(&trainer, held_out, &mut interrupt::requested)?
             }
             found => found,
         };
-        let complete = end.step == steps && !end.evaluation_due;
+        let complete = end.step >= steps && !end.evaluation_due;
         context.print(&TrainReport {
             output: settings.output.display().to_string(),
             preset: settings.recipe.name,
@@ -371,6 +417,8 @@ impl Events for Watcher<'_> {
     }
 
     fn describe(&self, place: &Path, store: &ParameterStore) -> io::Result<()> {
+        // A checkpoint's lines are there when it is.
+        self.metrics.sync()?;
         self.description.write(place, store)
     }
 }

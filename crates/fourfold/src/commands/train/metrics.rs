@@ -20,7 +20,7 @@ impl Metrics {
     /// Opens the file in `output`; lines of steps after `step`, left by a run that was stopped, are cut off.
     pub fn open(output: &Path, step: u64) -> Result<Self> {
         let path = output.join("metrics.jsonl");
-        let file = open_until(&path, step).with_context(|| path.display().to_string())?;
+        let file = open_until(&path, step)?;
         let events = EventFile::create(output, step).with_context(|| output.display().to_string())?;
         Ok(Self { file, path, events })
     }
@@ -35,7 +35,7 @@ impl Metrics {
 
     /// Goes back to `step`: what was written of later steps is void.
     pub fn cut(&mut self, step: u64) -> Result<()> {
-        self.file = open_until(&self.path, step).with_context(|| self.path.display().to_string())?;
+        self.file = open_until(&self.path, step)?;
         self.events.restart(step).context("TensorBoard's event file")
     }
 
@@ -47,18 +47,29 @@ impl Metrics {
         if let Some(object) = values.as_object_mut() {
             object.insert("step".to_owned(), step.into());
         }
-        writeln!(self.file, "{values}").with_context(|| self.path.display().to_string())
+        // A line in one write.
+        self.file.write_all(format!("{values}\n").as_bytes()).with_context(|| self.path.display().to_string())
+    }
+
+    /// Makes all lines durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.events.sync()
     }
 }
 
-/// Opens the file for appending, without lines of steps after `step`.
-fn open_until(path: &Path, step: u64) -> io::Result<File> {
-    if let Ok(text) = fs::read_to_string(path) {
+/// Opens the file for appending, without lines of steps after `step` and what a killed run left of a line. What is cut off goes by a
+/// whole new file: the lines before are never lost.
+fn open_until(path: &Path, step: u64) -> Result<File> {
+    if let Ok(bytes) = fs::read(path) {
+        let text = String::from_utf8_lossy(&bytes);
         let is_kept = |line: &&str| {
             serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
         };
         let kept: String = text.lines().filter(is_kept).map(|line| format!("{line}\n")).collect();
-        fs::write(path, kept)?;
+        if kept.as_bytes() != bytes {
+            fourfold_disk::write_whole(path, kept.as_bytes())?;
+        }
     }
-    OpenOptions::new().create(true).append(true).open(path)
+    OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())
 }

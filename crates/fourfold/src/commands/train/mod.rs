@@ -4,6 +4,7 @@ pub mod classification;
 mod data;
 mod encode;
 mod fit;
+mod identity;
 mod job;
 mod metrics;
 mod pieces;
@@ -39,6 +40,7 @@ use crate::output::usage;
 
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let settings = Settings::resolve(args).map_err(usage)?;
+    identity::check_output(&settings)?;
     if let Some(start) = vision::start(&settings, context)? {
         ensure!(
             settings.teacher.is_none() && settings.tune.is_none(),
@@ -61,8 +63,10 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         return show::show(&settings, &tokenizer, start.description.template.as_ref(), length, context);
     }
     let is_new = !settings.output.exists();
-    prepare_output(&settings)?;
-    let result = run_on(start, texts, &settings, context);
+    let result = match prepare_output(&settings) {
+        Ok(_held) => run_on(start, texts, &settings, context),
+        Err(error) => Err(error),
+    };
     if result.is_err() && is_new {
         // Nothing was written: a directory with something in it is not removed.
         let _ = fs::remove_dir(&settings.output);
@@ -72,6 +76,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
 
 /// Data first: then the longest batch is known, and so is whether the run fits, before a weight is read.
 fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, context: &Context) -> Result<()> {
+    let identity = identity::of(settings, context)?;
     let spec = &start.spec;
     let tokenizer = start.description.tokenizer(spec.vocab_size)?;
     let length = settings.length(spec.max_positions)?;
@@ -128,6 +133,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
         description: &description,
         parameters: store.trained_elements(),
         objective,
+        identity,
         steps,
         is_text: settings.task == Task::Text,
         unit: Unit::Tokens,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use fourfold_disk::{copy_file, write_file};
 use fourfold_formats::quantization::quantization_config;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
 use fourfold_formats::{ADAPTER_CONFIG, Checkpoint, TokenizerSource};
@@ -267,25 +268,26 @@ impl Description {
     }
 
     pub(super) fn write(&self, place: &Path, store: &ParameterStore) -> io::Result<()> {
+        let put = |name: &str, text: &str| Ok::<_, io::Error>(write_file(&place.join(name), text.as_bytes())?);
         if let Some(files) = &self.packed {
             return write_packed(place, files, store).map_err(io::Error::other);
         }
         if let Some(adapter) = &self.adapter {
-            return fs::write(place.join(ADAPTER_CONFIG), serde_json::to_string_pretty(adapter)?);
+            return put(ADAPTER_CONFIG, &serde_json::to_string_pretty(adapter)?);
         }
-        fs::write(place.join("config.json"), serde_json::to_string_pretty(&self.config)?)?;
+        put("config.json", &serde_json::to_string_pretty(&self.config)?)?;
         if let Some(generation) = &self.generation_config {
-            fs::write(place.join("generation_config.json"), serde_json::to_string_pretty(generation)?)?;
+            put("generation_config.json", &serde_json::to_string_pretty(generation)?)?;
         }
         match &self.tokenizer {
             TokenizerText::None => {}
-            TokenizerText::Text(text) => fs::write(place.join("tokenizer.json"), text)?,
+            TokenizerText::Text(text) => put("tokenizer.json", text)?,
             TokenizerText::File(path) => {
-                fs::copy(path, place.join("tokenizer.json"))?;
+                copy_file(path, &place.join("tokenizer.json"))?;
                 for other in ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
                     let from = path.with_file_name(other);
                     if from.is_file() {
-                        fs::copy(from, place.join(other))?;
+                        copy_file(&from, &place.join(other))?;
                     }
                 }
             }
@@ -309,6 +311,8 @@ fn write_packed(place: &Path, files: &ModelFiles, store: &ParameterStore) -> Res
     sink.begin(&forms?)?;
     names.iter().try_for_each(|name| sink.write(name, &store.load(name)?))?;
     Box::new(sink).finish()?;
+    // The checksums of the whole are made when all is there.
+    fs::remove_file(whole.join(fourfold_disk::CHECKSUMS)).map_err(at(&whole))?;
     for entry in fs::read_dir(&whole).map_err(at(&whole))? {
         let entry = entry.map_err(at(&whole))?;
         fs::rename(entry.path(), place.join(entry.file_name())).map_err(at(place))?;

@@ -18,11 +18,25 @@ impl EventFile {
     pub fn create(folder: &Path, step: u64) -> io::Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{:010}.fourfold.{}", now.as_secs(), std::process::id());
-        let mut events = Self { file: File::create(folder.join(name))? };
+        // Never the file of another run, also where process numbers come again within a second.
+        let names = std::iter::once(name.clone()).chain((1..100).map(|i| format!("{name}.{i}")));
+        let mut file = Err(io::ErrorKind::AlreadyExists.into());
+        for name in names {
+            file = File::create_new(folder.join(name));
+            if !matches!(&file, Err(e) if e.kind() == io::ErrorKind::AlreadyExists) {
+                break;
+            }
+        }
+        let mut events = Self { file: file? };
         // Event.file_version = 3.
         events.record(0, &bytes(3, b"brain.Event:2"))?;
         events.restart(step)?;
         Ok(events)
+    }
+
+    /// Makes all records durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Makes what was written of steps after `step` void.

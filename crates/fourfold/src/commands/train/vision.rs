@@ -15,6 +15,7 @@ use fourfold_train::vision::{Classifier, initialize};
 use serde_json::Value;
 
 use super::fit;
+use super::identity;
 use super::job::{Job, Unit, prepare_output};
 use super::settings::Settings;
 use super::start::{Description, TokenizerText, dense_config, with_pruned};
@@ -107,7 +108,8 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     if settings.memory_check {
         fit::check(&predicted, settings, &predict)?;
     }
-    prepare_output(settings)?;
+    let identity = identity::of(settings, context)?;
+    let _held = prepare_output(settings)?;
     let store = store.unwrap_or_else(|| initialize(&spec, settings.seed, &settings.recipe));
     let job = Job {
         settings,
@@ -115,6 +117,7 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
         description: &description,
         parameters,
         objective: None,
+        identity,
         steps,
         is_text: false,
         unit: Unit::Images,
