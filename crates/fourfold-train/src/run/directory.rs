@@ -76,6 +76,28 @@ pub fn tidy(output: &Path) -> Result<(), CheckpointError> {
         }
     }
     let _ = fs::remove_dir(&work);
+    leftovers_of_earlier_versions(output)
+}
+
+/// Versions before wrote and replaced in the output directory itself.
+fn leftovers_of_earlier_versions(output: &Path) -> Result<(), CheckpointError> {
+    for name in ["best", "final"] {
+        let (place, old) = (output.join(name), output.join(name).with_extension("old"));
+        if is_ours(&old) {
+            fourfold_disk::restore(&System, &place, &old).map_err(disk_error)?;
+        }
+    }
+    for entry in fs::read_dir(output).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let unfinished = match name.rsplit_once('.') {
+            Some((checkpoint, "tmp")) => checkpoint.starts_with("checkpoint-"),
+            Some((model, "new" | "old")) => ["best", "final"].contains(&model),
+            _ => false,
+        };
+        if unfinished && is_ours(&entry.path()) {
+            remove_tree(&entry.path())?;
+        }
+    }
     Ok(())
 }
 
