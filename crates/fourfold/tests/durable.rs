@@ -10,22 +10,13 @@ use common::train::{train, train_on};
 use common::{command, config, folder, fourfold, killed_at, model, text, until_stopped, weights};
 use serde_json::json;
 
-/// Every file below a directory.
+/// The files right inside a directory.
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(
-                files(&path)
-                    .into_iter()
-                    .map(|(name, data)| (path.file_name().unwrap().into_iter().collect::<PathBuf>().join(name), data)),
-            );
-        } else {
-            found.insert(path.file_name().unwrap().into(), fs::read(&path).unwrap());
-        }
-    }
-    found
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .filter(|path| path.is_file())
+        .map(|path| (path.file_name().unwrap().into(), fs::read(&path).unwrap()))
+        .collect()
 }
 
 fn large_model(dir: &Path) {

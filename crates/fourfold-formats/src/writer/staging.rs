@@ -58,6 +58,7 @@ impl Staging {
         check_free(out, overwrite)?;
         if let Some(journal) = &staging.journal
             && !overwrite
+            && journal.iter().next().is_some()
         {
             let differing = staging.identity.differing(journal.identity());
             if !differing.is_empty() {
@@ -103,7 +104,7 @@ impl Staging {
             Some(journal) if journal.plan() == plan && *journal.identity() == self.identity => {
                 layout.shards.iter().try_for_each(|shard| self.mend(shard))?;
             }
-            Some(_) if !overwrite => {
+            Some(journal) if !overwrite && journal.iter().next().is_some() => {
                 let (partial, differs) = (self.dir.display().to_string(), "the plan is another".to_owned());
                 let problem = OutputError::OtherLeftovers { partial, differs };
                 return Err(FormatError::Output { path: self.out.clone(), problem });
@@ -246,7 +247,8 @@ impl Drop for Staging {
             return;
         }
         // An error is on its way to the user already, or the output is there. What is not ours stays.
-        let cleared = remove_tree(&self.dir.join(COMPLETE)).and_then(|()| self.clear());
+        let trees = [COMPLETE, REPLACED].map(|name| self.dir.join(name));
+        let cleared = trees.iter().try_for_each(|dir| remove_tree(dir)).and_then(|()| self.clear());
         if let (Ok(()), Some(lock)) = (cleared, self.lock.take()) {
             lock.remove();
             let _ = fs::remove_dir(&self.dir);
