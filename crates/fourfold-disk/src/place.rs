@@ -93,6 +93,10 @@ fn resolve(out: &Path) -> Result<PathBuf, DiskError> {
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(DiskError::io("look at", out)(e)),
     }
+    // A pipe behind /dev/stdout is there and has no path.
+    if fs::metadata(out).is_ok() {
+        return Ok(out.to_owned());
+    }
     if let Ok(meta) = fs::symlink_metadata(out)
         && meta.is_symlink()
     {

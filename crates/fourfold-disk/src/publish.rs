@@ -124,7 +124,7 @@ pub fn sync_tree(disk: &dyn Disk, dir: &Path) -> Result<(), DiskError> {
 /// When this returns, the new directory survives a loss of power. After a crash on the way `target` is the old or the new one.
 ///
 /// # Errors
-/// An operation that failed, by file. The old directory is in its place then, and `staged` in its own.
+/// An operation that failed, by file. `target` is the old or the new directory then, whole.
 pub fn publish(disk: &dyn Disk, staged: &Path, target: &Path, aside: &Path) -> Result<(), DiskError> {
     sync_tree(disk, staged)?;
     let names = |action| DiskError::io(action, target);
