@@ -343,7 +343,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     least.truncate(5);
     context.print(&CompressReport {
         model: args.model.clone(),
-        out: args.out.as_ref().map(|out| out.display().to_string()),
+        out: args.out().map(|out| out.display().to_string()),
         source_bytes: checkpoint.weight_bytes,
         output_bytes,
         ratio: checkpoint.weight_bytes as f64 / output_bytes as f64,

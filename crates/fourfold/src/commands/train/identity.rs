@@ -40,6 +40,10 @@ pub(super) fn of(settings: &Settings, context: &Context) -> Result<Identity> {
         task,
         data,
         eval_data,
+        data_format,
+        columns,
+        label_columns,
+        show_data: _,
         held_out,
         lora,
         teacher,
@@ -49,11 +53,13 @@ pub(super) fn of(settings: &Settings, context: &Context) -> Result<Identity> {
         momentum,
         gradient_accumulation,
         context: length,
+        is_context_given: _,
         batch_size,
         steps: _,
         epochs: _,
         learning_rate,
         decay,
+        min_learning_rate,
         warmup_steps,
         weight_decay,
         beta2,
@@ -91,6 +97,8 @@ pub(super) fn of(settings: &Settings, context: &Context) -> Result<Identity> {
     let mut identity = identity::read(&inputs, context)?;
     let mut set = |name: &str, value: String| identity.set(name, value);
     set("--task", format!("{task:?}"));
+    set("--data-format", format!("{data_format:?}"));
+    set("the columns of --data", format!("{columns:?} {label_columns:?}"));
     set("--held-out", held_out.to_string());
     if let Some(LoraSpec { rank, alpha, targets }) = lora {
         set("--lora-rank", rank.to_string());
@@ -108,6 +116,7 @@ pub(super) fn of(settings: &Settings, context: &Context) -> Result<Identity> {
     set("--batch-size", batch_size.to_string());
     set("--learning-rate", learning_rate.to_string());
     set("--schedule", decay.clone());
+    set("--min-learning-rate", min_learning_rate.map_or("the usual".to_owned(), |rate| rate.to_string()));
     set("--warmup-steps", warmup_steps.map_or("3 % of all".to_owned(), |steps| steps.to_string()));
     set("--weight-decay", weight_decay.to_string());
     set("--beta2", beta2.to_string());
