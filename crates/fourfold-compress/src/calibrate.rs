@@ -170,6 +170,11 @@ impl Collector {
         experts.map(|(name, &slot)| (name.clone(), self.hessians[slot].tokens())).collect()
     }
 
+    /// What an expert that no token reached is rounded by: its siblings' Hessian; without reached siblings, as if all inputs were equal.
+    pub fn hessian_of_unreached(&self, weight: &WeightSpec) -> Hessian {
+        self.siblings(&weight.name).unwrap_or_else(|| Hessian::identity(*weight.shape.last().unwrap_or(&1)))
+    }
+
     /// The pooled Hessian of an expert's siblings, for one that no token reached.
     pub fn siblings(&self, weight: &str) -> Option<Hessian> {
         let layer = expert_layer(weight)?;
@@ -178,6 +183,21 @@ impl Collector {
         slots.sort_unstable();
         slots.dedup();
         Hessian::pooled(slots.iter().map(|&s| &self.hessians[s]))
+    }
+}
+
+/// Counts the tokens that reach each expert, and keeps nothing else.
+#[derive(Default)]
+pub struct ExpertCounter {
+    /// Tokens, by weight name.
+    pub tokens: BTreeMap<String, u64>,
+}
+
+impl Observer for ExpertCounter {
+    fn linear_input(&mut self, weight_name: &str, input: &Tensor) {
+        if expert_layer(weight_name).is_some() {
+            *self.tokens.entry(weight_name.to_owned()).or_default() += input.rows() as u64;
+        }
     }
 }
 

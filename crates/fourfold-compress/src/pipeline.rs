@@ -14,7 +14,7 @@ use fourfold_tensor::{Form, SourceError, Weight, WeightSink, WeightSource};
 use serde_json::Value;
 
 use crate::CompressError;
-use crate::calibrate::{Collector, Hidden, Overlay, check_finite};
+use crate::calibrate::{Collector, ExpertCounter, Hidden, Overlay, check_finite};
 use crate::gate::{Gate, HeldOut, Trial};
 use crate::hessian::Hessian;
 use crate::methods::Needs;
@@ -22,7 +22,7 @@ use crate::methods::quantize::gptq::Gptq;
 use crate::plan::{Entry, HeaderBytes, Plan, Scope, shown};
 use crate::planner::{Candidate, PlanJob, candidates, stats};
 use crate::progress::Progress;
-use crate::report::{self, PlanReport};
+use crate::report::{self, ExpertReach, PlanReport};
 use crate::sensitivity::Sensitivity;
 
 /// Tokens that a layer's pooled Hessian counts for in each of its experts'.
@@ -86,6 +86,8 @@ pub struct Report {
     pub output_bytes: u64,
     /// Calibration tokens that reached each expert's weights; empty without experts.
     pub coverage: BTreeMap<String, u64>,
+    /// Experts that fewer than [`EXPERT_PRIOR`] calibration tokens reached, in the order of the stack; empty without text.
+    pub hardly_reached: Vec<ExpertReach>,
     /// Tensors of the source that the architecture does not read, and that were therefore left out.
     pub dropped: Vec<String>,
     /// How the plan did against a uniform one, where that was asked.
@@ -272,9 +274,9 @@ pub fn compress(
     mut sink: Box<dyn WeightSink + '_>,
     progress: &mut dyn Progress,
 ) -> Result<Report, CompressError> {
-    let Decision { mut plan, report, trial } = job.decide(progress)?;
+    let Decision { mut plan, mut report, trial } = job.decide(progress)?;
     let forms = plan.resolve(job.spec, job.source)?;
-    let written = follow(job, &mut *sink, &mut plan, &forms, &report, trial, progress);
+    let written = follow(job, &mut *sink, &mut plan, &forms, &mut report, trial, progress);
     if let Err(error) = &written
         && !error.may_be_mended()
     {
@@ -289,6 +291,7 @@ pub fn compress(
         output_bytes: plan.bytes(),
         dropped: dropped.cloned().collect(),
         coverage,
+        hardly_reached: report.experts,
         plan,
         gate: report.gate,
     })
@@ -300,12 +303,11 @@ fn follow(
     sink: &mut dyn WeightSink,
     plan: &mut Plan,
     forms: &[(String, Form)],
-    report: &PlanReport,
+    report: &mut PlanReport,
     trial: Trial,
     progress: &mut dyn Progress,
 ) -> Result<BTreeMap<String, u64>, CompressError> {
     sink.begin(forms)?;
-    sink.attach(report::FILE_NAME, &(report.to_json() + "\n"))?;
     let mut run = Run::new(job, sink, plan, "compress");
     run.coverage = trial.coverage;
     run.prepared = trial.prepared;
@@ -320,7 +322,10 @@ fn follow(
         }
         Some(_) | None => run.by_tensor(progress)?,
     }
-    Ok(run.coverage)
+    let coverage = run.coverage;
+    report.experts = report::hardly_reached(job.spec, &coverage, EXPERT_PRIOR as u64);
+    sink.attach(report::FILE_NAME, &(report.to_json() + "\n"))?;
+    Ok(coverage)
 }
 
 /// A plan being followed.
@@ -402,11 +407,8 @@ impl<'a> Run<'a> {
                     let siblings;
                     let hessian = match collector.hessian(&weight.name) {
                         Some(hessian) => Some(hessian),
-                        // An expert that no token reached; without reached siblings it is rounded as if all inputs were equal.
                         None if weight.role == Role::RoutedExpert => {
-                            siblings = collector
-                                .siblings(&weight.name)
-                                .unwrap_or_else(|| Hessian::identity(*weight.shape.last().unwrap_or(&1)));
+                            siblings = collector.hessian_of_unreached(weight);
                             Some(&siblings)
                         }
                         None => None,
@@ -414,6 +416,10 @@ impl<'a> Run<'a> {
                     let compressed = self.one(&weight.name, hessian)?;
                     overlay.replaced.insert(weight.name.clone(), compressed);
                 }
+            } else if self.misses_coverage(&weights, index) {
+                let mut counter = ExpertCounter::default();
+                hidden.forward(spec, index, &original, &mut counter, false);
+                self.coverage.extend(counter.tokens);
             }
             let block = Block::load(spec, index, &overlay, backend)?;
             hidden.forward(spec, index, &block, &mut NoObserver, true);
@@ -423,6 +429,13 @@ impl<'a> Run<'a> {
         }
         progress.update(self.stage, total - 1, total);
         Ok(hidden)
+    }
+
+    /// Whether a block has experts of which nobody has counted the tokens: an earlier, killed run has compressed them.
+    fn misses_coverage(&self, weights: &[WeightSpec], index: usize) -> bool {
+        let experts = |w: &&WeightSpec| w.block == Some(index) && w.role == Role::RoutedExpert;
+        let mut experts = weights.iter().filter(experts).peekable();
+        experts.peek().is_some() && !experts.any(|w| self.coverage.contains_key(&w.name))
     }
 
     /// Compresses what belongs to no block.

@@ -64,6 +64,8 @@ pub struct Scope {
     pub biases: Option<GridSpec>,
     /// Whether groups must divide their rows: compressed-tensors knows no short group.
     pub whole_groups: bool,
+    /// Whether the routed experts of all blocks get one format: transformers decodes no other mixture from compressed-tensors.
+    pub experts_alike: bool,
     /// Whether weights that runtimes multiply at once get one format: query, key and value of a layer, its gate and up, the experts of a
     /// block. This program needs none of that.
     pub alike: bool,
@@ -71,7 +73,7 @@ pub struct Scope {
 
 impl Default for Scope {
     fn default() -> Self {
-        Self { embeddings: true, biases: None, whole_groups: false, alike: false }
+        Self { embeddings: true, biases: None, whole_groups: false, experts_alike: false, alike: false }
     }
 }
 
@@ -256,20 +258,20 @@ impl Choice {
     }
 
     /// For the tensors of both.
-    fn with(mut self, other: Self) -> Self {
-        self.parts.extend(other.parts);
+    fn with(mut self, other: &Self) -> Self {
+        self.parts.extend_from_slice(&other.parts);
         Self { parts: self.parts, bytes: self.bytes + other.bytes, cost: self.cost + other.cost }
     }
 }
 
 /// The ways to store two sets of tensors alike: with one method and the same settings.
-pub fn alike(some: &[Choice], others: &[Choice]) -> Vec<Choice> {
+pub fn alike(some: Vec<Choice>, others: &[Choice]) -> Vec<Choice> {
     let same = |a: &Choice, b: &Choice| match (a.parts.first(), b.parts.first()) {
         (Some((_, a)), Some((_, b))) => a.method == b.method && a.settings == b.settings,
         (None, _) | (_, None) => true,
     };
-    let pair = |a: &Choice| others.iter().find(|b| same(a, b)).map(|b| a.clone().with(b.clone()));
-    some.iter().filter_map(pair).collect()
+    let pair = |a: Choice| others.iter().find(|b| same(&a, b)).map(|b| a.with(b));
+    some.into_iter().filter_map(pair).collect()
 }
 
 /// Picks one choice a tensor so that their bytes and the file headers are at most `budget` and the summed cost is small: from each

@@ -1,6 +1,6 @@
 //! What became of each tensor and why, for people and for programs: written beside the weights as [`FILE_NAME`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use fourfold_models::{ModelSpec, Role};
 use fourfold_tensor::Form;
@@ -35,8 +35,46 @@ pub struct PlanReport {
     /// Every candidate on a few tensors of each part, at true bytes, beside quantization of equal bytes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<Probe>,
+    /// Experts that the calibration text hardly reached: what became of them rests on their layer's other experts.
+    #[serde(skip)]
+    pub experts: Vec<ExpertReach>,
     /// Every tensor.
     pub tensors: Vec<TensorReport>,
+}
+
+/// How much calibration text reached an expert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ExpertReach {
+    /// The expert: `model.layers.3.mlp.experts.7`.
+    pub expert: String,
+    /// Tokens that were sent to it.
+    pub tokens: u64,
+}
+
+/// The experts that fewer than `least` tokens reached, in the order of the stack. `coverage` has the tokens of each weight that any
+/// reached; where it is empty nothing was calibrated, and there is none to tell of.
+pub fn hardly_reached(spec: &ModelSpec, coverage: &BTreeMap<String, u64>, least: u64) -> Vec<ExpertReach> {
+    if coverage.is_empty() {
+        return Vec::new();
+    }
+    let mut experts: Vec<ExpertReach> = Vec::new();
+    for weight in spec.weights().iter().filter(|w| w.role == Role::RoutedExpert) {
+        let tokens = coverage.get(&weight.name).copied().unwrap_or(0);
+        let Some(expert) = expert_of(&weight.name) else { continue };
+        match experts.last_mut() {
+            Some(last) if last.expert == expert => last.tokens = last.tokens.max(tokens),
+            Some(_) | None => experts.push(ExpertReach { expert: expert.to_owned(), tokens }),
+        }
+    }
+    experts.retain(|e| e.tokens < least);
+    experts
+}
+
+/// The expert that a weight is of.
+fn expert_of(weight: &str) -> Option<&str> {
+    let number = weight.find(".experts.")? + ".experts.".len();
+    let end = weight[number..].find('.').map_or(weight.len(), |length| number + length);
+    Some(&weight[..end])
 }
 
 /// How much of the model has a family of formats.
@@ -164,13 +202,20 @@ impl PlanReport {
             blocks: Vec::new(),
             chosen,
             probes: Vec::new(),
+            experts: Vec::new(),
             tensors,
         }
     }
 
-    /// The report as indented JSON.
+    /// The report as indented JSON; an expert takes no line of its own, of which there may be thousands.
     pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).unwrap_or_default()
+        let text = serde_json::to_string_pretty(self).unwrap_or_default();
+        match serde_json::to_string(&self.experts) {
+            Ok(experts) if !self.experts.is_empty() => {
+                text.replacen("{\n", &format!("{{\n  \"experts_hardly_reached\": {experts},\n"), 1)
+            }
+            Ok(_) | Err(_) => text,
+        }
     }
 }
 

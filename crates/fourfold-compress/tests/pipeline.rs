@@ -132,6 +132,31 @@ fn experts_report_how_many_tokens_reached_them() {
     let quantized = weights.iter().filter(|(n, w)| n.contains(".experts.") && matches!(w, Weight::Quantized(_)));
     // Reached or not, every expert is compressed.
     assert_eq!(quantized.count(), experts);
+    // The few hundred tokens of this text are too few for every expert: each is named once, with what reached it.
+    let told: BTreeMap<&str, u64> = report.hardly_reached.iter().map(|e| (e.expert.as_str(), e.tokens)).collect();
+    assert_eq!(told.len(), report.hardly_reached.len());
+    for weight in spec.weights().iter().filter(|w| w.name.contains(".experts.")) {
+        let expert = weight.name.rsplitn(3, '.').last().unwrap();
+        let tokens = report.coverage.get(&weight.name).copied().unwrap_or(0);
+        assert_eq!(told.get(expert).copied(), (tokens < 256).then_some(tokens), "{}", weight.name);
+    }
+}
+
+#[test]
+fn an_expert_that_no_token_reaches_is_told_of() {
+    let spec = mixture();
+    let reached = |weight: &str| u64::from(!weight.contains(".experts.2.")) * 300;
+    let experts = || spec.weights().into_iter().filter(|w| w.name.contains(".experts."));
+    let coverage: BTreeMap<String, u64> =
+        experts().map(|w| (w.name.clone(), reached(&w.name))).filter(|(_, tokens)| *tokens > 0).collect();
+    let told = fourfold_compress::report::hardly_reached(&spec, &coverage, 256);
+    let layers = spec.blocks.iter().enumerate().filter(|(i, _)| experts().any(|w| w.block == Some(*i))).count();
+    assert_eq!(told.len(), layers);
+    assert!(told.iter().all(|e| e.expert.ends_with(".experts.2") && e.tokens == 0), "{told:?}");
+    assert!(
+        fourfold_compress::report::hardly_reached(&spec, &BTreeMap::new(), 256).is_empty(),
+        "nothing was calibrated"
+    );
 }
 
 /// A sink that fails after some tensors, and remembers them.

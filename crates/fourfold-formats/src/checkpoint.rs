@@ -26,6 +26,8 @@ pub struct Checkpoint {
     pub weights: Box<dyn WeightSource>,
     /// Bytes of all tensor data in the files.
     pub weight_bytes: u64,
+    /// Bytes of the files that hold them, headers included.
+    pub file_bytes: u64,
 }
 
 /// Where a checkpoint keeps its tokenizer.

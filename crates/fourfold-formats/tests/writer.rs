@@ -250,6 +250,89 @@ fn what_compressed_tensors_can_say_is_said_in_its_words() {
     assert_eq!(groups["group_0"]["weights"]["strategy"], "channel");
 }
 
+/// An expert's weight.
+fn expert(number: usize, part: &str) -> String {
+    format!("model.layers.1.mlp.experts.{number}.{part}.weight")
+}
+
+#[test]
+fn experts_are_one_group_named_by_a_pattern_or_not_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let interchange = || WriteOptions { interchange: true, ..WriteOptions::default() };
+    let packed = |bits, cols, group| Weight::from(quantized(1, 16, cols, bits, group, 1, 0));
+    // A group as wide as a row is one scale a row.
+    let good = vec![
+        ("model.layers.0.mlp.up_proj.weight".to_owned(), packed(6, 64, 32)),
+        (expert(0, "up_proj"), packed(4, 64, 32)),
+        (expert(0, "down_proj"), packed(4, 32, 32)),
+        (expert(1, "up_proj"), packed(4, 64, 32)),
+        (expert(1, "down_proj"), packed(4, 32, 32)),
+    ];
+    let out = dir.path().join("good");
+    write(&out, &good, interchange()).unwrap();
+    let model = fourfold_formats::open(&out).unwrap();
+    let quantization = &model.config["quantization_config"];
+    assert_eq!(quantization["quant_method"], "compressed-tensors");
+    assert!(model.config.get("transformers_weights").is_none());
+    let groups = quantization["config_groups"].as_object().unwrap();
+    let of =
+        |group: &&Value| group["targets"].as_array().unwrap().iter().any(|t| t.as_str().unwrap().starts_with("re:"));
+    let group: Vec<&Value> = groups.values().filter(of).collect();
+    assert_eq!(group.len(), 1, "{groups:?}");
+    let weights = &group[0]["weights"];
+    assert_eq!(
+        (&weights["num_bits"], &weights["strategy"], &weights["group_size"]),
+        (&json!(4), &json!("group"), &json!(32))
+    );
+    for (name, weight) in &good {
+        assert_eq!(model.weights.load(name).unwrap().to_f32(), weight.to_f32(), "{name}");
+    }
+
+    for odd in [packed(5, 32, 32), packed(4, 32, 16), dense(1, &[16, 32])] {
+        let mut bad = good.clone();
+        bad[4].1 = odd;
+        let error = write(&dir.path().join("bad"), &bad, interchange()).unwrap_err().to_string();
+        assert!(error.contains(&expert(0, "up_proj")) && error.contains(&expert(1, "down_proj")), "{error}");
+        assert!(error.contains("--group-size 32"), "{error}");
+        // This program reads its own packing whatever the experts are.
+        let out = dir.path().join("own");
+        write(&out, &bad, WriteOptions { overwrite: true, ..WriteOptions::default() }).unwrap();
+        let model = fourfold_formats::open(&out).unwrap();
+        assert_eq!(model.config["quantization_config"]["quant_method"], "fourfold");
+        assert_eq!(model.weights.load(&bad[4].0).unwrap().to_f32(), bad[4].1.to_f32());
+    }
+}
+
+#[test]
+fn what_others_cannot_read_tells_them_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({"num_nextn_predict_layers": 1, "transformers_weights": "old", "quantization_config": {"quant_method": "fp8"}});
+    let words = |name: &str, weight: Weight| {
+        let out = dir.path().join(name);
+        let mut sink = Box::new(
+            SafetensorsWriter::create(&out, ModelFiles::config(config.clone()), WriteOptions::default()).unwrap(),
+        );
+        sink.begin(&[("a.weight".to_owned(), Form::of(&weight))]).unwrap();
+        sink.write("a.weight", &weight).unwrap();
+        sink.finish().unwrap();
+        let config = fourfold_formats::open(&out).unwrap().config;
+        assert_eq!(config["num_nextn_predict_layers"], 0, "no such layer is written");
+        let bytes = fs::read(out.join("model.safetensors")).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let format = header.metadata().clone().unwrap()["format"].clone();
+        (format, config.get("transformers_weights").and_then(Value::as_str).map(str::to_owned))
+    };
+    assert_eq!(words("dense", dense(1, &[4, 8])), ("pt".to_owned(), None));
+    assert_eq!(words("theirs", quantized(1, 8, 64, 4, 32, 1, 0).into()), ("pt".to_owned(), None));
+    let (format, file) = words("ours", quantized(1, 8, 64, 4, 32, 2, 0).into());
+    let file = file.unwrap();
+    assert_eq!(format, "fourfold");
+    assert!(
+        file.contains("fourfold") && !file.contains(".safetensors"),
+        "transformers must find no file of it: {file}"
+    );
+}
+
 #[test]
 fn bytes_do_not_depend_on_the_order_of_writing() {
     let dir = tempfile::tempdir().unwrap();

@@ -157,6 +157,12 @@ pub fn locate(model: &str, context: &Context) -> Result<PathBuf> {
 }
 
 impl OpenModel {
+    /// Bytes of tensors that no layer reads: they are in the files, and not among the weights.
+    pub fn unread_bytes(&self) -> u64 {
+        let read: u64 = self.checkpoint.weights.tensors().iter().map(|tensor| tensor.bytes).sum();
+        self.checkpoint.weight_bytes.saturating_sub(read)
+    }
+
     /// With the adapter in the directory `dir`.
     pub fn adapted(self, dir: &Path) -> Result<Self> {
         let Self { checkpoint, spec } = self;

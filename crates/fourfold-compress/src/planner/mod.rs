@@ -98,7 +98,12 @@ impl PlanJob<'_> {
         let order: HashMap<&str, usize> = weights.iter().enumerate().map(|(i, w)| (w.name.as_str(), i)).collect();
         let place = |name: &str| order.get(name).copied();
         priced.sort_by_key(|ways| ways.first().and_then(|way| place(&way.entry.name)));
-        let mut plan = allocate(self.units(&weights, &priced), self.budget, self.header)?;
+        let units = self.units(&weights, &priced);
+        if units.iter().any(Vec::is_empty) {
+            let why = "no format to choose from suits all weights that must be stored alike: their rows have no group size in common";
+            return Err(CompressError::Plan(why.to_owned()));
+        }
+        let mut plan = allocate(units, self.budget, self.header)?;
         plan.tensors.sort_by_key(|entry| place(&entry.name));
         let quantized = self.quantized(&weights, &priced, &plan);
         let uniform = self.uniform(&weights, &priced, self.bytes_of(&plan, &priced));
@@ -120,18 +125,31 @@ impl PlanJob<'_> {
         Some(plan)
     }
 
-    /// What is chosen together: tensors of one name where [`Scope::alike`] says so, each tensor elsewhere.
+    /// What is chosen together: tensors of one name ([`PlanJob::unit`]), each tensor elsewhere.
     fn units(&self, weights: &[WeightSpec], priced: &[Vec<Priced>]) -> Vec<Vec<Choice>> {
-        let mut units: Vec<(Option<String>, Vec<Choice>)> = Vec::new();
+        let mut units: Vec<Vec<Choice>> = Vec::new();
+        let mut named: HashMap<String, usize> = HashMap::new();
         for (weight, ways) in weights.iter().zip(priced) {
-            let choices: Vec<Choice> = ways.iter().map(Priced::choice).collect();
-            let name = self.scope.alike.then(|| fused_name(weight)).flatten();
-            match units.iter_mut().find(|(unit, _)| name.is_some() && *unit == name) {
-                Some((_, together)) => *together = alike(together, &choices),
-                None => units.push((name, choices)),
+            let packed = |way: &&Priced| way.candidate.is_some();
+            // transformers loads no dense expert beside packed weights.
+            let only_packed = self.scope.experts_alike && is_expert(weight) && ways.iter().any(|way| packed(&way));
+            let choices: Vec<Choice> =
+                ways.iter().filter(|way| !only_packed || packed(way)).map(Priced::choice).collect();
+            let place = units.len();
+            match self.unit(weight).map_or(place, |unit| *named.entry(unit).or_insert(place)) {
+                new if new == place => units.push(choices),
+                known => units[known] = alike(std::mem::take(&mut units[known]), &choices),
             }
         }
-        units.into_iter().map(|(_, choices)| choices).collect()
+        units
+    }
+
+    /// The name of those that a weight is stored like, where [`Scope`] asks for that.
+    fn unit(&self, weight: &WeightSpec) -> Option<String> {
+        if self.scope.experts_alike && is_expert(weight) {
+            return Some("experts".to_owned());
+        }
+        self.scope.alike.then(|| fused_name(weight)).flatten()
     }
 
     /// Bytes of a plan made of priced ways, headers included.
@@ -168,7 +186,10 @@ impl PlanJob<'_> {
             drop(block);
             collector.finish(crate::pipeline::EXPERT_PRIOR);
             for weight in weights.iter().filter(|w| w.block == Some(index)) {
-                visit(weight, collector.hessian(&weight.name))?;
+                // An expert that no token reached is planned, as it is compressed, by what reached the others.
+                let unreached = is_expert(weight) && collector.hessian(&weight.name).is_none();
+                let siblings = unreached.then(|| collector.hessian_of_unreached(weight));
+                visit(weight, siblings.as_ref().or(collector.hessian(&weight.name)))?;
             }
         }
         progress.update(stage, total - 1, total);
@@ -183,10 +204,15 @@ impl PlanJob<'_> {
     }
 }
 
+/// Whether a weight is a matrix of a routed expert.
+fn is_expert(weight: &WeightSpec) -> bool {
+    weight.role == Role::RoutedExpert && weight.shape.len() >= 2
+}
+
 /// The product that runtimes make of several weights at once, by a name of its own: query, key and value; gate and up; the experts of a
 /// block; the two down-projections of multi-head latent attention.
 fn fused_name(weight: &WeightSpec) -> Option<String> {
-    if weight.role == Role::RoutedExpert && weight.shape.len() >= 2 {
+    if is_expert(weight) {
         return weight.name.split_once(".experts.").map(|(before, _)| format!("{before}.experts"));
     }
     let (before, part) = weight.name.strip_suffix(".weight")?.rsplit_once('.')?;

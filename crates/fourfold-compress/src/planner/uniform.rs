@@ -2,7 +2,7 @@
 
 use fourfold_models::{Role, WeightSpec};
 
-use super::{PlanJob, Priced};
+use super::{PlanJob, Priced, is_expert};
 use crate::plan::Plan;
 
 impl PlanJob<'_> {
@@ -21,6 +21,8 @@ impl PlanJob<'_> {
                 let way = match own {
                     Some(way) => way,
                     None if ways.len() == 1 => &ways[0],
+                    // One expert that cannot have the format keeps it from all of them.
+                    None if self.scope.experts_alike && is_expert(weight) => return None,
                     None => self.instead(weight, ways, candidate)?,
                 };
                 picked.push(way);

@@ -48,6 +48,7 @@ pub fn checkpoint(path: &Path) -> Result<Checkpoint, FormatError> {
         special,
         weights: Box::new(gguf.source),
         weight_bytes: gguf.weight_bytes,
+        file_bytes: gguf.file_bytes,
     })
 }
 

@@ -33,6 +33,8 @@ pub struct Gguf {
     pub source: GgufSource,
     /// Bytes of all tensor data.
     pub weight_bytes: u64,
+    /// Bytes of the files.
+    pub file_bytes: u64,
 }
 
 /// Opens a GGUF file, or the first file of a split model.
@@ -53,7 +55,9 @@ fn build(path: &Path, parts: Vec<Part>, metadata: &Metadata) -> Result<Gguf, Ggu
     let sizes = Sizes::read(&keys)?;
     let mut files = Vec::with_capacity(parts.len());
     let mut table = Table::default();
+    let mut file_bytes = 0;
     for part in parts {
+        file_bytes += part.file.metadata()?.len();
         table.add(files.len(), part.header.tensors);
         files.push(DataFile { path: part.path, file: Mutex::new(part.file) });
     }
@@ -80,6 +84,7 @@ fn build(path: &Path, parts: Vec<Part>, metadata: &Metadata) -> Result<Gguf, Ggu
         chat_template: metadata.string("tokenizer.chat_template")?.map(str::to_owned),
         source,
         weight_bytes,
+        file_bytes,
     })
 }
 

@@ -55,6 +55,7 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions
     let tokenizer = tokenizer(dir)?;
     let special = special_tokens(&config, generation_config.as_ref(), &tokenizer_config, &tokens_map);
     let chat_template = chat_template(dir, &tokenizer_config)?;
+    let file_bytes = store.file_bytes();
     let source = HfSource::new(path, store, &quantization, options.fp8)?;
     Ok(Checkpoint {
         path: path.to_owned(),
@@ -64,6 +65,7 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions
         chat_template,
         special,
         weight_bytes: source.data_bytes(),
+        file_bytes,
         weights: Box::new(source),
     })
 }

@@ -36,7 +36,7 @@ mod parts;
 pub(crate) use composite::load as load_composite;
 pub use composite::{Build, Composite};
 pub use config::{ConfigError, Group, QuantizationConfig, Scheme, Strategy, Target};
-pub use emit::{inexpressible, quantization_config};
+pub use emit::{describe_storage, inexpressible, is_own, odd_experts, quantization_config};
 pub use fp8::{E4M3, e8m0};
 pub(crate) use fp8::{decode_blocks, decode_plain};
 pub use keys::quantization_remarks;

@@ -17,6 +17,7 @@ pub struct DataFile {
     file: File,
     map: Option<SharedBytes>,
     header: Header,
+    length: u64,
 }
 
 impl DataFile {
@@ -46,12 +47,17 @@ impl DataFile {
             Access::Read => None,
             Access::Map => Some(mmap::map(path)?),
         };
-        Ok(Self { path: path.to_owned(), file, map, header })
+        Ok(Self { path: path.to_owned(), file, map, header, length })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its bytes, header included.
+    pub fn length(&self) -> u64 {
+        self.length
     }
 
     /// Its header.
@@ -192,6 +198,11 @@ impl Store {
     /// Every tensor of a type that this program does not compute with, with its file.
     pub fn foreign(&self) -> impl Iterator<Item = (&DataFile, &ForeignEntry)> {
         self.files.iter().flat_map(|file| file.header.foreign.iter().map(move |entry| (file, entry)))
+    }
+
+    /// Bytes of all files, headers included.
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(DataFile::length).sum()
     }
 
     /// One raw tensor.

@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use fourfold_tensor::Form;
+use serde_json::{Map, Value};
 
+use crate::quantization::describe_storage;
 use crate::safetensors::INDEX_NAME;
 use crate::{Checkpoint, FormatError, OutputError, TokenizerSource};
 
@@ -89,15 +91,14 @@ impl ModelFiles {
         }
     }
 
-    /// Files made here, config.json with `quantization` in place of what it said of that.
-    pub(super) fn written(&self, quantization: Option<Value>) -> Vec<(String, Vec<u8>)> {
+    /// Files made here, config.json with what describes `tensors` in place of what it said of the source's.
+    pub(super) fn written(&self, tensors: &[(String, Form)]) -> Vec<(String, Vec<u8>)> {
         let mut texts = self.texts.clone();
         if let Some(config) = &self.config {
             let mut config = config.clone();
             if let Some(members) = config.as_object_mut() {
-                members.shift_remove("quantization_config");
-                members.shift_remove("compression_config");
-                members.extend(quantization.map(|q| ("quantization_config".to_owned(), q)));
+                describe_storage(members, tensors);
+                without_unread_layers(members);
             }
             texts.push(("config.json".to_owned(), pretty(&config)));
         }
@@ -107,6 +108,14 @@ impl ModelFiles {
     /// Files taken over.
     pub(super) fn copied(&self) -> &[PathBuf] {
         &self.copies
+    }
+}
+
+/// Multi-token prediction layers (DeepSeek-V3, section 2.2) stand after the others, are read by no architecture and are not written: none
+/// are announced.
+pub fn without_unread_layers(config: &mut Map<String, Value>) {
+    if let Some(count) = config.get_mut("num_nextn_predict_layers") {
+        *count = 0.into();
     }
 }
 

@@ -6,7 +6,7 @@ use fourfold_tensor::{DType, Form, QuantizedForm, SparseValuesForm};
 use serde_json::{Value, json};
 
 use crate::OutputError;
-use crate::quantization::{Part, parts};
+use crate::quantization::{Part, is_own, parts};
 
 /// The output's files before any data.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +65,8 @@ impl Layout {
         }
         let shard_of = split(&all, max_shard_bytes);
         let count = shard_of.last().map_or(1, |last| last + 1);
+        // transformers 4 refuses tensors of a format that it does not know, and must refuse these.
+        let format = if is_own(declared) { "fourfold" } else { "pt" };
         let mut layout = Self { shards: Vec::with_capacity(count), places: vec![Vec::new(); all.len()] };
         for shard in 0..count {
             let name = match count {
@@ -72,21 +74,21 @@ impl Layout {
                 _ => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
             };
             let members: Vec<usize> = (0..all.len()).filter(|&i| shard_of[i] == shard).collect();
-            layout.lay_shard(shard, name, &members, &all);
+            layout.lay_shard(shard, name, format, &members, &all);
         }
         Ok(layout)
     }
 
     /// Lays out one file. Elements of 8 bytes come first, then 4, 2 and 1: every tensor is aligned for its type without a gap,
     /// which the format does not allow.
-    fn lay_shard(&mut self, shard: usize, name: String, members: &[usize], all: &[Vec<Part>]) {
+    fn lay_shard(&mut self, shard: usize, name: String, format: &str, members: &[usize], all: &[Vec<Part>]) {
         let mut order: Vec<(usize, usize)> =
             members.iter().flat_map(|&i| (0..all[i].len()).map(move |p| (i, p))).collect();
         order.sort_by_key(|&(i, p)| std::cmp::Reverse(all[i][p].dtype.size()));
         for &i in members {
             self.places[i] = vec![Place { shard, offset: 0, bytes: 0 }; all[i].len()];
         }
-        let mut text = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
+        let mut text = format!("{{\"__metadata__\":{{\"format\":\"{format}\"}}");
         let (mut at, mut tensors) = (0, Vec::with_capacity(order.len()));
         for (i, p) in order {
             let part = &all[i][p];

@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 use fourfold_disk::Identity;
 use fourfold_tensor::{Dense, Form, OffsetsForm, ScalesForm, SourceError, Weight, WeightSink};
 
-pub use files::ModelFiles;
+pub use files::{ModelFiles, without_unread_layers};
 use journal::checksum;
 use layout::Layout;
 use staging::Staging;
 
 use crate::error::Failure;
 use crate::quantization::{
-    Build, Scheme, inexpressible, load_composite, load_packed, part_bytes, quantization_config, read_floats,
+    Build, Scheme, inexpressible, load_composite, load_packed, odd_experts, part_bytes, read_floats,
 };
 use crate::safetensors::{DataFile, INDEX_NAME, Store};
 use crate::{Access, FormatError, OutputError};
@@ -120,6 +120,14 @@ impl SafetensorsWriter {
                 .to_owned();
             return Err(self.output_error(OutputError::NotStorable { tensor: tensor.to_owned(), reason }));
         }
+        if let Some((tensor, other)) = odd_experts(tensors).filter(|_| self.options.interchange) {
+            let divides = common_group(tensors);
+            let reason = format!(
+                "transformers decodes all routed experts of a model by one format, and {other} has another: give all experts the same \
+                 bits and groups (--group-size {divides} divides their rows), and none of them dense"
+            );
+            return Err(self.output_error(OutputError::NotStorable { tensor: tensor.to_owned(), reason }));
+        }
         self.declared = tensors.iter().map(|(name, form)| (name.clone(), normal(form))).collect();
         self.layout = Layout::new(&self.declared, self.options.max_shard_bytes).map_err(|e| self.output_error(e))?;
         self.by_name = tensors.iter().enumerate().map(|(i, (name, _))| (name.clone(), (i, false))).collect();
@@ -197,7 +205,7 @@ impl SafetensorsWriter {
         if self.layout.shards.len() > 1 {
             self.staging.write_file(INDEX_NAME, &self.layout.index())?;
         }
-        for (name, bytes) in self.files.written(quantization_config(&self.declared)) {
+        for (name, bytes) in self.files.written(&self.declared) {
             self.staging.write_file(&name, &bytes)?;
         }
         for file in self.files.copied() {
@@ -232,6 +240,16 @@ impl WeightSink for SafetensorsWriter {
     fn finish(self: Box<Self>) -> Result<(), SourceError> {
         Ok(self.complete()?)
     }
+}
+
+/// The largest group of at most 64 columns that divides every packed row.
+fn common_group(tensors: &[(String, Form)]) -> usize {
+    let packed = tensors.iter().filter_map(|(_, form)| match form {
+        Form::Quantized(form) => Some(form.cols),
+        Form::Dense { .. } | Form::Sparse(_) | Form::LowRank { .. } | Form::Sum(_) => None,
+    });
+    let cols: Vec<usize> = packed.collect();
+    (1..=64).rev().find(|&size| cols.iter().all(|cols| cols.is_multiple_of(size))).unwrap_or(1)
 }
 
 /// The form with one spelling for a single scale or zero point: per tensor.

@@ -10,7 +10,7 @@ use fourfold_infer::{
 };
 use serde::Serialize;
 
-use super::generate::Printer;
+use super::generate::{Printer, cut_short};
 use super::sampling::SamplingArgs;
 use crate::context::Context;
 use crate::model;
@@ -110,7 +110,12 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
             "/reset" => chat.reset(system),
             "/help" => context.remark(HELP),
             said => match chat.answer(said) {
-                Ok(()) => {}
+                Ok(()) => {
+                    let stop = chat.turns.last().map(|turn| turn.stop);
+                    if let Some(why) = stop.and_then(|stop| cut_short(stop, chat.session.context())) {
+                        context.remark(&format!("{why}; /reset begins anew"));
+                    }
+                }
                 Err(error) if is_recoverable(&error) => context.remark(&format!("{error:#}; /reset begins anew")),
                 Err(error) => return Err(error),
             },

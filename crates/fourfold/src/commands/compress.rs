@@ -12,8 +12,10 @@ use clap::{Args, ValueEnum};
 use fourfold_compress::gate::Gate;
 use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
+use fourfold_compress::pipeline::EXPERT_PRIOR;
 use fourfold_compress::planner::{candidates, restrict};
 use fourfold_compress::recipe::Recipe;
+use fourfold_compress::report::{self, ExpertReach};
 use fourfold_compress::{CompressError, CompressJob, Goal, Plan, Scope, compress};
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
 use fourfold_tensor::Form;
@@ -109,10 +111,9 @@ struct GridArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 struct OutputArgs {
-    /// `fourfold` is the smallest, and read by this program alone: transformers ignores it without a word and runs on random
-    /// weights. `compressed-tensors` is what `AutoModelForCausalLM.from_pretrained(OUT)` loads as it is: even levels, float
-    /// scales, groups that divide the row, the embedding kept dense (transformers cannot load a packed one) and, with --bits,
-    /// symmetric (it cannot load zero points).
+    /// `fourfold` is the smallest, and read by this program alone: transformers refuses it. `compressed-tensors` is what `AutoModelForCausalLM.from_pretrained(OUT)` loads as it is: even levels, float
+    /// scales, groups that divide the row, one format for all routed experts, the embedding kept dense (transformers cannot load a
+    /// packed one) and, with --bits, symmetric (it cannot load zero points).
     #[arg(long, value_name = "FORMAT", default_value = "fourfold")]
     format: FormatArg,
     /// Most bytes of a weight file.
@@ -235,9 +236,18 @@ struct CompressReport {
     model: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     out: Option<String>,
+    /// Bytes of the source's tensors, those that the architecture does not read left out.
     source_bytes: u64,
+    /// Bytes of the output's tensors.
     output_bytes: u64,
+    /// Of the tensors.
     ratio: f64,
+    /// Bytes of the source's weight files, headers included, less the tensors that are not read.
+    source_file_bytes: u64,
+    /// Bytes of the output's weight files, headers included.
+    output_file_bytes: u64,
+    /// Of the files.
+    file_ratio: f64,
     bits_per_parameter: f64,
     calibration_tokens: usize,
     seconds: f64,
@@ -252,6 +262,9 @@ struct CompressReport {
     /// Experts that the calibration text reached least: weight, tokens.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     least_covered_experts: Vec<(String, u64)>,
+    /// Experts that fewer calibration tokens reached than an expert's statistics need to stand for themselves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    experts_hardly_reached: Vec<ExpertReach>,
 }
 
 #[derive(Default, Serialize)]
@@ -288,7 +301,9 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     }
     let Sequences { calibration, held_out } = args.calibration.sequences(&open)?;
     let checkpoint = &open.checkpoint;
-    let mut job = CompressJob::new(&open.spec, &*checkpoint.weights, checkpoint.weight_bytes, goal);
+    let unread = open.unread_bytes();
+    let source_bytes = checkpoint.weight_bytes - unread;
+    let mut job = CompressJob::new(&open.spec, &*checkpoint.weights, source_bytes, goal);
     let interchange = args.output.format == FormatArg::CompressedTensors;
     let embeddings = args.embedding.unwrap_or(if interchange || method.is_for_layers() {
         EmbeddingArg::Keep
@@ -299,6 +314,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         embeddings: embeddings == EmbeddingArg::Pack,
         biases: args.quantize_biases.map(|bits| GridSpec::new(bits, Granularity::Tensor)),
         whole_groups: interchange,
+        experts_alike: interchange,
         alike: args.choice.fusible,
     };
     for remark in remarks(args, &job.scope) {
@@ -337,16 +353,21 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         error => error.into(),
     })?;
     stages.finish();
-    let output_bytes = fourfold_formats::open(out)?.weight_bytes;
+    let written = fourfold_formats::open(out)?;
+    let (output_bytes, output_file_bytes) = (written.weight_bytes, written.file_bytes);
+    let source_file_bytes = checkpoint.file_bytes - unread;
     let mut least: Vec<(String, u64)> = done.coverage.into_iter().collect();
     least.sort_by(|a, b| a.1.cmp(&b.1).then(a.0.cmp(&b.0)));
     least.truncate(5);
     context.print(&CompressReport {
         model: args.model.clone(),
         out: args.out().map(|out| out.display().to_string()),
-        source_bytes: checkpoint.weight_bytes,
+        source_bytes,
         output_bytes,
-        ratio: checkpoint.weight_bytes as f64 / output_bytes as f64,
+        ratio: source_bytes as f64 / output_bytes as f64,
+        source_file_bytes,
+        output_file_bytes,
+        file_ratio: source_file_bytes as f64 / output_file_bytes as f64,
         bits_per_parameter: output_bytes as f64 * 8.0 / open.spec.parameters() as f64,
         calibration_tokens: calibration.iter().map(Vec::len).sum(),
         seconds: start.elapsed().as_secs_f64(),
@@ -355,8 +376,36 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         dropped: done.dropped,
         gate: done.gate,
         least_covered_experts: least,
+        experts_hardly_reached: done.hardly_reached,
     })
 }
+
+/// The experts of each layer that text hardly reached, a line a layer, the least reached first.
+pub(super) fn hardly_reached(experts: &[ExpertReach], tokens: usize) -> String {
+    let split = |e: &ExpertReach| match e.expert.rsplit_once(".experts.") {
+        Some((layer, number)) => (layer.to_owned(), format!("experts.{number} ({} tokens)", e.tokens)),
+        None => (String::new(), format!("{} ({} tokens)", e.expert, e.tokens)),
+    };
+    let never = experts.iter().filter(|e| e.tokens == 0).count();
+    let mut text = format!(
+        "experts that fewer than {EXPERT_PRIOR:.0} of the {tokens} calibration tokens reached: {}, {never} of them never; they are rounded \
+         by what reached their layer's other experts (more text reaches more of them)\n",
+        experts.len()
+    );
+    for layer in experts.chunk_by(|a, b| split(a).0 == split(b).0) {
+        let mut layer: Vec<&ExpertReach> = layer.iter().collect();
+        layer.sort_by_key(|e| e.tokens);
+        let named: Vec<String> = layer.iter().take(MOST_NAMED).map(|e| split(e).1).collect();
+        let more = layer.len().saturating_sub(MOST_NAMED);
+        let more =
+            if more > 0 { format!(", and {more} more (all are in {})", report::FILE_NAME) } else { String::new() };
+        text += &format!("  {}: {}{more}\n", split(layer[0]).0, named.join(", "));
+    }
+    text
+}
+
+/// Experts of a layer that are named on the terminal.
+const MOST_NAMED: usize = 16;
 
 /// What a user who reads no help should know of what was asked.
 fn remarks(args: &CompressArgs, scope: &Scope) -> Vec<&'static str> {
@@ -447,13 +496,16 @@ impl Report for CompressReport {
         }));
         let mut text = human::table(&rows);
         text += &format!(
-            "\n{} -> {}: {} -> {}, {:.3} : 1, {:.3} bits a parameter\n",
+            "\n{} -> {}: tensors {} -> {}, {:.3} : 1, {:.3} bits a parameter; files {} -> {}, {:.3} : 1\n",
             self.model,
             self.out.as_deref().unwrap_or("-"),
             human::bytes(self.source_bytes),
             human::bytes(self.output_bytes),
             self.ratio,
-            self.bits_per_parameter
+            self.bits_per_parameter,
+            human::bytes(self.source_file_bytes),
+            human::bytes(self.output_file_bytes),
+            self.file_ratio
         );
         let peak = self.peak_memory.map(|m| format!(", peak memory {}", human::bytes(m))).unwrap_or_default();
         text += &format!("{}{peak}\n", human::duration(Duration::from_secs_f64(self.seconds)));
@@ -471,7 +523,9 @@ impl Report for CompressReport {
             let names = self.dropped[..self.dropped.len().min(5)].join(", ");
             text += &format!("left out, as the architecture does not read them: {} ({names})\n", self.dropped.len());
         }
-        if let Some((name, tokens)) = self.least_covered_experts.first() {
+        if !self.experts_hardly_reached.is_empty() {
+            text += &hardly_reached(&self.experts_hardly_reached, self.calibration_tokens);
+        } else if let Some((name, tokens)) = self.least_covered_experts.first() {
             text += &format!("the calibration text's least used expert: {name}, {tokens} tokens\n");
         }
         text

@@ -102,7 +102,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     };
     if streaming {
         output::write("\n")?;
-        context.remark(&summary(&report));
+        context.remark(&summary(&report, session.context()));
     } else {
         context.print(&report)?;
     }
@@ -124,10 +124,19 @@ fn prompt(args: &GenerateArgs) -> Result<String> {
     }
 }
 
-fn summary(report: &GenerateReport) -> String {
+/// Why an answer ended where neither the model nor the caller ended it.
+pub(super) fn cut_short(stop: Stop, context: usize) -> Option<String> {
+    match stop {
+        Stop::Context => Some(format!("stopped: the context of {context} tokens is full (--ctx-size)")),
+        Stop::EndOfText | Stop::Length | Stop::Interrupted => None,
+    }
+}
+
+fn summary(report: &GenerateReport, context: usize) -> String {
     let memory = report.peak_memory.map(|m| format!("; peak memory {}", human::bytes(m))).unwrap_or_default();
+    let why = cut_short(report.stop, context).map(|why| format!("; {why}")).unwrap_or_default();
     format!(
-        "[prompt {} tokens, {:.1} a second; answer {} tokens, {:.1} a second{memory} = weights {} + KV cache {} + the rest]",
+        "[prompt {} tokens, {:.1} a second; answer {} tokens, {:.1} a second{memory} = weights {} + KV cache {} + the rest{why}]",
         report.prompt_tokens,
         report.prompt_tokens_per_second,
         report.tokens,

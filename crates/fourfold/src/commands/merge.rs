@@ -76,7 +76,7 @@ pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
     let place = output_directory(out, &read, Use::Replaced)?;
     SafetensorsWriter::check(&place, args.overwrite)?;
     let base = model::open(&args.base, context)?;
-    let base_bytes = base.checkpoint.weight_bytes;
+    let base_bytes = base.checkpoint.weight_bytes - base.unread_bytes();
     let open = base.adapted(&args.adapter)?;
     let calibration = args.calibration.sequences(&open)?.calibration;
     let files = ModelFiles::of(&open.checkpoint);

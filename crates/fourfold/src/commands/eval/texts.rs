@@ -44,7 +44,13 @@ pub fn run(name: &str, data: &Path, context: &Context) -> Result<()> {
     let files = [data.to_path_buf()];
     let examples = Encoder::new(&tokenizer, &open.checkpoint.config, classes)
         .encode(&files, &read_files(&files, None, &LabelColumns::default())?)?;
-    let batches = Labelled::new(&data.display().to_string(), examples, open.spec.max_positions, BATCH, 0)?.in_order();
+    let positions = open.spec.max_positions;
+    let longer = examples.iter().filter(|example| example.ids.len() > positions).count();
+    if longer > 0 {
+        let all = examples.len();
+        context.remark(&format!("note: {longer} of {all} texts have more tokens than the model has positions ({positions}): they are cut there"));
+    }
+    let batches = Labelled::new(&data.display().to_string(), examples, positions, BATCH, 0)?.in_order();
     // Nothing is trained: what counts of a recipe is that a block's working memory does not grow with the batch.
     let recipe = Recipe::QUARTER;
     let weights: Arc<dyn WeightSource> = Arc::from(open.checkpoint.weights);

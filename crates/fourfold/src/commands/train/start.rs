@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_disk::{copy_file, write_file};
-use fourfold_formats::quantization::quantization_config;
-use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
+use fourfold_formats::quantization::describe_storage;
+use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, without_unread_layers};
 use fourfold_formats::{ADAPTER_CONFIG, Checkpoint, TokenizerSource};
 use fourfold_infer::ChatTemplate;
 use fourfold_models::layers::{LORA_A, LoraSpec};
@@ -212,15 +212,16 @@ pub(super) fn initializer_range(config: &Value) -> f32 {
 pub(super) fn dense_config(config: &Value) -> Value {
     let mut config = config.clone();
     if let Some(object) = config.as_object_mut() {
-        object.remove("quantization_config");
+        describe_storage(object, &[]);
+        without_unread_layers(object);
     }
     config
 }
 
 /// `config` with the forms of the tensors that stay pruned.
 pub(super) fn with_pruned(mut config: Value, store: &ParameterStore) -> Value {
-    if let Some(forms) = quantization_config(&store.pruned_forms()) {
-        config["quantization_config"] = forms;
+    if let Some(members) = config.as_object_mut() {
+        describe_storage(members, &store.pruned_forms());
     }
     config
 }
