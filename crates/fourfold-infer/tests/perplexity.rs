@@ -10,8 +10,8 @@ use fourfold_kernels::KvDtype;
 
 #[test]
 fn sliding_windows_come_to_the_documentations_perplexity() {
-    let cases = support::cases();
-    let case = cases.iter().find(|case| case.name == "llama_gqa_tied").unwrap();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../fourfold-models/tests/golden/llama_gqa_tied");
+    let case = support::Case::open(golden.into());
     let model = case.model(support::cpu(1));
     let ids: Vec<u32> = (0..150).map(|i| (7 * i * i + 3 * i + 1) % 64).collect();
     let golden: Vec<(usize, usize, usize, f64)> = serde_json::from_str(include_str!("golden_perplexity.json")).unwrap();
