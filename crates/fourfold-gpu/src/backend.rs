@@ -361,6 +361,31 @@ impl Backend for Gpu {
         composite::linear(self, x, &products)
     }
 
+    fn linear_add(&self, x: &Tensor, arg: LinearArg, sum: &mut Tensor) {
+        let weight: &Composite<Leaf> = arg.weight.get();
+        let Composite::Leaf(leaf) = weight else {
+            let y = Backend::linear(self, x, &[arg]);
+            return y.iter().for_each(|y| Backend::add(self, sum, y));
+        };
+        assert_eq!((x.rows(), x.cols(), leaf.rows), (sum.rows(), leaf.cols, sum.cols()), "a sum of another shape");
+        self.product(
+            leaf,
+            0..leaf.rows,
+            &Ends {
+                x: &values(x).buffer,
+                y: &values(sum).buffer,
+                bias: arg.bias.map(|bias| &values(bias).buffer),
+                tokens: x.rows(),
+                x_stride: leaf.cols,
+                x_first: 0,
+                y_stride: leaf.rows,
+                y_first: 0,
+                weight_first: 0,
+                add: true,
+            },
+        );
+    }
+
     fn linear_rows(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor {
         weight.get::<Composite<Leaf>>().linear_rows(self, x, rows)
     }

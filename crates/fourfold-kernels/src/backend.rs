@@ -175,6 +175,12 @@ pub trait Backend: Memory {
     /// together, so that it is prepared (quantized to int8, say) once.
     fn linear(&self, x: &Tensor, weights: &[LinearArg]) -> Vec<Tensor>;
 
+    /// `sum += x · Wᵀ + b`: a layer that ends at the residual stream.
+    fn linear_add(&self, x: &Tensor, weight: LinearArg, sum: &mut Tensor) {
+        let y = self.linear(x, &[weight]);
+        y.iter().for_each(|y| self.add(sum, y));
+    }
+
     /// `y = x · W[rows, :]ᵀ`: some output features only. x `[tokens, in]`, y `[tokens, rows.len()]`.
     fn linear_rows(&self, x: &Tensor, weight: &DeviceWeight, rows: Range<usize>) -> Tensor;
 

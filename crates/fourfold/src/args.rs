@@ -5,7 +5,11 @@ use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, CpuOptions, FloatProducts, Isa, KvDtype};
 
-use crate::commands::{bench, chat, compare, compress, demo, eval, generate, inspect, merge, plan, train, verify};
+use crate::commands::{
+    bench, chat, compare, compress, demo, devices, eval, generate, inspect, merge, plan, train, verify,
+};
+use crate::device::DeviceArg;
+use crate::human;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -43,6 +47,8 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     /// Talk with a model.
     Chat(chat::ChatArgs),
+    /// List what models can run on: the CPU, and GPUs with their drivers.
+    Devices,
     /// Measure speed: prompt and answer tokens a second.
     Bench(bench::BenchArgs),
     /// Predict the peak memory of a training run, or find what fits into a given memory.
@@ -79,6 +85,13 @@ pub struct Global {
     /// What fast products of floats are made in [default: the fastest on this machine].
     #[arg(long, global = true, value_name = "TYPE")]
     pub float_products: Option<FloatProductsArg>,
+    /// Where models run: `auto`, `cpu`, `gpu` or `gpu:N` of `fourfold devices`. `auto` is a GPU that holds the model, where there is
+    /// one. Training and compressing compute on the CPU.
+    #[arg(long, global = true, default_value_t = DeviceArg::Auto, value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Most bytes to take of the device's memory, as `8GB` [default: what there is].
+    #[arg(long, global = true, value_parser = human::parse_bytes, value_name = "SIZE")]
+    pub device_memory: Option<u64>,
     /// How cached keys and values are stored.
     #[arg(long, global = true, default_value = "f16", value_name = "TYPE")]
     pub kv_dtype: KvArg,
@@ -86,12 +99,16 @@ pub struct Global {
 
 impl Global {
     /// The options that a run of this program by itself must share.
-    pub fn for_child(&self) -> Vec<String> {
+    pub fn for_child(&self, command: &str) -> Vec<String> {
         let mut options = vec![format!("--threads={}", self.threads)];
         options.push(format!("--activations={}", spelling(&self.activations)));
         options.push(format!("--kv-dtype={}", spelling(&self.kv_dtype)));
         options.extend(self.isa.map(|isa| format!("--isa={}", spelling(&isa))));
         options.extend(self.float_products.map(|products| format!("--float-products={}", spelling(&products))));
+        if devices::COMMANDS.contains(&command) {
+            options.push(format!("--device={}", self.device));
+            options.extend(self.device_memory.map(|bytes| format!("--device-memory={bytes}B")));
+        }
         options.extend(self.quiet.then(|| "--quiet".to_owned()));
         options
     }

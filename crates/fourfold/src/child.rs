@@ -35,7 +35,7 @@ pub fn run(context: &Context, command: &str, options: &[&OsStr]) -> Result<(Valu
         .arg(command)
         .args(options)
         .arg("--json")
-        .args(context.global.for_child())
+        .args(context.global.for_child(command))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())

@@ -6,6 +6,7 @@ mod child;
 mod commands;
 mod context;
 mod data_files;
+mod device;
 mod hub;
 mod human;
 mod identity;

@@ -41,6 +41,12 @@ fn linear_tolerance(candidate: &Candidate, form: Form) -> f32 {
     }
 }
 
+fn expected_sum(start: &Tensor, y: &Tensor) -> Tensor {
+    let mut sum = start.clone();
+    Reference.add(&mut sum, y);
+    sum
+}
+
 /// `Σ |x| |w|` for each output, from the reference's own read of the weight.
 fn magnitudes(x: &Tensor, stored: &Weight) -> Tensor {
     let absolute = |v: &[f32]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
@@ -79,6 +85,13 @@ fn linear_of_every_form(candidate: &Candidate) -> Vec<Tensor> {
             let tolerance = linear_tolerance(candidate, form);
             let what = format!("{} linear {form:?} {tokens}x{cols}x{rows}", candidate.label);
             check(&what, &y, &expected, |i| tolerance * magnitude.host()[i] + 1e-6);
+            // Added to what is there: one more rounding.
+            let start = noise(tokens, rows, 10);
+            let mut sum = candidate.put(&start);
+            candidate.backend.linear_add(&put_x, arg, &mut sum);
+            let sum = candidate.get(sum);
+            check(&what, &sum, &expected_sum(&start, &expected), |i| tolerance * magnitude.host()[i] + 2e-6);
+            outputs.push(sum);
             outputs.push(y);
         }
     }

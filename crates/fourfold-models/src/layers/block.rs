@@ -82,19 +82,19 @@ impl Block {
     pub fn forward_batch(&self, mut x: Tensor, segments: &mut [Segment], observer: &mut dyn Observer) -> Tensor {
         let mut pass = Pass { backend: &*self.backend, observer };
         let normed = self.input_norm.forward(&x, &pass);
-        let mixed = match &self.attention {
-            Attention::Gqa(gqa) => gqa.forward(&normed, segments, &mut pass),
-            Attention::Mla(mla) => mla.forward(&normed, segments, &mut pass),
-        };
+        match &self.attention {
+            Attention::Gqa(gqa) => gqa.forward_add(&normed, segments, &mut x, &mut pass),
+            Attention::Mla(mla) => mla.forward_add(&normed, segments, &mut x, &mut pass),
+        }
         drop(normed);
-        pass.backend.add(&mut x, &mixed);
-        drop(mixed);
         let normed = self.post_norm.forward(&x, &pass);
-        let fed = match &self.feed_forward {
-            FeedForwardLayer::Mlp(mlp) => mlp.forward(&normed, &mut pass),
-            FeedForwardLayer::Moe(moe) => moe.forward(&normed, &mut pass),
-        };
-        pass.backend.add(&mut x, &fed);
+        match &self.feed_forward {
+            FeedForwardLayer::Mlp(mlp) => mlp.forward_add(&normed, &mut x, &mut pass),
+            FeedForwardLayer::Moe(moe) => {
+                let fed = moe.forward(&normed, &mut pass);
+                pass.backend.add(&mut x, &fed);
+            }
+        }
         x
     }
 

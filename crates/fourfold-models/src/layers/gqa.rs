@@ -117,15 +117,16 @@ impl Gqa {
         })
     }
 
-    /// x `[tokens, hidden]` to the same shape; each segment's tokens follow those in its cache and are added to it.
-    pub fn forward(&self, x: &Tensor, segments: &mut [Segment], pass: &mut Pass) -> Tensor {
+    /// Adds to `sum` `[tokens, hidden]` what it makes of x, of the same shape; each segment's tokens follow those in its cache and are
+    /// added to it.
+    pub fn forward_add(&self, x: &Tensor, segments: &mut [Segment], sum: &mut Tensor, pass: &mut Pass) {
         let [mut q, mut k, v] = Linear::forward_shared([&self.q, &self.k, &self.v], x, pass);
         if let Some([q_norm, k_norm]) = &self.head_norms {
             q = q_norm.forward_heads(q, pass);
             k = k_norm.forward_heads(k, pass);
         }
         let mixed = each_sequence(pass.backend, segments, [q, k, v], |qkv, cache| self.attend(qkv, cache, pass));
-        self.o.forward(&mixed, pass)
+        self.o.forward_add(&mixed, sum, pass);
     }
 
     /// Attention of one sequence: queries, keys and values of its new tokens, not rotated yet, to `[tokens, heads · head_dim]`.

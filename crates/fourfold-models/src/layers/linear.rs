@@ -116,6 +116,16 @@ impl Linear {
         y
     }
 
+    /// `sum += y`, with y as of [`Linear::forward`].
+    pub fn forward_add(&self, x: &Tensor, sum: &mut Tensor, pass: &mut Pass) {
+        if self.lora.is_some() {
+            let y = self.forward(x, pass);
+            return pass.backend.add(sum, &y);
+        }
+        pass.observer.linear_input(&self.name, x);
+        pass.backend.linear_add(x, self.arg(), sum);
+    }
+
     /// Several layers over one input, which is prepared once.
     pub fn forward_shared<const N: usize>(layers: [&Self; N], x: &Tensor, pass: &mut Pass) -> [Tensor; N] {
         for layer in layers {

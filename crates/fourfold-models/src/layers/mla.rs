@@ -169,8 +169,9 @@ impl Mla {
         })
     }
 
-    /// x `[tokens, hidden]` to the same shape; each segment's tokens follow those in its cache and are added to it.
-    pub fn forward(&self, x: &Tensor, segments: &mut [Segment], pass: &mut Pass) -> Tensor {
+    /// Adds to `sum` `[tokens, hidden]` what it makes of x, of the same shape; each segment's tokens follow those in its cache and are
+    /// added to it.
+    pub fn forward_add(&self, x: &Tensor, segments: &mut [Segment], sum: &mut Tensor, pass: &mut Pass) {
         let [q, kv] = Linear::forward_shared([&self.q_first, &self.kv_a], x, pass);
         let q = match &self.q_compressed {
             Some((norm, second)) => second.forward(&norm.forward(&q, pass), pass),
@@ -203,7 +204,7 @@ impl Mla {
                 self.absorbed(&q, pass.backend.concat_columns(&latent, &rotary_key), segments, pass)
             }
         };
-        self.o.forward(&mixed, pass)
+        self.o.forward_add(&mixed, sum, pass);
     }
 
     fn rotate(&self, x: &mut Tensor, heads: usize, start: usize, first_position: usize, pass: &Pass) {

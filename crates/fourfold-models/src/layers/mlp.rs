@@ -75,6 +75,13 @@ impl Mlp {
         self.down.forward(&inner, pass)
     }
 
+    /// `sum += y`, with y as of [`Mlp::forward`].
+    pub fn forward_add(&self, x: &Tensor, sum: &mut Tensor, pass: &mut Pass) {
+        let [gate, up] = Linear::forward_shared([&self.gate, &self.up], x, pass);
+        let inner = pass.backend.swiglu(gate, &up);
+        self.down.forward_add(&inner, sum, pass);
+    }
+
     /// Bytes in memory.
     pub fn byte_len(&self) -> usize {
         self.gate.byte_len() + self.up.byte_len() + self.down.byte_len()

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::sync::Arc;
 
-use crate::context::{self, Context};
+use crate::context::Context;
+use crate::device::{self, DeviceReport};
 use crate::model::{self, OpenModel};
 use crate::output::Report;
 use crate::{human, memory};
@@ -58,6 +59,8 @@ struct BenchReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     decode_share_of_bandwidth: Option<f64>,
     peak_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceReport>,
 }
 
 pub fn run(args: &BenchArgs, context: &Context) -> Result<()> {
@@ -66,7 +69,7 @@ pub fn run(args: &BenchArgs, context: &Context) -> Result<()> {
     if positions > open.spec.max_positions {
         bail!("{positions} tokens: the model has {} positions", open.spec.max_positions);
     }
-    let model = open.load(context::cpu(&context.global, context.threads)?, context)?;
+    let model = open.load_on_device(context)?;
     let bar = context.progress.spinner("measuring");
     let mut tests = Vec::new();
     if args.n_prompt > 0 {
@@ -92,7 +95,7 @@ pub fn run(args: &BenchArgs, context: &Context) -> Result<()> {
     let decode_bandwidth = decode.map(|t| t.median_tokens_per_second * bytes_per_token as f64);
     context.print(&BenchReport {
         model: args.model.clone(),
-        backend: context.backend.name(),
+        backend: model.backend().name(),
         threads: context.threads,
         weight_bytes: model.weight_bytes() as u64,
         bytes_per_token,
@@ -101,6 +104,7 @@ pub fn run(args: &BenchArgs, context: &Context) -> Result<()> {
         decode_bandwidth,
         decode_share_of_bandwidth: decode_bandwidth.map(|b| b / read_bandwidth),
         peak_memory,
+        device: device::report(&model),
     })
 }
 

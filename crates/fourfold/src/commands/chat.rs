@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::generate::{Printer, cut_short};
 use super::sampling::SamplingArgs;
 use crate::context::Context;
+use crate::device::{self, DeviceReport};
 use crate::model;
 use crate::output::{self, Report};
 use crate::{interrupt, memory};
@@ -58,6 +59,8 @@ struct ChatReport<'a> {
     messages: &'a [Message],
     turns: &'a [Turn],
     peak_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceReport>,
 }
 
 impl Report for ChatReport<'_> {
@@ -72,9 +75,9 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
     let (template, own) = open.chat_template()?;
-    let model = open.load(context.backend.clone(), context)?;
+    let model = open.load_on_device(context)?;
     let mut chat = Chat {
-        session: Session::new(model, context.kv, args.context.unwrap_or(8192)),
+        session: Session::new(model.clone(), context.kv, args.context.unwrap_or(8192)),
         sampler: Sampler::new(args.sampling.settings(open.checkpoint.generation_config.as_ref(), context)?),
         settings: GenerationSettings { max_tokens: args.predict, stop_ids: open.stop_ids(&tokenizer) },
         template,
@@ -122,8 +125,9 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
         }
     }
     if context.json {
-        let peak_memory = memory::peak_resident();
-        let report = ChatReport { model: &args.model, messages: &chat.messages, turns: &chat.turns, peak_memory };
+        let (peak_memory, device) = (memory::peak_resident(), device::report(&model));
+        let report =
+            ChatReport { model: &args.model, messages: &chat.messages, turns: &chat.turns, peak_memory, device };
         context.print(&report)?;
     }
     Ok(())

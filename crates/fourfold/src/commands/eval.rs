@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::data_files;
+use crate::device::{self, DeviceReport};
 use crate::model::{self, OpenModel};
 use crate::output::Report;
 use crate::{human, interrupt, memory};
@@ -80,6 +81,8 @@ struct EvalReport {
     seconds: f64,
     tokens_per_second: f64,
     peak_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceReport>,
 }
 
 /// Where `--dump-logits` and `--save-logits` go.
@@ -122,9 +125,9 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     if let Some(file) = &outputs.dump {
         return dump(file, &open, &windows, context);
     }
-    let model = open.load(context.backend.clone(), context)?;
+    let model = open.load_on_device(context)?;
     let original = match &args.against {
-        Some(name) => Some(model::open(name, context)?.load(context.backend.clone(), context)?),
+        Some(name) => Some(model::open(name, context)?.load_on_device(context)?),
         None => None,
     };
     let mut saved = match &args.load_logits {
@@ -169,6 +172,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         seconds,
         tokens_per_second: done as f64 / seconds,
         peak_memory: memory::peak_resident(),
+        device: device::report(&model),
     })?;
     if !complete {
         bail!("interrupted: the figures are of the windows done so far");
@@ -196,7 +200,7 @@ fn cut(args: &EvalArgs, open: &OpenModel) -> Result<Vec<Window>> {
 }
 
 fn dump(file: &Path, open: &OpenModel, windows: &[Window], context: &Context) -> Result<()> {
-    let model = open.load(context.backend.clone(), context)?;
+    let model = open.load_on_device(context)?;
     let named = || file.display().to_string();
     let mut out = BufWriter::with_capacity(1 << 20, PartialFile::create(file)?);
     dump_logits(&model, context.kv, windows, &mut out).with_context(named)?;
@@ -290,6 +294,7 @@ impl Report for EvalReport {
         let speed = format!("{:.0} tokens a second, {time}", self.tokens_per_second);
         rows.push(vec!["speed".into(), speed]);
         rows.extend(self.peak_memory.map(|m| vec!["peak memory".into(), human::bytes(m)]));
+        rows.extend(self.device.as_ref().map(|d| vec![format!("peak on {}", d.name), human::bytes(d.peak_memory)]));
         let width = rows.iter().map(|r| r[0].chars().count()).max().unwrap_or(0);
         let line = |r: &Vec<String>| format!("{}{}  {}\n", r[0], " ".repeat(width - r[0].chars().count()), r[1]);
         rows.iter().map(line).collect()

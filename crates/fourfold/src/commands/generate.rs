@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::sampling::SamplingArgs;
 use crate::context::Context;
+use crate::device::{self, DeviceReport};
 use crate::model;
 use crate::output::{self, Report};
 use crate::{human, interrupt, memory};
@@ -57,6 +58,8 @@ struct GenerateReport {
     weight_bytes: u64,
     kv_bytes: u64,
     peak_memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceReport>,
     sampling: SamplerSettings,
 }
 
@@ -71,12 +74,12 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
     let ids = tokenizer.encode_text(&prompt)?;
-    let model = open.load(context.backend.clone(), context)?;
+    let model = open.load_on_device(context)?;
     let stop_ids = if args.ignore_eos { Vec::new() } else { open.stop_ids(&tokenizer) };
     let settings = GenerationSettings { max_tokens: args.predict, stop_ids };
     let sampling = args.sampling.settings(open.checkpoint.generation_config.as_ref(), context)?;
     let weight_bytes = model.weight_bytes() as u64;
-    let mut session = Session::new(model, context.kv, args.context.unwrap_or(4096));
+    let mut session = Session::new(model.clone(), context.kv, args.context.unwrap_or(4096));
     let mut sampler = Sampler::new(sampling.clone());
 
     let streaming = !context.json;
@@ -98,6 +101,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         weight_bytes,
         kv_bytes: session.cache_bytes() as u64,
         peak_memory: memory::peak_resident(),
+        device: device::report(&model),
         sampling,
     };
     if streaming {
@@ -135,8 +139,9 @@ pub(super) fn cut_short(stop: Stop, context: usize) -> Option<String> {
 fn summary(report: &GenerateReport, context: usize) -> String {
     let memory = report.peak_memory.map(|m| format!("; peak memory {}", human::bytes(m))).unwrap_or_default();
     let why = cut_short(report.stop, context).map(|why| format!("; {why}")).unwrap_or_default();
+    let device = report.device.as_ref().map(|d| format!("; {}", d.text())).unwrap_or_default();
     format!(
-        "[prompt {} tokens, {:.1} a second; answer {} tokens, {:.1} a second{memory} = weights {} + KV cache {} + the rest{why}]",
+        "[prompt {} tokens, {:.1} a second; answer {} tokens, {:.1} a second{memory}{device} = weights {} + KV cache {} + the rest{why}]",
         report.prompt_tokens,
         report.prompt_tokens_per_second,
         report.tokens,

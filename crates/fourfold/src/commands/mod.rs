@@ -6,6 +6,7 @@ pub mod chat;
 pub mod compare;
 pub mod compress;
 pub mod demo;
+pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
@@ -15,26 +16,46 @@ mod sampling;
 pub mod train;
 pub mod verify;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::args::{Cli, Command};
 use crate::context::Context;
+use crate::device::DeviceArg;
 
 /// Runs what the command line asks for.
 pub fn run(cli: Cli) -> Result<()> {
     let context = Context::new(cli.global)?;
-    match cli.command.unwrap_or(Command::Demo(demo::DemoArgs::default())) {
+    let command = cli.command.unwrap_or(Command::Demo(demo::DemoArgs::default()));
+    if let (DeviceArg::Gpu(_), Some(name)) = (context.global.device, on_the_processor(&command)) {
+        bail!(
+            "--device {}: {name} computes on the CPU; {} run on a GPU",
+            context.global.device,
+            devices::COMMANDS.join(", ")
+        );
+    }
+    match command {
         Command::Inspect(args) => inspect::run(&args, &context),
         Command::Compress(args) => compress::run(&args, &context),
         Command::Eval(args) => eval::run(&args, &context),
         Command::Generate(args) => generate::run(&args, &context),
         Command::Chat(args) => chat::run(&args, &context),
         Command::Compare(args) => compare::run(&args, &context),
+        Command::Devices => devices::run(&context),
         Command::Bench(args) => bench::run(&args, &context),
         Command::Plan(args) => plan::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),
         Command::Verify(args) => verify::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
+    }
+}
+
+/// The name of a command that has no use for a GPU.
+fn on_the_processor(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Compress(_) => Some("compress"),
+        Command::Train(_) => Some("train"),
+        Command::Merge(_) => Some("merge"),
+        _ => None,
     }
 }
