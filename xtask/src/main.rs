@@ -1,8 +1,11 @@
-//! House tasks: the architecture's rules, synthetic checkpoints, and benches side by side with other programs.
+//! House tasks: the architecture's rules, synthetic checkpoints, torture, and benches side by side with other programs.
 
 mod bench;
+mod dependencies;
 mod rules;
 mod sparse;
+#[cfg(unix)]
+mod torture;
 
 use std::path::PathBuf;
 
@@ -22,6 +25,10 @@ enum Task {
         #[arg(long, default_value_t = 20.0)]
         gigabytes: f64,
     },
+    /// Damage every kind of input file, kill runs at their system calls, fill the disk; look for panics, aborts, hangs and
+    /// silent differences.
+    #[cfg(unix)]
+    Torture(torture::Args),
     /// Run this program and its peers on the same work and print ratios.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -31,6 +38,8 @@ fn main() -> Result<()> {
     match Task::parse() {
         Task::Rules => rules::check(),
         Task::SparseCheckpoint { out, gigabytes } => sparse::write(&out, gigabytes),
+        #[cfg(unix)]
+        Task::Torture(args) => torture::run(&args),
         Task::Bench(bench) => bench.run(),
     }
 }

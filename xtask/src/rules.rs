@@ -1,10 +1,12 @@
-//! The invariants of ARCHITECTURE.md that a machine can check: which crate may depend on which, where `unsafe` may stand, and
-//! how long a file may be.
+//! The invariants of ARCHITECTURE.md that a machine can check: which crate may depend on which, where `unsafe` may stand, how
+//! long a file may be, and what dependencies may be.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+
+use crate::dependencies;
 
 /// Crate, and the crates of ours it may name.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -61,6 +63,7 @@ pub fn check() -> Result<()> {
             }
         }
     }
+    dependencies::check(root, &mut broken)?;
     if broken.is_empty() {
         println!("house rules hold");
         return Ok(());

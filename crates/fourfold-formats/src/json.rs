@@ -1,12 +1,11 @@
 //! JSON files of bounded size. Depth is bounded by serde_json itself (128 levels).
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use crate::FormatError;
+use crate::{FormatError, regular};
 
 /// Most bytes of a configuration file. A tokenizer.json of a large vocabulary has some 10 MB; configurations a few kB.
 pub(crate) const CONFIG_LIMIT: u64 = 16 << 20;
@@ -15,10 +14,7 @@ pub(crate) const INDEX_LIMIT: u64 = 100 << 20;
 
 /// Reads `path` whole, if it has at most `limit` bytes.
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, FormatError> {
-    let file = File::open(path).map_err(FormatError::io(path))?;
-    if !file.metadata().map_err(FormatError::io(path))?.is_file() {
-        return Err(FormatError::NotACheckpoint { path: path.to_owned(), reason: "is no regular file".to_owned() });
-    }
+    let file = regular::open(path).map_err(FormatError::io(path))?;
     let mut bytes = Vec::new();
     // One byte beyond the limit tells a file that is too long from one that just fits, whatever its metadata say.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(FormatError::io(path))?;
@@ -64,7 +60,7 @@ mod tests {
         std::fs::write(&path, b"\"\xff\"").unwrap();
         let error = read::<Value>(&path, CONFIG_LIMIT).unwrap_err().to_string();
         assert!(error.contains("not UTF-8"), "{error}");
-        assert!(matches!(read::<Value>(dir.path(), 10), Err(FormatError::NotACheckpoint { .. })));
+        assert!(read::<Value>(dir.path(), 10).unwrap_err().to_string().contains("a directory"));
         assert!(read_if_present::<Value>(&dir.path().join("none.json"), 10).unwrap().is_none());
     }
 }

@@ -13,6 +13,7 @@ pub mod images;
 mod json;
 pub mod mmap;
 pub mod quantization;
+pub mod regular;
 pub mod safetensors;
 pub mod writer;
 

@@ -1,12 +1,11 @@
 //! Read-only memory maps: the crate's only `unsafe`.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use fourfold_tensor::SharedBytes;
 
-use crate::FormatError;
+use crate::{FormatError, regular};
 
 /// Maps the whole of `path`. An empty file gives empty bytes.
 ///
@@ -16,7 +15,7 @@ use crate::FormatError;
 /// # Errors
 /// [`FormatError::Io`].
 pub fn map(path: &Path) -> Result<SharedBytes, FormatError> {
-    let file = File::open(path).map_err(FormatError::io(path))?;
+    let file = regular::open(path).map_err(FormatError::io(path))?;
     if file.metadata().map_err(FormatError::io(path))?.len() == 0 {
         return Ok(Arc::new(Vec::new()));
     }

@@ -20,7 +20,7 @@ mod tensor;
 pub use backend::{AttentionSpec, Backend, DeviceUsage, DeviceWeight, LinearArg, Memory, RopeSpec, Values};
 pub use cpu::{Activations, Cpu, CpuOptions, FloatProducts, Isa};
 pub use error::KernelError;
-pub use heap::release_freed_memory;
+pub use heap::{Heap, heap_is_for, release_freed_memory};
 pub use kv::{DeviceCache, KvCache, KvData, KvDtype};
 pub use reference::Reference;
 pub use rounded::{Input, Prepared, Rounded};

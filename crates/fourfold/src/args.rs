@@ -10,6 +10,7 @@ use crate::commands::{
 };
 use crate::device::DeviceArg;
 use crate::human;
+use crate::limits;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -67,8 +68,9 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Threads to compute with [default: all cores].
-    #[arg(short, long, global = true, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    /// Threads to compute with, at most four for each core; 0 for as many as there are cores [default: 0].
+    #[arg(short, long, global = true, default_value_t = 0, hide_default_value = true, value_name = "N",
+          value_parser = limits::THREADS)]
     pub threads: usize,
     /// Print one JSON object on stdout instead of text.
     #[arg(long, global = true)]
@@ -192,5 +194,73 @@ impl From<KvArg> for KvDtype {
             KvArg::F16 => Self::F16,
             KvArg::Bf16 => Self::Bf16,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::TypeId;
+
+    use clap::error::ErrorKind;
+    use clap::{Arg, Command as Clap, CommandFactory};
+
+    use super::*;
+
+    /// Numbers of which any is right.
+    const ANY: [&str; 1] = ["seed"];
+
+    /// Whether an option's value is a number, and of which kind: whole or not.
+    fn number(arg: &Arg) -> Option<bool> {
+        let id = arg.get_value_parser().type_id();
+        let is = |ids: &[TypeId]| ids.iter().any(|known| id == *known);
+        let whole = [TypeId::of::<u8>(), TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>()];
+        let more = [TypeId::of::<usize>(), TypeId::of::<i32>(), TypeId::of::<i64>(), TypeId::of::<isize>()];
+        match () {
+            () if is(&whole) || is(&more) => Some(true),
+            () if is(&[TypeId::of::<f32>(), TypeId::of::<f64>()]) => Some(false),
+            () => None,
+        }
+    }
+
+    /// What an option's own parser says to a value: the option alone is given, so that no other one matters.
+    fn takes(arg: &Arg, value: &str) -> bool {
+        let option = format!("--{}={value}", arg.get_long().unwrap());
+        let command = Clap::new("one").no_binary_name(true).disable_help_flag(true).arg(arg.clone());
+        match command.try_get_matches_from([option]) {
+            Err(e) if e.kind() == ErrorKind::ValueValidation => {
+                assert!(e.to_string().contains("invalid value"), "{e}");
+                false
+            }
+            Err(e) if e.kind() == ErrorKind::InvalidValue => false,
+            // What else is wrong is about other options.
+            _ => true,
+        }
+    }
+
+    /// A new option is looked at as soon as it is there.
+    #[test]
+    fn no_number_is_without_limits() {
+        let mut cli = Cli::command();
+        cli.build();
+        let mut looked_at = 0;
+        for command in cli.get_subcommands().chain([&cli]) {
+            for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+                let Some(whole) = number(arg) else { continue };
+                let name = format!("{} --{}", command.get_name(), arg.get_id());
+                looked_at += 1;
+                let huge = ["18446744073709551615", "9000000000000000000", "100000000000000000000"];
+                let any = ANY.contains(&arg.get_id().as_str());
+                for value in
+                    ["", "x", "nan", "inf", "-inf", "1e300", "-1e300", "0x10", "--1", "1,5"].iter().chain(&huge)
+                {
+                    let fits = any && huge[..2].contains(value);
+                    assert_eq!(takes(arg, value), fits, "{name} {value:?}");
+                }
+                assert!(!whole || !takes(arg, "0.5"), "{name} 0.5");
+                let default = arg.get_default_values().first().and_then(|v| v.to_str());
+                assert!(default.is_none_or(|value| takes(arg, value)), "{name}: its default");
+            }
+        }
+        assert!(looked_at > 60, "{looked_at}: clap's introspection has found too little");
     }
 }

@@ -43,10 +43,17 @@ pub fn run(context: &Context, command: &str, options: &[&OsStr]) -> Result<(Valu
         .with_context(|| format!("fourfold {command}"))?;
     let mut stdout = child.stdout.take().context("the standard output of a child")?;
     // Read aside, so that a long report does not block the child while this thread looks at its memory.
-    let reader = thread::spawn(move || {
+    let read = move || {
         let mut text = Vec::new();
         stdout.read_to_end(&mut text).map(|_| text)
-    });
+    };
+    let reader = match thread::Builder::new().spawn(read) {
+        Ok(reader) => reader,
+        Err(error) => {
+            child.kill().and_then(|()| child.wait()).context("a child that cannot be listened to")?;
+            return Err(error).context("a thread that reads a child's report");
+        }
+    };
     let samples = watch(&mut child).with_context(|| format!("fourfold {command}"))?;
     let status = child.wait().with_context(|| format!("fourfold {command}"))?;
     let text = reader.join().ok().context("the reader of a child's output")?;

@@ -10,6 +10,9 @@ use crate::args::Global;
 use crate::output::{self, Report};
 use crate::progress::Progress;
 
+/// Threads for each core at most: more only wait for each other.
+const MOST_PER_CORE: usize = 4;
+
 /// Where a command runs.
 pub struct Context {
     /// Kernels.
@@ -36,9 +39,16 @@ impl Context {
     /// Sets up threads and kernels.
     pub fn new(global: Global) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if global.threads == 0 { cores } else { global.threads };
+        let wanted = if global.threads == 0 { cores } else { global.threads.min(MOST_PER_CORE * cores) };
         // Work outside the kernels (softmaxes of an evaluation, compression) uses as many.
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")?;
+        let threads = start_threads(wanted)?;
+        if !global.quiet && wanted < global.threads {
+            output::note(&format!("--threads {}: {cores} cores, {wanted} threads are used", global.threads));
+        }
+        if !global.quiet && threads < wanted {
+            output::note(&format!("the system gives {threads} threads of {wanted}"));
+        }
+        let global = Global { threads, ..global };
         let backend = cpu(&global, threads)?;
         Ok(Self {
             kernels: backend.describe(),
@@ -62,6 +72,21 @@ impl Context {
     pub fn remark(&self, text: &str) {
         if !self.quiet {
             output::note(text);
+        }
+    }
+}
+
+/// Starts the threads of work outside the kernels, fewer where the system gives no more, and says how many there are.
+fn start_threads(wanted: usize) -> Result<usize> {
+    let mut threads = wanted;
+    loop {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        // A single one is this thread itself, so that none has to be started.
+        let started = if threads == 1 { pool.use_current_thread().build_global() } else { pool.build_global() };
+        match started {
+            Ok(()) => return Ok(threads),
+            Err(_) if threads > 1 => threads /= 2,
+            Err(error) => return Err(error).context("cannot start threads"),
         }
     }
 }

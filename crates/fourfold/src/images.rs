@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 pub use fourfold_formats::images::Split;
 use fourfold_formats::images::{FolderImages, IdxImages};
 use fourfold_models::ConvNetSpec;
@@ -22,9 +22,23 @@ pub fn open(folder: &Path, split: Split, spec: &ConvNetSpec) -> Result<OpenImage
         images.shape(),
         spec.image
     );
-    if let OpenImages::Folder(images) = &images {
-        let (found, known) = (images.classes().len(), spec.classes);
-        ensure!(found <= known, "{}: {found} classes, the network tells {known} apart", folder.display());
+    let known = spec.classes;
+    match &images {
+        OpenImages::Folder(images) => {
+            let found = images.classes().len();
+            ensure!(found <= known, "{}: {found} classes, the network tells {known} apart", folder.display());
+        }
+        OpenImages::Idx(images) => {
+            let beyond = images.labels().iter().position(|&label| usize::from(label) >= known);
+            if let Some(index) = beyond {
+                let label = images.labels()[index];
+                bail!(
+                    "{}: image {index} has the label {label}, the network tells {known} classes apart (0 to {})",
+                    folder.display(),
+                    known.saturating_sub(1)
+                );
+            }
+        }
     }
     Ok(images)
 }

@@ -12,6 +12,7 @@ mod human;
 mod identity;
 mod images;
 mod interrupt;
+mod limits;
 mod memory;
 mod model;
 mod output;
@@ -21,6 +22,10 @@ mod weights;
 use std::process::ExitCode;
 
 use clap::Parser;
+
+/// Ends the program in words where the system has no more memory.
+#[global_allocator]
+static HEAP: fourfold_kernels::Heap = fourfold_kernels::Heap;
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(report_bug));

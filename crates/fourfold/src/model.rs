@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use fourfold_formats::quantization::quantization_remarks;
+use fourfold_formats::regular;
 use fourfold_formats::{ADAPTER_CONFIG, Adaptable, Checkpoint, TokenizerSource};
 use fourfold_infer::{ChatTemplate, Tokenizer};
 use fourfold_kernels::{Backend, release_freed_memory};
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::hub;
+use crate::limits;
 use crate::weights::{CheckedWeights, file_of};
 
 /// A checkpoint and what its configuration says.
@@ -183,7 +185,10 @@ impl OpenModel {
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = &self.checkpoint.path;
         let tokenizer = match &self.checkpoint.tokenizer {
-            TokenizerSource::Json(file) => Tokenizer::from_file(file)?,
+            TokenizerSource::Json(file) => {
+                let json = regular::read(file, limits::MOST_BYTES).with_context(|| file.display().to_string())?;
+                Tokenizer::from_bytes(&json).with_context(|| file.display().to_string())?
+            }
             TokenizerSource::Embedded(json) => {
                 Tokenizer::from_bytes(json.as_bytes()).with_context(|| path.display().to_string())?
             }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use fourfold_kernels::heap_is_for;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::human;
@@ -35,11 +36,15 @@ impl Progress {
     /// Work of unknown length.
     pub fn spinner(self, what: &str) -> ProgressBar {
         let bar = self.with(ProgressBar::new_spinner(), "{spinner} {prefix} {wide_msg}", what);
-        bar.enable_steady_tick(Duration::from_millis(120));
+        // A thread of its own, which indicatif takes for granted.
+        if !bar.is_hidden() && std::thread::Builder::new().spawn(|| {}).is_ok() {
+            bar.enable_steady_tick(Duration::from_millis(120));
+        }
         bar
     }
 
     fn with(self, bar: ProgressBar, template: &str, what: &str) -> ProgressBar {
+        heap_is_for(what);
         if self.quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }

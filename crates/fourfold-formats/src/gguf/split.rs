@@ -54,7 +54,7 @@ pub fn open_parts(path: &Path) -> Result<Vec<Part>, (PathBuf, GgufError)> {
 }
 
 fn open_one(path: &Path) -> Result<Part, GgufError> {
-    let file = File::open(path)?;
+    let file = crate::regular::open(path)?;
     let length = file.metadata()?.len();
     let header = parse(BufReader::new(&file), length)?;
     Ok(Part { path: path.to_owned(), file, header })

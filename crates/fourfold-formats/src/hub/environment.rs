@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Proxies;
+
 /// How the hub is reached.
 #[derive(Clone, Debug)]
 pub struct HubOptions {
@@ -13,6 +15,8 @@ pub struct HubOptions {
     pub cache: PathBuf,
     /// Token of a user, for what not everybody may read.
     pub token: Option<String>,
+    /// What requests go through.
+    pub proxies: Proxies,
     /// Whether the cache alone is used.
     pub offline: bool,
     /// Tries after the first, for each file; each goes on where the last was cut.
@@ -22,7 +26,8 @@ pub struct HubOptions {
 }
 
 impl HubOptions {
-    /// From `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME` or `XDG_CACHE_HOME`, `HF_TOKEN` or the token file, `HF_HUB_OFFLINE`.
+    /// From `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME` or `XDG_CACHE_HOME`, `HF_TOKEN` or the token file, `HF_HUB_OFFLINE`,
+    /// and the variables of proxies.
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var_os(name).filter(|v| !v.is_empty()))
     }
@@ -35,15 +40,18 @@ impl HubOptions {
         let home = path("HF_HOME").or_else(|| path("XDG_CACHE_HOME").map(|c| c.join("huggingface")));
         let home = home.or_else(|| std::env::home_dir().map(|h| h.join(".cache/huggingface")));
         let home = home.unwrap_or_else(|| PathBuf::from(".cache/huggingface"));
+        let is_on =
+            |name: &str| text(name).is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()));
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
         let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
         let token = token.or_else(|| std::fs::read_to_string(token_file).ok());
-        let is_on = |v: &String| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str());
+        let token = token.filter(|_| !is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
         Self {
             endpoint: text("HF_ENDPOINT").unwrap_or(default.endpoint),
             cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub")),
             token: token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()),
-            offline: text("HF_HUB_OFFLINE").as_ref().is_some_and(is_on),
+            proxies: Proxies::from_variables(text),
+            offline: is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE"),
             retries: default.retries,
             pause: default.pause,
         }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use hf_hub::api::sync::ApiError;
 use thiserror::Error;
 
 /// Why a model could not be fetched.
@@ -60,6 +59,28 @@ pub enum HubError {
         /// Bytes announced.
         total: u64,
     },
+    /// A file of another content than announced.
+    #[error("{file}: the content that arrived has the hash {found}, {announced} was announced; it was thrown away")]
+    Content {
+        /// The file.
+        file: String,
+        /// Hash of what came.
+        found: String,
+        /// Hash announced.
+        announced: String,
+    },
+    /// An endpoint that is neither https nor on this machine.
+    #[error("HF_ENDPOINT {endpoint:?}: an https:// address is expected (http:// to this machine alone)")]
+    Endpoint {
+        /// The endpoint.
+        endpoint: String,
+    },
+    /// A proxy's address that is none.
+    #[error("HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: {reason}")]
+    Proxy {
+        /// Why.
+        reason: String,
+    },
     /// A repository without weights that this program reads.
     #[error("the repository holds no safetensors weights{}", match ggufs.as_slice() {
         [] => String::new(),
@@ -72,39 +93,8 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// Sorts an error of hf-hub's by what a user can do about it.
-    pub(super) fn of(error: ApiError, file: Option<&str>) -> Self {
-        let what = file.unwrap_or("the repository").to_owned();
-        match error {
-            ApiError::RequestError(e) => match *e {
-                ureq::Error::Status(401 | 404, _) => Self::NotFound { what },
-                ureq::Error::Status(403, _) => Self::Denied { what },
-                // The server's trouble, or ours with an unfinished part, which has been removed: worth another try.
-                ureq::Error::Status(code @ (408 | 416 | 429 | 500..=599), _) => {
-                    Self::Unreachable { reason: format!("{what}: status {code}") }
-                }
-                ureq::Error::Status(code, _) => Self::Answer { reason: format!("{what}: status {code}") },
-                ureq::Error::Transport(t) => Self::Unreachable { reason: format!("{what}: {t}") },
-            },
-            // A cut connection shows as an I/O error of the copy to disk; a full disk does too.
-            ApiError::IoError(e) if is_of_disk(&e) => Self::Cache { reason: format!("{what}: {e}") },
-            ApiError::IoError(e) => Self::Unreachable { reason: format!("{what}: {e}") },
-            ApiError::InvalidResume => Self::Unreachable { reason: format!("{what}: the part on disk is too long") },
-            ApiError::TooManyRetries(e) => Self::of(*e, file),
-            ApiError::LockAcquisition(path) => {
-                Self::Cache { reason: format!("{what}: another process holds {}", path.display()) }
-            }
-            other => Self::Answer { reason: format!("{what}: {other}") },
-        }
-    }
-
     /// Whether another try may do.
     pub(super) fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Length { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Length { .. } | Self::Content { .. })
     }
-}
-
-fn is_of_disk(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(error.kind(), NotFound | PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
 }

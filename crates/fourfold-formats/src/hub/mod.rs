@@ -1,19 +1,25 @@
-//! Models by name from the Hugging Face hub, through `hf-hub`, into the cache that Python's `huggingface_hub` uses too.
+//! Models by name from the Hugging Face hub, into the cache that Python's `huggingface_hub` uses too.
 
+mod cache;
+mod download;
 mod environment;
 mod error;
+mod http;
+mod proxies;
 mod select;
 
-use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use serde::Deserialize;
 
+use cache::Cache;
+use download::{Announced, download};
 pub use environment::HubOptions;
 pub use error::HubError;
+use http::{Ask, Client, check_status};
+pub use proxies::Proxies;
 use select::{check_name, is_safe_file, small_files, weight_files};
 
 use crate::FormatError;
@@ -38,7 +44,8 @@ impl Progress for () {
 
 /// Fetches a model, as far as the cache does not hold it, and gives the directory it is in (for a repository of one GGUF file
 /// and no safetensors, that file). `repo` is `owner/name`, `revision` a branch, tag or commit; where to and from, the environment
-/// says: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
+/// says: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HTTPS_PROXY`, `NO_PROXY`. The token goes to the
+/// endpoint alone; contents are checked against the sizes and hashes that it announces.
 ///
 /// # Errors
 /// [`FormatError::Hub`], naming the repository and the file.
@@ -58,7 +65,7 @@ pub fn fetch_with(
 ) -> Result<PathBuf, FormatError> {
     let named = |problem| FormatError::Hub { repo: repo.to_owned(), problem };
     check_name(repo, revision).map_err(named)?;
-    let hub = Hub::new(options, repo, revision).map_err(named)?;
+    let hub = Hub::new(options, repo, revision);
     if options.offline {
         return hub.cached().ok_or_else(|| named(HubError::Offline { cache: options.cache.clone() }));
     }
@@ -77,39 +84,47 @@ struct Hub<'a> {
     repo: &'a str,
     revision: &'a str,
     cache: Cache,
-    api: Api,
+}
+
+/// What the hub says of a revision.
+#[derive(Deserialize)]
+struct Info {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+/// The commit and the files of a revision, from the hub's JSON. Names that would lead out of the cache are left out.
+///
+/// # Errors
+/// It is no such JSON, or the commit is no name of a directory.
+pub fn list_of_files(json: &[u8]) -> Result<(String, Vec<String>), HubError> {
+    let info = serde_json::from_slice(json);
+    let info: Info = info.map_err(|e| HubError::Answer { reason: format!("the list of files: {e}") })?;
+    if !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) || info.sha.is_empty() || info.sha.len() > 128 {
+        return Err(HubError::Answer { reason: format!("the commit {:?}", info.sha) });
+    }
+    let names = info.siblings.into_iter().map(|s| s.rfilename).filter(|name| is_safe_file(name));
+    Ok((info.sha, names.collect()))
 }
 
 impl<'a> Hub<'a> {
-    fn new(options: &'a HubOptions, repo: &'a str, revision: &'a str) -> Result<Self, HubError> {
-        let cache = Cache::new(options.cache.clone());
-        let api = ApiBuilder::from_cache(cache.clone())
-            .with_endpoint(options.endpoint.trim_end_matches('/').to_owned())
-            .with_token(options.token.clone())
-            .with_progress(false)
-            .with_user_agent("fourfold", env!("CARGO_PKG_VERSION"))
-            .build()
-            .map_err(|e| HubError::of(e, None))?;
-        Ok(Self { options, repo, revision, cache, api })
+    fn new(options: &'a HubOptions, repo: &'a str, revision: &'a str) -> Self {
+        Self { options, repo, revision, cache: Cache::new(&options.cache, repo) }
     }
 
     fn named(&self, problem: HubError) -> FormatError {
         FormatError::Hub { repo: self.repo.to_owned(), problem }
     }
 
-    fn at(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.repo.to_owned(), RepoType::Model, revision.to_owned())
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.cache.path().join(self.at(self.revision).folder_name())
-    }
-
     /// What the cache holds of the revision, if that is a whole model.
     fn cached(&self) -> Option<PathBuf> {
-        let named = fs::read_to_string(self.folder().join("refs").join(self.revision)).ok();
-        let commit = named.as_deref().map_or(self.revision, str::trim);
-        let snapshot = self.folder().join("snapshots").join(commit);
+        let commit = self.cache.commit(self.revision);
+        let snapshot = self.cache.snapshot(commit.as_deref().unwrap_or(self.revision));
         let whole = |index: Index| index.shards().iter().all(|shard| snapshot.join(shard).exists());
         let has_weights = match Index::read(&snapshot.join(INDEX_NAME)) {
             Ok(index) => whole(index),
@@ -129,17 +144,12 @@ impl<'a> Hub<'a> {
     }
 
     fn download(&self, progress: &mut dyn Progress) -> Result<PathBuf, FormatError> {
-        let info = self.api.repo(self.at(self.revision)).info().map_err(|e| self.named(HubError::of(e, None)))?;
-        let mut names: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
-        names.retain(|name| is_safe_file(name));
-        if !is_safe_file(&info.sha) {
-            return Err(self.named(HubError::Answer { reason: format!("commit {:?}", info.sha) }));
-        }
+        let client = Client::new(self.options).map_err(|e| self.named(e))?;
+        let (commit, names) = self.info(&client).map_err(|e| self.named(e))?;
         // All files of one commit, whatever happens to the branch meanwhile.
-        let repo = self.api.repo(self.at(&info.sha));
-        let snapshot = self.folder().join("snapshots").join(&info.sha);
+        let snapshot = self.cache.snapshot(&commit);
         for name in small_files(&names) {
-            self.file(&repo, &snapshot, name, progress)?;
+            self.file(&client, &commit, name, progress)?;
         }
         let index = match names.iter().any(|n| n == INDEX_NAME) {
             true => Some(Index::read(&snapshot.join(INDEX_NAME))?),
@@ -147,111 +157,82 @@ impl<'a> Hub<'a> {
         };
         let weights = weight_files(&names, index.as_ref()).map_err(|e| self.named(e))?;
         for name in &weights {
-            self.file(&repo, &snapshot, name, progress)?;
+            self.file(&client, &commit, name, progress)?;
         }
-        let reference = self.cache.repo(self.at(self.revision)).create_ref(&info.sha);
-        reference.map_err(FormatError::io(&self.folder()))?;
+        let noted = self.cache.set_commit(self.revision, &commit);
+        noted.map_err(FormatError::io(self.cache.folder()))?;
         match weights.as_slice() {
             [only] if only.ends_with(".gguf") => Ok(snapshot.join(only)),
             _ => Ok(snapshot),
         }
     }
 
-    /// One file, taken up where an earlier try left it.
-    fn file(
+    /// The commit of the revision and its files, asked for again where no answer comes.
+    fn info(&self, client: &Client) -> Result<(String, Vec<String>), HubError> {
+        let path = format!("/api/models/{}/revision/{}", self.repo, self.revision.replace('/', "%2F"));
+        let once = || {
+            let mut response = client.send(&path, Ask::Content(0))?;
+            check_status(&response, "the repository")?;
+            let text = response.body_mut().with_config().limit(MOST_INFO).read_to_vec();
+            let text = text.map_err(|e| HubError::Unreachable { reason: format!("the list of files: {e}") })?;
+            list_of_files(&text)
+        };
+        let mut attempt = 0;
+        loop {
+            match once() {
+                Err(error) if error.is_passing() && attempt < self.options.retries => attempt += 1,
+                other => return other,
+            }
+            std::thread::sleep(self.options.pause * attempt);
+        }
+    }
+
+    /// One file, taken up where an earlier try left it. Tries that bring nothing new are counted.
+    fn file(&self, client: &Client, commit: &str, name: &str, progress: &mut dyn Progress) -> Result<(), FormatError> {
+        if self.cache.snapshot(commit).join(name).exists() {
+            return Ok(());
+        }
+        let path = format!("/{}/resolve/{commit}/{name}", self.repo);
+        let (mut attempt, mut furthest) = (0, 0);
+        loop {
+            let mut there = 0;
+            let Err(error) = self.try_file(client, commit, name, &path, &mut there, progress) else { return Ok(()) };
+            attempt = if there > furthest { 1 } else { attempt + 1 };
+            furthest = furthest.max(there);
+            if !error.is_passing() || attempt > self.options.retries {
+                return Err(self.named(error));
+            }
+            std::thread::sleep(self.options.pause * attempt);
+        }
+    }
+
+    /// One try; `there` becomes how many of the file's bytes lie in the cache when it fails.
+    fn try_file(
         &self,
-        repo: &ApiRepo,
-        snapshot: &Path,
+        client: &Client,
+        commit: &str,
         name: &str,
+        path: &str,
+        there: &mut u64,
         progress: &mut dyn Progress,
-    ) -> Result<(), FormatError> {
-        let path = snapshot.join(name);
-        if path.exists() {
-            return Ok(());
+    ) -> Result<(), HubError> {
+        let of_disk = |e: std::io::Error| HubError::Cache { reason: format!("{name}: {e}") };
+        let announced = Announced::ask(client, path, name)?;
+        let (part, blob) = (self.cache.part(&announced.etag), self.cache.blob(&announced.etag));
+        fs::create_dir_all(self.cache.folder().join("blobs")).map_err(of_disk)?;
+        let _lock = self.cache.lock(&announced.etag, name)?;
+        let length = |path: &Path| fs::metadata(path).map(|m| m.len()).ok();
+        if length(&blob) != Some(announced.size) {
+            let done = download(client, path, name, &announced, [&part, &blob], progress);
+            *there = length(&part).unwrap_or(0);
+            done?;
         }
-        let total = Cell::new(0);
-        let mut failure = None;
-        for attempt in 0..=self.options.retries {
-            if attempt > 0 {
-                std::thread::sleep(self.options.pause * attempt);
-            }
-            // hf-hub's own retries go on from a wrong place when a try fails before its first byte; a fresh call does not.
-            match repo.download_with_progress(name, Told { inner: progress, total: &total }) {
-                Ok(_) => match self.check_length(&path, total.get()) {
-                    Ok(()) => return Ok(()),
-                    Err(problem) => failure = Some(problem),
-                },
-                Err(e) => {
-                    if is_beyond_end(&e) {
-                        self.drop_parts(total.get());
-                    }
-                    let problem = HubError::of(e, Some(name));
-                    if !problem.is_passing() {
-                        return Err(self.named(problem));
-                    }
-                    failure = Some(problem);
-                }
-            }
-        }
-        let reason = "no try was allowed".to_owned();
-        Err(self.named(failure.unwrap_or(HubError::Unreachable { reason })))
-    }
-
-    /// Whether a file has the length that was announced: a server that ignores ranges gives the begin twice.
-    fn check_length(&self, path: &Path, total: u64) -> Result<(), HubError> {
-        let found = fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-        if found == total {
-            return Ok(());
-        }
-        // The link and what it points to, or the next try would take it for complete.
-        if let Ok(blob) = fs::canonicalize(path) {
-            let _ = fs::remove_file(blob);
-        }
-        let _ = fs::remove_file(path);
-        Err(HubError::Length { file: path.file_name().unwrap_or_default().to_string_lossy().into(), found, total })
-    }
-
-    /// Removes parts that are as long as the whole or longer: what a run that was killed before the last rename left.
-    fn drop_parts(&self, total: u64) {
-        let Ok(entries) = fs::read_dir(self.folder().join("blobs")) else { return };
-        for path in entries.filter_map(Result::ok).map(|e| e.path()) {
-            let is_part = path.extension().is_some_and(|e| e == "part");
-            if is_part && fs::metadata(&path).is_ok_and(|m| m.len() >= total) {
-                let _ = fs::remove_file(&path);
-            }
-        }
+        self.cache.link(&announced.etag, commit, name).map_err(of_disk)
     }
 }
 
-/// Whether a part on disk reaches the file's end or beyond, so that nothing is left to ask for.
-fn is_beyond_end(error: &ApiError) -> bool {
-    match error {
-        ApiError::InvalidResume => true,
-        ApiError::RequestError(e) => matches!(&**e, ureq::Error::Status(416, _)),
-        _ => false,
-    }
-}
-
-/// hf-hub's progress, passed on.
-struct Told<'a> {
-    inner: &'a mut dyn Progress,
-    total: &'a Cell<u64>,
-}
-
-impl hf_hub::api::Progress for Told<'_> {
-    fn init(&mut self, size: usize, filename: &str) {
-        self.total.set(size as u64);
-        self.inner.start(filename, size as u64);
-    }
-
-    fn update(&mut self, size: usize) {
-        self.inner.advance(size as u64);
-    }
-
-    fn finish(&mut self) {
-        self.inner.finish();
-    }
-}
+/// Most bytes of a list of files.
+const MOST_INFO: u64 = 64 << 20;
 
 impl Default for HubOptions {
     fn default() -> Self {
@@ -259,6 +240,7 @@ impl Default for HubOptions {
             endpoint: "https://huggingface.co".to_owned(),
             cache: PathBuf::from("."),
             token: None,
+            proxies: Proxies::default(),
             offline: false,
             retries: 5,
             pause: Duration::from_millis(500),

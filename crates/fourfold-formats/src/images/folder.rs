@@ -2,12 +2,14 @@
 //! asked for.
 
 use std::fs;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use image::imageops::FilterType;
 use image::{ImageReader, Limits};
 
 use super::{ImageError, Split};
+use crate::regular;
 
 /// Most bytes that one file may be decoded to.
 const MOST_BYTES: u64 = 1 << 28;
@@ -82,7 +84,8 @@ impl FolderImages {
     pub fn read(&self, index: usize, pixels: &mut [u8]) -> Result<(), ImageError> {
         let (file, _) = &self.files[index];
         let io = |source| ImageError::Io { file: file.clone(), source };
-        let mut reader = ImageReader::open(file).and_then(ImageReader::with_guessed_format).map_err(io)?;
+        let opened = regular::open(file).map(BufReader::new).map(ImageReader::new);
+        let mut reader = opened.and_then(ImageReader::with_guessed_format).map_err(io)?;
         let mut limits = Limits::default();
         limits.max_alloc = Some(MOST_BYTES);
         reader.limits(limits);

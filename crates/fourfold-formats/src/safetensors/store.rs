@@ -9,7 +9,7 @@ use fourfold_tensor::{Buffer, SharedBytes};
 
 use super::header::{Entry, ForeignEntry, Header, HeaderError, header_length, parse_header};
 use super::index::{Index, IndexError};
-use crate::{Access, FormatError, mmap};
+use crate::{Access, FormatError, mmap, regular};
 
 /// One safetensors file, its header checked.
 pub struct DataFile {
@@ -28,12 +28,8 @@ impl DataFile {
     pub fn open(path: &Path, access: Access) -> Result<Self, FormatError> {
         let io = || FormatError::io(path);
         let problem = |problem| FormatError::Header { file: path.to_owned(), problem };
-        let file = File::open(path).map_err(io())?;
-        let meta = file.metadata().map_err(io())?;
-        if !meta.is_file() {
-            return Err(FormatError::NotACheckpoint { path: path.to_owned(), reason: "is no regular file".to_owned() });
-        }
-        let length = meta.len();
+        let file = regular::open(path).map_err(io())?;
+        let length = file.metadata().map_err(io())?.len();
         if length < 8 {
             return Err(problem(HeaderError::TooShort { length }));
         }

@@ -156,13 +156,14 @@ pub struct Batches<C: Borrow<Corpus>> {
     size: usize,
     /// Orders of the epochs in use, at most two.
     epochs: HashMap<u64, Arc<Order>>,
-    per_epoch: Vec<u64>,
+    /// The number of the first batch after each epoch that has been looked at.
+    ends: Vec<u64>,
 }
 
 impl<C: Borrow<Corpus>> Batches<C> {
     /// Batches of `size` sequences.
     pub fn new(corpus: C, size: usize) -> Self {
-        Self { corpus, size: size.max(1), epochs: HashMap::new(), per_epoch: Vec::new() }
+        Self { corpus, size: size.max(1), epochs: HashMap::new(), ends: Vec::new() }
     }
 
     /// Batch `number`, counted from 0. The last batch of an epoch may be smaller.
@@ -176,21 +177,16 @@ impl<C: Borrow<Corpus>> Batches<C> {
 
     /// The order that batch `number` is of, and its sequences in it.
     fn find(&mut self, number: u64) -> (Arc<Order>, Range<usize>) {
-        let (mut epoch, mut first) = (0u64, 0u64);
-        loop {
-            if self.per_epoch.len() as u64 <= epoch {
-                let count = self.order(epoch).len().div_ceil(self.size) as u64;
-                self.per_epoch.push(count.max(1));
-            }
-            let count = self.per_epoch[epoch as usize];
-            if number < first + count {
-                break;
-            }
-            first += count;
-            epoch += 1;
+        let mut known = self.ends.last().copied().unwrap_or(0);
+        while known <= number {
+            let count = self.order(self.ends.len() as u64).len().div_ceil(self.size) as u64;
+            known += count.max(1);
+            self.ends.push(known);
         }
+        let epoch = self.ends.partition_point(|&end| end <= number);
+        let first = epoch.checked_sub(1).map_or(0, |before| self.ends[before]);
         let begin = (number - first) as usize * self.size;
-        let order = self.order(epoch);
+        let order = self.order(epoch as u64);
         let end = order.len().min(begin + self.size);
         (order, begin..end)
     }

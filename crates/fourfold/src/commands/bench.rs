@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::device::{self, DeviceReport};
 use crate::model::{self, OpenModel};
 use crate::output::Report;
-use crate::{human, memory};
+use crate::{human, limits, memory};
 
 #[derive(Args)]
 pub struct BenchArgs {
@@ -23,16 +23,16 @@ pub struct BenchArgs {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of the prompt; 0 leaves the prompt test out.
-    #[arg(short = 'p', long, default_value_t = 512, value_name = "N")]
+    #[arg(short = 'p', long, default_value_t = 512, value_name = "N", value_parser = limits::SOME_TOKENS)]
     n_prompt: usize,
     /// Tokens to generate; 0 leaves the generation test out.
-    #[arg(short = 'n', long, default_value_t = 128, value_name = "N")]
+    #[arg(short = 'n', long, default_value_t = 128, value_name = "N", value_parser = limits::SOME_TOKENS)]
     n_gen: usize,
     /// Tokens already in the context when the generation test begins.
-    #[arg(short = 'd', long, default_value_t = 0, value_name = "N")]
+    #[arg(short = 'd', long, default_value_t = 0, value_name = "N", value_parser = limits::SOME_TOKENS)]
     n_depth: usize,
     /// Repetitions, after one that is not counted.
-    #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = limits::TIMES)]
     repetitions: u32,
 }
 

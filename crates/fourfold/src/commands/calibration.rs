@@ -12,6 +12,7 @@ use fourfold_train::vision::normalized;
 
 use crate::data_files;
 use crate::images::{self, Split};
+use crate::limits;
 use crate::model::OpenModel;
 
 #[derive(Args)]
@@ -22,11 +23,11 @@ pub struct CalibrationArgs {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
     /// Most sequences taken from the text, or images [default: 32 sequences, 512 images].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = limits::WINDOWS)]
     calibration_samples: Option<u32>,
     /// Tokens of a sequence [default: 512, or fewer where the model has fewer positions].
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
-    calibration_length: Option<u32>,
+    #[arg(long, value_name = "TOKENS", value_parser = limits::TRAIN_CONTEXT)]
+    calibration_length: Option<usize>,
     /// Seed of the choice of sequences.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -81,7 +82,7 @@ impl CalibrationArgs {
         }
         let tokenizer = open.tokenizer()?;
         let positions = open.spec.max_positions;
-        let length = self.calibration_length.map_or(positions.min(512), |n| n as usize);
+        let length = self.calibration_length.unwrap_or(positions.min(512));
         if length > positions {
             bail!("--calibration-length {length}: the model has {positions} positions");
         }

@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::device::{self, DeviceReport};
 use crate::model;
 use crate::output::{self, Report};
-use crate::{interrupt, memory};
+use crate::{interrupt, limits, memory};
 
 #[derive(Args)]
 pub struct ChatArgs {
@@ -33,10 +33,10 @@ pub struct ChatArgs {
     #[arg(short, long)]
     prompt: Option<String>,
     /// Most tokens of an answer [default: until it ends].
-    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N")]
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N", value_parser = limits::SOME_TOKENS)]
     predict: Option<usize>,
     /// Positions of context [default: the model's, at most 8192].
-    #[arg(short, long = "ctx-size", visible_alias = "context", value_name = "TOKENS")]
+    #[arg(short, long = "ctx-size", visible_alias = "context", value_name = "TOKENS", value_parser = limits::TOKENS)]
     context: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,

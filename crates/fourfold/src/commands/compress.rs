@@ -17,6 +17,7 @@ use fourfold_compress::planner::{candidates, restrict};
 use fourfold_compress::recipe::Recipe;
 use fourfold_compress::report::{self, ExpertReach};
 use fourfold_compress::{CompressError, CompressJob, Goal, Plan, Scope, compress};
+use fourfold_formats::regular;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
 use fourfold_tensor::Form;
 use serde::Serialize;
@@ -28,7 +29,7 @@ use crate::context::Context;
 use crate::model;
 use crate::output::Report;
 use crate::progress::Stages;
-use crate::{human, memory};
+use crate::{human, limits, memory};
 
 #[derive(Args)]
 pub struct CompressArgs {
@@ -44,7 +45,7 @@ pub struct CompressArgs {
     out_flag: Option<PathBuf>,
     /// How many times smaller all weight files together become; settings are chosen tensor by tensor [default: 4]. Without
     /// --calibration weights are rounded to nearest, which costs several times the quality at the same size.
-    #[arg(long, value_name = "R", conflicts_with_all = ["max_bytes", "bits", "plan"], value_parser = ratio)]
+    #[arg(long, value_name = "R", conflicts_with_all = ["max_bytes", "bits", "plan"], value_parser = limits::RATIO)]
     ratio: Option<f64>,
     /// The size of all weight files together: 500MB, 4GB, 2GiB.
     #[arg(long, alias = "bytes", value_name = "SIZE", conflicts_with_all = ["bits", "plan"], value_parser = human::parse_bytes)]
@@ -194,18 +195,11 @@ enum RuleArg {
     Search,
 }
 
-fn ratio(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(r) if r >= 1.0 && r.is_finite() => Ok(r),
-        _ => Err("a number of at least 1 is expected".to_owned()),
-    }
-}
-
 fn granularity(text: &str) -> Result<Granularity, String> {
     match (text, text.parse::<usize>()) {
         ("tensor", _) => Ok(Granularity::Tensor),
         ("channel", _) => Ok(Granularity::Channel),
-        (_, Ok(n)) if n > 0 => Ok(Granularity::Group(n)),
+        (_, Ok(n)) => limits::GROUP.check("--group-size", n).map(Granularity::Group).map_err(|e| e.to_string()),
         _ => Err("a number of columns, `channel` or `tensor` is expected".to_owned()),
     }
 }
@@ -431,7 +425,7 @@ fn remarks(args: &CompressArgs, scope: &Scope) -> Vec<&'static str> {
 
 fn goal(args: &CompressArgs, method: MethodArg, parameters: u64) -> Result<Goal> {
     if let Some(file) = &args.plan {
-        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let text = regular::read_text(file, limits::MOST_BYTES).with_context(|| file.display().to_string())?;
         return Ok(Goal::Plan(Plan::from_json(&text).with_context(|| file.display().to_string())?));
     }
     if let MethodArg::Recipe(recipe) = method {

@@ -19,7 +19,7 @@ use self::training::Training;
 use crate::child::{integer, number};
 use crate::context::Context;
 use crate::output::Report;
-use crate::{assets, child, human, interrupt};
+use crate::{assets, child, human, interrupt, limits};
 
 #[derive(Args)]
 pub struct DemoArgs {
@@ -27,10 +27,10 @@ pub struct DemoArgs {
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
     /// How many times smaller.
-    #[arg(long, value_name = "R", default_value_t = RATIO)]
+    #[arg(long, value_name = "R", default_value_t = RATIO, value_parser = limits::RATIO)]
     ratio: f64,
     /// Windows of the evaluation text to use.
-    #[arg(long, value_name = "N", default_value_t = CHUNKS)]
+    #[arg(long, value_name = "N", default_value_t = CHUNKS, value_parser = limits::WINDOWS)]
     chunks: u32,
     /// What the samples continue.
     #[arg(short, long, default_value = PROMPT)]

@@ -3,7 +3,6 @@
 mod images;
 mod texts;
 
-use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use fourfold_disk::{PartialFile, output_file};
+use fourfold_formats::regular;
 use fourfold_infer::InferError;
 use fourfold_infer::eval::{
     Base, Evaluation, EvaluationReport, Protocol, ReadSeek, SavedLogits, SavedLogitsWriter, Window, dump_logits,
@@ -25,7 +25,7 @@ use crate::data_files;
 use crate::device::{self, DeviceReport};
 use crate::model::{self, OpenModel};
 use crate::output::Report;
-use crate::{human, interrupt, memory};
+use crate::{human, interrupt, limits, memory};
 
 #[derive(Args)]
 pub struct EvalArgs {
@@ -43,14 +43,14 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PATH", conflicts_with = "text")]
     data: Option<PathBuf>,
     /// Tokens of a window [default: 512, or all positions of a model that has fewer].
-    #[arg(short, long, value_name = "TOKENS")]
+    #[arg(short, long, value_name = "TOKENS", value_parser = limits::EVAL_CONTEXT)]
     context: Option<usize>,
     /// Evaluate the first N windows only.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    chunks: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = limits::WINDOWS)]
+    chunks: Option<u32>,
     /// Slide the window by this many tokens and score each token once, as the transformers documentation does
     /// [default: disjoint windows of which the second half is scored, as llama-perplexity does].
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = limits::TOKENS)]
     stride: Option<usize>,
     /// Compare with this MODEL, the original.
     #[arg(long, value_name = "MODEL", conflicts_with = "load_logits")]
@@ -211,7 +211,8 @@ fn dump(file: &Path, open: &OpenModel, windows: &[Window], context: &Context) ->
 
 fn open_saved(file: &Path) -> Result<SavedLogits<Box<dyn ReadSeek>>> {
     let named = || file.display().to_string();
-    let reader: Box<dyn ReadSeek> = Box::new(BufReader::with_capacity(1 << 20, File::open(file).with_context(named)?));
+    let reader: Box<dyn ReadSeek> =
+        Box::new(BufReader::with_capacity(1 << 20, regular::open(file).with_context(named)?));
     SavedLogits::open(reader).with_context(named)
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use fourfold_formats::regular;
 use fourfold_infer::{Detokenizer, GenerationSettings, Sampler, SamplerSettings, Session, Stop, generate};
 use serde::Serialize;
 
@@ -13,7 +14,7 @@ use crate::context::Context;
 use crate::device::{self, DeviceReport};
 use crate::model;
 use crate::output::{self, Report};
-use crate::{human, interrupt, memory};
+use crate::{human, interrupt, limits, memory};
 
 #[derive(Args)]
 pub struct GenerateArgs {
@@ -30,10 +31,10 @@ pub struct GenerateArgs {
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Most tokens to produce [default: until the text ends or the context is full].
-    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N")]
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N", value_parser = limits::SOME_TOKENS)]
     predict: Option<usize>,
     /// Positions of context [default: the model's, at most 4096].
-    #[arg(short, long = "ctx-size", visible_alias = "context", value_name = "TOKENS")]
+    #[arg(short, long = "ctx-size", visible_alias = "context", value_name = "TOKENS", value_parser = limits::TOKENS)]
     context: Option<usize>,
     /// Go on where the model would end its text.
     #[arg(long)]
@@ -119,7 +120,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
 fn prompt(args: &GenerateArgs) -> Result<String> {
     match (&args.prompt, &args.file) {
         (Some(prompt), _) => Ok(prompt.clone()),
-        (None, Some(file)) => std::fs::read_to_string(file).with_context(|| file.display().to_string()),
+        (None, Some(file)) => regular::read_text(file, limits::MOST_BYTES).with_context(|| file.display().to_string()),
         (None, None) => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("the prompt on stdin")?;

@@ -11,9 +11,9 @@ use fourfold_train::recipe::Recipe;
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::human;
 use crate::model::{self, OpenModel, Opening};
 use crate::output::Report;
+use crate::{human, limits};
 
 #[derive(Args)]
 pub struct InspectArgs {
@@ -21,11 +21,11 @@ pub struct InspectArgs {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of context to plan memory for [default: the model's, at most 4096].
-    #[arg(short, long, value_name = "TOKENS")]
+    #[arg(short, long, value_name = "TOKENS", value_parser = limits::TOKENS)]
     context: Option<usize>,
     /// Sequences at a time to plan memory for.
-    #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    batch: u64,
+    #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = limits::BATCH)]
+    batch: usize,
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
@@ -138,7 +138,7 @@ fn report(args: &InspectArgs, context: &Context, model: &OpenModel) -> InspectRe
 
     let present: std::collections::HashSet<&str> = infos.iter().map(|i| i.name.as_str()).collect();
     let missing = spec.weights().into_iter().map(|w| w.name).filter(|n| !present.contains(n.as_str())).collect();
-    let tokens = args.context.unwrap_or(spec.max_positions.min(4096)).max(1);
+    let tokens = args.context.unwrap_or(4096).min(spec.max_positions).max(1);
     let parameters = spec.parameters();
     let recipes = [("f32 AdamW", Recipe::BASELINE), ("quarter", Recipe::QUARTER)];
     InspectReport {
@@ -160,9 +160,9 @@ fn report(args: &InspectArgs, context: &Context, model: &OpenModel) -> InspectRe
         unused: spec.unused(&*checkpoint.weights),
         missing,
         context: tokens,
-        batch: args.batch,
-        run: run_memory(model, context, tokens as u64, args.batch),
-        train: recipes.map(|(name, recipe)| train_memory(model, name, recipe, args.batch, tokens as u64)).into(),
+        batch: args.batch as u64,
+        run: run_memory(model, context, tokens as u64, args.batch as u64),
+        train: recipes.map(|(name, recipe)| train_memory(model, name, recipe, args.batch as u64, tokens as u64)).into(),
         peak_memory: crate::memory::peak_resident(),
         tensors: args.tensors.then(|| {
             let one = |info: &fourfold_tensor::TensorInfo| TensorReport {

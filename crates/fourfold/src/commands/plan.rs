@@ -1,10 +1,10 @@
 //! `fourfold plan`: the peak memory of a training run, before anything is allocated; and what fits into a given memory.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use fourfold_formats::regular;
 use fourfold_models::layers::LoraSpec;
 use fourfold_models::{ConvNetSpec, ModelSpec, spec_from_config};
 use fourfold_train::image_memory::image_memory;
@@ -15,12 +15,9 @@ use serde_json::Value;
 
 use super::train::{largest, matrix_bytes};
 use crate::context::Context;
-use crate::human;
 use crate::model;
 use crate::output::Report;
-
-/// Sequences or batches of a step: more would only leave the range of the numbers here.
-const MOST: u64 = 1 << 16;
+use crate::{human, limits};
 
 #[derive(Args)]
 pub struct PlanArgs {
@@ -28,18 +25,18 @@ pub struct PlanArgs {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of a sequence [default: 256, or fewer where the model has fewer positions].
-    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS")]
-    context: Option<u64>,
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = limits::TRAIN_CONTEXT)]
+    context: Option<usize>,
     /// Sequences or images of a step; with --memory, the most to try.
-    #[arg(short, long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST))]
-    batch_size: u64,
+    #[arg(short, long, default_value_t = 8, value_name = "N", value_parser = limits::BATCH)]
+    batch_size: usize,
     /// Batches whose gradients are summed for one step.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST))]
-    gradient_accumulation: u64,
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = limits::BATCH)]
+    gradient_accumulation: usize,
     /// Low-rank adapters of this rank are trained, as by `train --lora-rank`, and the model stays as it is stored; a config.json alone
     /// is taken for bf16.
-    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u64).range(1..=4096))]
-    lora_rank: Option<u64>,
+    #[arg(long, value_name = "RANK", value_parser = limits::RANK)]
+    lora_rank: Option<usize>,
     /// Layers that get an adapter: names such as q_proj,v_proj, or all-linear [default: all-linear].
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "lora_rank")]
     lora_targets: Vec<String>,
@@ -78,12 +75,12 @@ struct PlanReport {
 pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     if let Some(spec) = images(&args.model, context)? {
         ensure!(args.lora_rank.is_none(), "--lora-rank: adapters are for language models");
-        let predict = |recipe: &Recipe, batch| image_memory(&spec, recipe, batch, args.gradient_accumulation);
+        let predict = |recipe: &Recipe, batch| image_memory(&spec, recipe, batch, args.gradient_accumulation as u64);
         return report(args, context, spec.parameters(), None, &predict);
     }
     let (spec, base) = spec(&args.model, context)?;
     let lora = args.lora_rank.map(|rank| LoraSpec {
-        rank: rank as usize,
+        rank,
         alpha: 1.0,
         targets: if args.lora_targets == ["all-linear"] { Vec::new() } else { args.lora_targets.clone() },
     });
@@ -91,16 +88,16 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     if let Some(lora) = &lora {
         ensure!(!lora.weights(&spec).is_empty(), "--lora-targets: {} has no such layer", args.model);
     }
-    let positions = spec.max_positions.max(2) as u64;
+    let positions = spec.max_positions.max(2);
     let tokens = match args.context {
         Some(tokens) if tokens > positions => {
             bail!("--context {tokens}: the model has {positions} positions; --context {positions} is its most")
         }
-        Some(tokens) => tokens.max(2),
-        None => positions.min(256),
+        Some(tokens) => tokens.max(2) as u64,
+        None => positions.min(256) as u64,
     };
     let predict = |recipe: &Recipe, batch| {
-        let work = Work::sequences(batch, tokens, args.gradient_accumulation, recipe);
+        let work = Work::sequences(batch, tokens, args.gradient_accumulation as u64, recipe);
         train_memory(&spec, recipe, &work.with_adapters(adapters))
     };
     report(args, context, spec.parameters(), Some(tokens), &predict)
@@ -117,11 +114,12 @@ fn report(
     let candidates = candidates();
     let fits = |memory: u64| {
         candidates.iter().find_map(|recipe| {
-            let batch = largest(args.batch_size, |batch| predict(recipe, batch).total() <= memory);
+            let batch = largest(args.batch_size as u64, |batch| predict(recipe, batch).total() <= memory);
             (batch > 0).then(|| (name(recipe), batch))
         })
     };
-    let rows = candidates.iter().map(|r| row(name(r), args.batch_size, &predict(r, args.batch_size))).collect();
+    let rows =
+        candidates.iter().map(|r| row(name(r), args.batch_size as u64, &predict(r, args.batch_size as u64))).collect();
     let report = PlanReport {
         model: args.model.clone(),
         parameters,
@@ -165,7 +163,8 @@ fn images(name: &str, context: &Context) -> Result<Option<ConvNetSpec>> {
     }
     let file = if path.extension().is_some_and(|e| e == "json") { path } else { path.join("config.json") };
     // What cannot be read is told of by whoever reads it as a language model.
-    let config = fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    let config =
+        regular::read_text(&file, limits::MOST_BYTES).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
     match config.filter(ConvNetSpec::is_described_by) {
         Some(config) => Ok(Some(ConvNetSpec::from_config(&config).with_context(|| file.display().to_string())?)),
         None => Ok(None),
@@ -180,7 +179,7 @@ fn spec(name: &str, context: &Context) -> Result<(ModelSpec, u64)> {
         let bytes = matrix_bytes(&open.spec, &*open.checkpoint.weights);
         return Ok((open.spec, bytes));
     }
-    let text = fs::read_to_string(&path).with_context(|| name.to_owned())?;
+    let text = regular::read_text(&path, limits::MOST_BYTES).with_context(|| name.to_owned())?;
     let config: Value = serde_json::from_str(&text).with_context(|| name.to_owned())?;
     let spec = spec_from_config(&config).with_context(|| name.to_owned())?;
     let bytes = 2 * spec.parameters();

@@ -8,57 +8,39 @@ use fourfold_infer::{SamplerSettings, generation_remarks};
 use serde_json::Value;
 
 use crate::context::Context;
+use crate::limits;
 
 /// Options that override the model's `generation_config.json`, which overrides llama.cpp's defaults.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sampling (defaults: the model's generation_config.json, else those of llama.cpp)")]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the most likely token [default: 0.8].
-    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = not_negative, allow_negative_numbers = true)]
+    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = limits::TEMPERATURE, allow_negative_numbers = true)]
     temp: Option<f32>,
     /// Keep the K most likely tokens; 0 keeps all [default: 40].
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = limits::SOME_TOKENS)]
     top_k: Option<usize>,
     /// Keep the fewest tokens whose probabilities sum to P; 1 keeps all [default: 0.95].
-    #[arg(long, value_name = "P", value_parser = share)]
+    #[arg(long, value_name = "P", value_parser = limits::SHARE)]
     top_p: Option<f32>,
     /// Keep tokens at least P times as likely as the most likely one; 0 keeps all [default: 0.05].
-    #[arg(long, value_name = "P", value_parser = share)]
+    #[arg(long, value_name = "P", value_parser = limits::SHARE)]
     min_p: Option<f32>,
     /// Make tokens seen lately less likely by this factor; 1 does nothing [default: 1].
-    #[arg(long, value_name = "F", value_parser = positive)]
+    #[arg(long, value_name = "F", value_parser = limits::PENALTY_FACTOR)]
     repeat_penalty: Option<f32>,
     /// Subtract this from a recent token's logit for each time it was seen [default: 0].
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", value_parser = limits::PENALTY, allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
     /// Subtract this from the logit of any recent token [default: 0].
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", value_parser = limits::PENALTY, allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
     /// How many tokens back penalties look [default: 64].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limits::SOME_TOKENS)]
     repeat_last_n: Option<usize>,
     /// Seed of the random draws [default: the time].
     #[arg(short, long, value_name = "N")]
     seed: Option<u64>,
-}
-
-fn number(text: &str, fits: impl Fn(f32) -> bool, range: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(v) if fits(v) => Ok(v),
-        _ => Err(format!("a number {range} is expected")),
-    }
-}
-
-fn not_negative(text: &str) -> Result<f32, String> {
-    number(text, |v| v >= 0.0 && v.is_finite(), "of at least 0")
-}
-
-fn positive(text: &str) -> Result<f32, String> {
-    number(text, |v| v > 0.0 && v.is_finite(), "above 0")
-}
-
-fn share(text: &str) -> Result<f32, String> {
-    number(text, |v| (0.0..=1.0).contains(&v), "from 0 to 1")
 }
 
 impl SamplingArgs {

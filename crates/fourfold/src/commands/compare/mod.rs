@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::output::Report;
-use crate::{assets, child, interrupt};
+use crate::{assets, child, interrupt, limits};
 
 use figures::Side;
 use tensors::TensorPair;
@@ -35,16 +35,16 @@ pub struct CompareArgs {
     #[arg(short = 'f', long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens of a window [default: 512, or all positions of a model that has fewer].
-    #[arg(short, long, value_name = "TOKENS")]
+    #[arg(short, long, value_name = "TOKENS", value_parser = limits::EVAL_CONTEXT)]
     context: Option<usize>,
     /// Evaluate the first N windows only.
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = limits::WINDOWS)]
     chunks: u32,
     /// What the samples continue; once for each sample.
     #[arg(short, long, default_values = ["The first thing to know is", "fn main() {"])]
     prompt: Vec<String>,
     /// Tokens of a sample.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = limits::SOME_TOKENS)]
     predict: usize,
     /// Write the report to a file: .html (one page, nothing loaded from elsewhere), .md or .json [default: text on stdout].
     #[arg(short, long, value_name = "FILE")]

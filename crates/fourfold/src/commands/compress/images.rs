@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_compress::Plan;
 use fourfold_compress::convnet::{ConvNetJob, Goal, Output, Recipe, compress, write};
+use fourfold_formats::regular;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
 use fourfold_tensor::Form;
 use serde::Serialize;
@@ -15,7 +16,7 @@ use crate::context::Context;
 use crate::model::OpenNetwork;
 use crate::output::Report;
 use crate::progress::Stages;
-use crate::{human, memory};
+use crate::{human, limits, memory};
 
 #[derive(Serialize)]
 struct ConvNetReport {
@@ -84,7 +85,7 @@ pub fn run(open: &OpenNetwork, args: &CompressArgs, place: Option<&Path>, contex
 
 fn goal(args: &CompressArgs, source_bytes: u64, parameters: u64) -> Result<Goal> {
     if let Some(file) = &args.plan {
-        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let text = regular::read_text(file, limits::MOST_BYTES).with_context(|| file.display().to_string())?;
         return Ok(Goal::Plan(Plan::from_json(&text).with_context(|| file.display().to_string())?));
     }
     let recipe = |text: &str| text.parse::<Recipe>().map_err(anyhow::Error::msg);

@@ -38,6 +38,9 @@ use crate::human;
 use crate::memory::resident_now;
 use crate::output::usage;
 
+/// Batches that are looked at for the longest. Those of a longer run are drawn from the same data.
+const MOST_BATCHES: u64 = 1 << 16;
+
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let settings = Settings::resolve(args).map_err(usage)?;
     identity::check_output(&settings)?;
@@ -95,7 +98,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
     let accumulation = settings.gradient_accumulation;
     let steps =
         settings.steps.unwrap_or((settings.epochs * per_epoch as f64 / accumulation as f64).ceil() as u64).max(1);
-    let largest = (0..steps * accumulation)
+    let largest = (0..(steps * accumulation).min(MOST_BATCHES))
         .map(|number| batches.extent(number, settings.recipe.block_tokens))
         .fold(Extent::default(), Extent::max);
     // What is trained stays the same; recipe and batches may be others.

@@ -1,10 +1,10 @@
 //! The settings of a run: a TOML file, and flags that go before it.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use clap::Args;
+use fourfold_formats::regular;
 use fourfold_kernels::backward::SoftTargets;
 use fourfold_models::layers::LoraSpec;
 use fourfold_tensor::DType;
@@ -21,6 +21,7 @@ use fourfold_train::trainer::Hyperparameters;
 use serde::Deserialize;
 
 use crate::data_files::DataFormat;
+use crate::limits;
 
 /// Flags of `fourfold train`; each may stand in the TOML file too, with `_` for `-`.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -91,13 +92,13 @@ pub struct TrainArgs {
     #[arg(long)]
     show_data: bool,
     /// Part of --data kept for measuring [default: 0.05].
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = limits::HELD_OUT)]
     held_out: Option<f64>,
     /// Mirror every second image, left to right (networks that read images).
     #[arg(long)]
     flip: bool,
     /// Move images by up to so many pixels [default: 0].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = limits::SHIFT)]
     shift: Option<usize>,
     /// Train the layers of a new convolutional network as chains of smaller ones from the beginning: tucker:AMOUNT or cp:AMOUNT, and
     /// svd:AMOUNT, as `compress --method` has them.
@@ -105,10 +106,10 @@ pub struct TrainArgs {
     factorize: Option<String>,
     /// Train low-rank adapters of this rank (LoRA) and leave the model as it is; a compressed one stays compressed (QLoRA).
     /// What is written is in PEFT's format.
-    #[arg(long, value_name = "RANK")]
+    #[arg(long, value_name = "RANK", value_parser = limits::RANK)]
     lora_rank: Option<usize>,
     /// The adapters count alpha / rank [default: twice the rank].
-    #[arg(long, value_name = "ALPHA", requires = "lora_rank")]
+    #[arg(long, value_name = "ALPHA", requires = "lora_rank", value_parser = limits::ALPHA)]
     lora_alpha: Option<f32>,
     /// Layers that get an adapter: names such as q_proj,v_proj, or all-linear [default: all-linear].
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "lora_rank")]
@@ -118,10 +119,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "MODEL", requires = "model")]
     teacher: Option<String>,
     /// Compare softmax(logits / T) of teacher and model [default: 1].
-    #[arg(long, value_name = "T", requires = "teacher")]
+    #[arg(long, value_name = "T", requires = "teacher", value_parser = limits::DISTILL_TEMPERATURE)]
     distill_temperature: Option<f32>,
     /// Share of the teacher in the loss; the rest is the text's next tokens [default: 1].
-    #[arg(long, value_name = "SHARE", requires = "teacher")]
+    #[arg(long, value_name = "SHARE", requires = "teacher", value_parser = limits::SHARE)]
     distill_weight: Option<f32>,
     /// What is trained of a --model: `all` (packed weights become plain ones), `scales` (scales and offsets of quantized weights, norms and
     /// biases: codes stay, and what is written has the form and the bytes of what was read), `norms` (norms and biases) [default: all].
@@ -139,13 +140,13 @@ pub struct TrainArgs {
     #[arg(long, value_name = "NAME")]
     weights: Option<String>,
     /// Bits of the optimizer's states: 32, 8, 4 [default: as the preset says].
-    #[arg(long, value_name = "BITS")]
+    #[arg(long, value_name = "BITS", value_parser = moments)]
     moments: Option<u8>,
     /// `adamw` or `sgd` [default: adamw].
     #[arg(long, value_name = "NAME")]
     optimizer: Option<String>,
     /// Momentum of SGD [default: 0.9].
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = limits::DECAY_RATE)]
     momentum: Option<f32>,
     /// Apply each block's gradients as soon as they are known [default: as the preset says].
     #[arg(long, value_name = "BOOL")]
@@ -155,55 +156,55 @@ pub struct TrainArgs {
     recompute: Option<bool>,
     /// Batches whose gradients are summed for one step. With gradient release the sums take 2 bytes a parameter: a larger
     /// --batch-size most often takes less [default: 1].
-    #[arg(long, value_name = "N")]
-    gradient_accumulation: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = limits::BATCH)]
+    gradient_accumulation: Option<usize>,
     /// Tokens of a sequence [default: 256].
-    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS")]
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = limits::TRAIN_CONTEXT)]
     context: Option<usize>,
     /// Sequences of a step [default: 8].
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = limits::BATCH)]
     batch_size: Option<usize>,
     /// Steps to run [default: as --epochs says].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limits::SOME_STEPS)]
     steps: Option<u64>,
     /// Passes over the data [default: 1].
-    #[arg(long, value_name = "N", conflicts_with = "steps")]
+    #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = limits::EPOCHS)]
     epochs: Option<f64>,
     /// Peak learning rate [default: 1e-3 for a new model, 2e-5 for an existing one, 2e-4 for adapters,
     /// 1e-3 for scales and norms].
-    #[arg(long, visible_alias = "lr", value_name = "RATE")]
+    #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = limits::LEARNING_RATE)]
     learning_rate: Option<f64>,
     /// Course of the learning rate: `constant`, `linear`, `cosine`, `wsd` [default: cosine].
     #[arg(long, value_name = "NAME")]
     schedule: Option<String>,
     /// The learning rate that `linear`, `cosine` and `wsd` end at [default: 0 with `linear`, 5 % of the peak with the others].
-    #[arg(long, visible_alias = "min-lr", value_name = "RATE")]
+    #[arg(long, visible_alias = "min-lr", value_name = "RATE", value_parser = limits::MIN_LEARNING_RATE)]
     min_learning_rate: Option<f64>,
     /// Steps of the linear warmup [default: 3 % of all].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limits::SOME_STEPS)]
     warmup_steps: Option<u64>,
     /// Decoupled weight decay of matrices [default: 0.1 for a new model, 0 for an existing one].
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = limits::WEIGHT_DECAY)]
     weight_decay: Option<f32>,
     /// Decay rate of the second moment [default: 0.95 for a new model, 0.999 for an existing one].
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = limits::DECAY_RATE)]
     beta2: Option<f32>,
     /// Clip by this norm of all gradients, exactly; takes a second backward pass with `quarter` and `eighth`
     /// [default: clipping of each tensor's update].
-    #[arg(long, value_name = "NORM")]
+    #[arg(long, value_name = "NORM", value_parser = limits::GRADIENT_NORM)]
     max_grad_norm: Option<f64>,
     /// How much a step moves the bias by which a router chooses an expert, down where the expert had more tokens than the mean, up
     /// where fewer (models that have such a bias) [default: 0.001 for a new model, 0 for an existing one].
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = limits::SHARE)]
     router_bias_update_rate: Option<f32>,
     /// Steps between evaluations [default: a tenth of all].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limits::STEPS)]
     eval_every: Option<u64>,
     /// Steps between checkpoints [default: a tenth of all].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limits::STEPS)]
     save_every: Option<u64>,
     /// Checkpoints to keep [default: 2].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limits::KEEP)]
     keep: Option<usize>,
     /// Seed of initialisation, order and rounding [default: 0].
     #[arg(long, value_name = "N")]
@@ -287,7 +288,7 @@ impl Settings {
     pub fn resolve(flags: &TrainArgs) -> Result<Self> {
         let file = match &flags.config {
             Some(path) => {
-                let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                let text = regular::read_text(path, limits::MOST_BYTES).with_context(|| path.display().to_string())?;
                 toml::from_str(&text).with_context(|| path.display().to_string())?
             }
             None => TrainArgs::default(),
@@ -296,6 +297,16 @@ impl Settings {
         macro_rules! pick {
             ($name:ident) => {
                 flags.$name.or(file.$name)
+            };
+            // A number of the file has had no parser that knows its limits.
+            ($name:ident, $limit:ident) => {
+                match flags.$name.or(file.$name) {
+                    Some(value) => {
+                        let option = format!("--{}", stringify!($name).replace('_', "-"));
+                        Some(limits::$limit.check(&option, value)?)
+                    }
+                    None => None,
+                }
             };
         }
         let preset = pick!(preset).unwrap_or_else(|| Recipe::QUARTER.name.to_owned());
@@ -311,7 +322,7 @@ impl Settings {
                 32 => MomentPrecision::F32,
                 8 => MomentPrecision::Bits8,
                 4 => MomentPrecision::Bits4,
-                other => bail!("--moments {other}: there are 32, 8, 4"),
+                other => bail!("--moments {other}: 32, 8 or 4 is expected"),
             };
         }
         if let Some(name) = pick!(optimizer) {
@@ -326,7 +337,7 @@ impl Settings {
         let shows = flags.show_data || file.show_data;
         let Some(output) = pick!(output).or(shows.then(PathBuf::new)) else { bail!("--output DIR is missing") };
         let either = |flag: Vec<PathBuf>, file: Vec<PathBuf>| if flag.is_empty() { file } else { flag };
-        let steps = pick!(steps);
+        let steps = pick!(steps, SOME_STEPS);
         let mut targets = match flags.lora_targets.is_empty() {
             true => file.lora_targets,
             false => flags.lora_targets,
@@ -334,11 +345,9 @@ impl Settings {
         if targets == ["all-linear"] {
             targets.clear();
         }
-        let lora = pick!(lora_rank).map(|rank| LoraSpec {
-            rank,
-            alpha: pick!(lora_alpha).unwrap_or(2.0 * rank as f32),
-            targets,
-        });
+        let alpha = pick!(lora_alpha, ALPHA);
+        let lora =
+            pick!(lora_rank, RANK).map(|rank| LoraSpec { rank, alpha: alpha.unwrap_or(2.0 * rank as f32), targets });
         let tune = match pick!(trainable).as_deref() {
             None | Some("all") => None,
             Some("scales") => Some(Tune::Scales),
@@ -346,8 +355,8 @@ impl Settings {
             Some(other) => bail!("--trainable {other}: there are all, scales, norms"),
         };
         let soft = SoftTargets {
-            temperature: pick!(distill_temperature).unwrap_or(1.0),
-            weight: pick!(distill_weight).unwrap_or(1.0),
+            temperature: pick!(distill_temperature, DISTILL_TEMPERATURE).unwrap_or(1.0),
+            weight: pick!(distill_weight, SHARE).unwrap_or(1.0),
         };
         let teacher = pick!(teacher).map(|model| TeacherSettings { model, soft });
         let with_adapters = lora.is_some();
@@ -388,20 +397,20 @@ impl Settings {
             },
             columns,
             show_data: flags.show_data || file.show_data,
-            held_out: pick!(held_out).unwrap_or(0.05),
+            held_out: pick!(held_out, HELD_OUT).unwrap_or(0.05),
             lora,
             teacher,
             tune,
             output,
             recipe,
-            momentum: pick!(momentum).unwrap_or(0.9),
-            gradient_accumulation: pick!(gradient_accumulation).unwrap_or(1),
+            momentum: pick!(momentum, DECAY_RATE).unwrap_or(0.9),
+            gradient_accumulation: pick!(gradient_accumulation, BATCH).unwrap_or(1) as u64,
             is_context_given: flags.context.is_some() || file.context.is_some(),
-            context: pick!(context).unwrap_or(256),
-            batch_size: pick!(batch_size).unwrap_or(8),
+            context: pick!(context, TRAIN_CONTEXT).unwrap_or(256),
+            batch_size: pick!(batch_size, BATCH).unwrap_or(8),
             steps,
-            epochs: pick!(epochs).unwrap_or(1.0),
-            learning_rate: pick!(learning_rate).unwrap_or(match (new, with_adapters, tune.is_some()) {
+            epochs: pick!(epochs, EPOCHS).unwrap_or(1.0),
+            learning_rate: pick!(learning_rate, LEARNING_RATE).unwrap_or(match (new, with_adapters, tune.is_some()) {
                 (true, _, _) => 1e-3,
                 (false, true, _) => 2e-4,
                 // Numbers about 1: see `fourfold_tensor::Tuning`.
@@ -409,30 +418,27 @@ impl Settings {
                 (false, false, false) => 2e-5,
             }),
             decay: pick!(schedule).unwrap_or_else(|| "cosine".to_owned()),
-            min_learning_rate: pick!(min_learning_rate),
-            warmup_steps: pick!(warmup_steps),
-            weight_decay: pick!(weight_decay).unwrap_or(if new { 0.1 } else { 0.0 }),
-            beta2: pick!(beta2).unwrap_or(if new { 0.95 } else { 0.999 }),
-            max_grad_norm: pick!(max_grad_norm),
-            router_bias_update_rate: pick!(router_bias_update_rate).unwrap_or(if new { DEFAULT_RATE } else { 0.0 }),
-            eval_every: pick!(eval_every),
-            save_every: pick!(save_every),
-            keep: pick!(keep).unwrap_or(2),
+            min_learning_rate: pick!(min_learning_rate, MIN_LEARNING_RATE),
+            warmup_steps: pick!(warmup_steps, SOME_STEPS),
+            weight_decay: pick!(weight_decay, WEIGHT_DECAY).unwrap_or(if new { 0.1 } else { 0.0 }),
+            beta2: pick!(beta2, DECAY_RATE).unwrap_or(if new { 0.95 } else { 0.999 }),
+            max_grad_norm: pick!(max_grad_norm, GRADIENT_NORM),
+            router_bias_update_rate: pick!(router_bias_update_rate, SHARE).unwrap_or(if new {
+                DEFAULT_RATE
+            } else {
+                0.0
+            }),
+            eval_every: pick!(eval_every, STEPS),
+            save_every: pick!(save_every, STEPS),
+            keep: pick!(keep, KEEP).unwrap_or(2),
             seed: pick!(seed).unwrap_or(0),
             factorize: pick!(factorize),
             flip: flags.flip || file.flip,
-            shift: pick!(shift).unwrap_or(0),
+            shift: pick!(shift, SHIFT).unwrap_or(0),
             resume: flags.resume || file.resume,
             memory_check: !(flags.no_memory_check || file.no_memory_check),
         };
         ensure!(!settings.data.is_empty(), "--data FILE is missing");
-        ensure!((0.0..0.9).contains(&settings.held_out), "--held-out {}: a share below 0.9", settings.held_out);
-        ensure!(settings.context >= 2 && settings.batch_size >= 1, "--context of 2 and --batch-size of 1 at least");
-        ensure!(
-            settings.learning_rate.is_finite() && settings.learning_rate > 0.0,
-            "--learning-rate {}: a positive number",
-            settings.learning_rate
-        );
         if let Some(rate) = settings.min_learning_rate {
             ensure!(
                 rate.is_finite() && (0.0..=settings.learning_rate).contains(&rate),
@@ -450,29 +456,14 @@ impl Settings {
             settings.steps != Some(0),
             "--steps 0: nothing would be trained; --steps 1 is one step, and `fourfold eval` measures a model as it is"
         );
-        ensure!(
-            settings.router_bias_update_rate.is_finite() && settings.router_bias_update_rate >= 0.0,
-            "--router-bias-update-rate {}: 0 or more",
-            settings.router_bias_update_rate
-        );
-        ensure!(settings.gradient_accumulation >= 1, "--gradient-accumulation of 1 at least");
-        ensure!((0.0..1.0).contains(&settings.momentum), "--momentum {}: a rate below 1", settings.momentum);
-        if let Some(lora) = &settings.lora {
-            ensure!((1..=4096).contains(&lora.rank), "--lora-rank {}: from 1 to 4096", lora.rank);
-            ensure!(lora.alpha.is_finite() && lora.alpha > 0.0, "--lora-alpha {}: a positive number", lora.alpha);
+        if settings.lora.is_some() {
             ensure!(
                 settings.task == Task::Text,
                 "--lora-rank: a classifier's new head is trained with all weights only"
             );
         }
         let (task, tune) = (settings.task, settings.tune);
-        if let Some(TeacherSettings { soft, .. }) = &settings.teacher {
-            let SoftTargets { temperature, weight } = *soft;
-            ensure!(
-                temperature.is_finite() && temperature > 0.0,
-                "--distill-temperature {temperature}: a positive number"
-            );
-            ensure!((0.0..=1.0).contains(&weight), "--distill-weight {weight}: a share from 0 to 1");
+        if settings.teacher.is_some() {
             ensure!(task == Task::Text, "--teacher: a classifier is not distilled; its task has labels of its own");
         }
         ensure!(
@@ -543,6 +534,16 @@ impl Settings {
     /// The data's name in errors.
     pub fn data_name(&self) -> String {
         name_of(&self.data)
+    }
+}
+
+/// Bits of an optimizer's states.
+fn moments(text: &str) -> Result<u8, String> {
+    match text {
+        "32" => Ok(32),
+        "8" => Ok(8),
+        "4" => Ok(4),
+        _ => Err("32, 8 or 4 is expected".to_owned()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use fourfold_disk::{copy_file, write_file};
 use fourfold_formats::quantization::describe_storage;
+use fourfold_formats::regular;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, without_unread_layers};
 use fourfold_formats::{ADAPTER_CONFIG, Checkpoint, TokenizerSource};
 use fourfold_infer::ChatTemplate;
@@ -21,6 +22,7 @@ use serde_json::Value;
 use super::classification::LabelledTexts;
 use super::settings::Settings;
 use crate::context::Context;
+use crate::limits;
 use crate::model::{self, OpenModel, Opening};
 
 /// The model to begin with, before any of its weights is read.
@@ -78,7 +80,7 @@ impl Start {
     }
 
     fn new(file: &Path, texts: Option<&LabelledTexts>, settings: &Settings) -> Result<Self> {
-        let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let text = regular::read_text(file, limits::MOST_BYTES).with_context(|| file.display().to_string())?;
         let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
         let (config, spec) = match texts {
             Some(texts) => texts.classifier(&config, &file.display().to_string())?,

@@ -1,10 +1,10 @@
 //! `fourfold train` of a convolutional network, on images.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use fourfold_compress::convnet::factorized;
+use fourfold_formats::regular;
 use fourfold_models::ConvNetSpec;
 use fourfold_train::image_memory::image_memory;
 use fourfold_train::images::{Augmentation, ImageBatches, Images, Subset, in_order};
@@ -22,6 +22,7 @@ use super::start::{Description, TokenizerText, dense_config, with_pruned};
 use crate::context::Context;
 use crate::human;
 use crate::images::{self, Split};
+use crate::limits;
 use crate::model;
 
 /// A network to train, and its configuration.
@@ -39,7 +40,7 @@ pub fn start(settings: &Settings, context: &Context) -> Result<Option<Start>> {
         (Some(name), None) => Path::new(name).join("config.json"),
         _ => return Ok(None),
     };
-    let Ok(text) = fs::read_to_string(&file) else { return Ok(None) };
+    let Ok(text) = regular::read_text(&file, limits::MOST_BYTES) else { return Ok(None) };
     let Ok(config) = serde_json::from_str::<Value>(&text) else { return Ok(None) };
     if !ConvNetSpec::is_described_by(&config) {
         return Ok(None);
