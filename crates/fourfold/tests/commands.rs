@@ -251,9 +251,9 @@ fn an_interchange_output_keeps_its_embedding_dense() {
 #[test]
 fn a_plan_is_written_edited_and_followed() {
     let dir = folder();
-    model(dir.path());
-    let (plan, out) = (dir.path().join("plan.json"), dir.path().join("out"));
-    let written = fourfold(args!["compress", dir.path(), "--ratio", "3", "--write-plan", &plan]);
+    let [source, plan, out] = ["source", "plan.json", "out"].map(|name| dir.path().join(name));
+    model(&source);
+    let written = fourfold(args!["compress", &source, "--ratio", "3", "--write-plan", &plan]);
     assert_eq!(written.code, Some(0), "{}", written.stderr);
     let mut edited: serde_json::Value = serde_json::from_slice(&fs::read(&plan).unwrap()).unwrap();
     for entry in edited["tensors"].as_array_mut().unwrap() {
@@ -262,7 +262,7 @@ fn a_plan_is_written_edited_and_followed() {
         }
     }
     fs::write(&plan, edited.to_string()).unwrap();
-    fourfold(args!["compress", dir.path(), &out, "--plan", &plan, "--json"]).json();
+    fourfold(args!["compress", &source, &out, "--plan", &plan, "--json"]).json();
     let report = fourfold(args!["inspect", &out, "--tensors", "--json"]).json();
     let tensors = report["tensors"].as_array().unwrap();
     let stored = |name: &str| tensors.iter().find(|t| t["name"] == name).unwrap()["storage"].clone();

@@ -439,9 +439,11 @@ impl Report for TrainReport {
             text += &format!("training loss {loss:.4}");
         }
         if let Some(loss) = self.held_out_loss {
+            // A run that was finished already has learned nothing more.
+            text += if self.training_loss.is_some() { ", " } else { "" };
             text += &match self.held_out_loss_before {
-                Some(before) => format!(", held-out loss from {before:.4} to {loss:.4}"),
-                None => format!(", held-out loss {loss:.4}"),
+                Some(before) => format!("held-out loss from {before:.4} to {loss:.4}"),
+                None => format!("held-out loss {loss:.4}"),
             };
         }
         if let Some(perplexity) = self.held_out_perplexity {
