@@ -22,12 +22,25 @@ pub struct Checkpoint {
     pub chat_template: Option<String>,
     /// Special tokens, as far as the files say.
     pub special: SpecialTokens,
+    /// The files beside a `tokenizer.json`, as they are.
+    pub tokenizer_files: TokenizerFiles,
     /// The weights, under Hugging Face names whatever the file format.
     pub weights: Box<dyn WeightSource>,
     /// Bytes of all tensor data in the files.
     pub weight_bytes: u64,
     /// Bytes of the files that hold them, headers included.
     pub file_bytes: u64,
+}
+
+/// The files beside a `tokenizer.json` that say more of its tokens, each null where there is none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenizerFiles {
+    /// `tokenizer_config.json`.
+    pub config: Value,
+    /// `special_tokens_map.json`.
+    pub special_tokens_map: Value,
+    /// `added_tokens.json`.
+    pub added_tokens: Value,
 }
 
 /// Where a checkpoint keeps its tokenizer.
@@ -60,6 +73,8 @@ pub struct SpecialTokens {
     pub unk: Option<String>,
     /// Whether `bos` is put before every text; `None` leaves it to the tokenizer's own post-processor.
     pub add_bos: Option<bool>,
+    /// Whether `eos` is put after every text; `None` likewise.
+    pub add_eos: Option<bool>,
 }
 
 /// How tensor data is read.

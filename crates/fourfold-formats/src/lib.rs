@@ -17,7 +17,9 @@ pub mod regular;
 pub mod safetensors;
 pub mod writer;
 
-pub use checkpoint::{Access, Checkpoint, Fp8Decode, OpenOptions, SpecialTokens, TokenizerSource, open, open_with};
+pub use checkpoint::{
+    Access, Checkpoint, Fp8Decode, OpenOptions, SpecialTokens, TokenizerFiles, TokenizerSource, open, open_with,
+};
 pub use error::{FormatError, OutputError, TensorError};
-pub use hf::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adaptable, AdapterError, with_adapter};
+pub use hf::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adaptable, AdapterError, chat_template, tokenizer_files, with_adapter};
 pub use writer::{ModelFiles, SafetensorsWriter, WriteOptions};

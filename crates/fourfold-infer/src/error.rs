@@ -21,15 +21,23 @@ pub enum InferError {
     /// The tokenizer file is not one, or a text could not be encoded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// The tokenizer produces ids that the model has no embedding for.
+    /// A file beside the tokenizer contradicts it, or asks for what is not done.
+    #[error("tokenizer_config.json: {key} {reason}")]
+    TokenizerConfig {
+        /// The key, or the file.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A text has a token that the model has no embedding for.
     #[error(
-        "the tokenizer does not belong to this model: it has ids up to {largest} ({token:?}), the model's vocabulary ends at {}",
-        vocab_size - 1
+        "the text has the token {token:?} (id {id}), for which the model has no row: its vocabulary ends at {}",
+        vocab_size.saturating_sub(1)
     )]
-    WrongTokenizer {
-        /// The largest id the tokenizer knows.
-        largest: u32,
-        /// The token with that id.
+    NoRow {
+        /// The id.
+        id: u32,
+        /// The token.
         token: String,
         /// Rows of the model's embedding.
         vocab_size: usize,

@@ -17,6 +17,7 @@ mod memory;
 mod model;
 mod output;
 mod progress;
+mod tokenizer;
 mod weights;
 
 use std::process::ExitCode;

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use fourfold_formats::quantization::quantization_remarks;
-use fourfold_formats::regular;
-use fourfold_formats::{ADAPTER_CONFIG, Adaptable, Checkpoint, TokenizerSource};
+use fourfold_formats::{ADAPTER_CONFIG, Adaptable, Checkpoint};
 use fourfold_infer::{ChatTemplate, Tokenizer};
 use fourfold_kernels::{Backend, release_freed_memory};
 use fourfold_models::{
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::hub;
-use crate::limits;
+use crate::tokenizer::TokenizerText;
 use crate::weights::{CheckedWeights, file_of};
 
 /// A checkpoint and what its configuration says.
@@ -181,33 +180,9 @@ impl OpenModel {
         Ok(Arc::new(model))
     }
 
-    /// The tokenizer, checked against the model.
+    /// The tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let path = &self.checkpoint.path;
-        let tokenizer = match &self.checkpoint.tokenizer {
-            TokenizerSource::Json(file) => {
-                let json = regular::read(file, limits::MOST_BYTES).with_context(|| file.display().to_string())?;
-                Tokenizer::from_bytes(&json).with_context(|| file.display().to_string())?
-            }
-            TokenizerSource::Embedded(json) => {
-                Tokenizer::from_bytes(json.as_bytes()).with_context(|| path.display().to_string())?
-            }
-            TokenizerSource::None => bail!("{}: there is no tokenizer (tokenizer.json)", path.display()),
-        };
-        tokenizer.check_fits(self.spec.vocab_size).with_context(|| match &self.checkpoint.tokenizer {
-            TokenizerSource::Json(file) => file.display().to_string(),
-            TokenizerSource::Embedded(_) | TokenizerSource::None => path.display().to_string(),
-        })?;
-        let special = &self.checkpoint.special;
-        let named = || special.bos_id.or_else(|| tokenizer.token_to_id(special.bos.as_deref()?));
-        let bos = match special.add_bos {
-            Some(true) => named(),
-            Some(false) => None,
-            None => tokenizer.prefix_token()?,
-        };
-        // Its text, its parts and what they were built from are many times what is left.
-        release_freed_memory();
-        Ok(tokenizer.with_bos(bos))
+        TokenizerText::of(&self.checkpoint)?.open(self.spec.vocab_size)
     }
 
     /// Tokens that end an answer.
@@ -226,14 +201,10 @@ impl OpenModel {
 
     /// The chat template the model ships, or ChatML (and whether it was the model's own).
     pub fn chat_template(&self) -> Result<(ChatTemplate, bool)> {
-        let special = &self.checkpoint.special;
-        match &self.checkpoint.chat_template {
-            Some(source) => {
-                let (bos, eos) = (special.bos.as_deref().unwrap_or(""), special.eos.as_deref().unwrap_or(""));
-                Ok((ChatTemplate::new(source, bos, eos)?, true))
-            }
-            None => Ok((ChatTemplate::chatml()?, false)),
-        }
+        Ok(match TokenizerText::of(&self.checkpoint)?.template()? {
+            Some(template) => (template, true),
+            None => (ChatTemplate::chatml()?, false),
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::{Checkpoint, FormatError, SpecialTokens, TokenizerSource};
+use crate::{Checkpoint, FormatError, SpecialTokens, TokenizerFiles, TokenizerSource};
 
 mod arch;
 mod blocks;
@@ -46,6 +46,7 @@ pub fn checkpoint(path: &Path) -> Result<Checkpoint, FormatError> {
         tokenizer,
         chat_template: gguf.chat_template,
         special,
+        tokenizer_files: TokenizerFiles::default(),
         weights: Box::new(gguf.source),
         weight_bytes: gguf.weight_bytes,
         file_bytes: gguf.file_bytes,

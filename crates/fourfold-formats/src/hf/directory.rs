@@ -9,7 +9,7 @@ use super::source::HfSource;
 use super::special::special_tokens;
 use crate::quantization::QuantizationConfig;
 use crate::safetensors::{INDEX_NAME, Index, Store};
-use crate::{Checkpoint, FormatError, OpenOptions, TokenizerSource, json};
+use crate::{Checkpoint, FormatError, OpenOptions, TokenizerFiles, TokenizerSource, json};
 
 /// Most bytes of a tokenizer.json.
 const TOKENIZER_LIMIT: u64 = 256 << 20;
@@ -48,13 +48,11 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions
         .map_err(|problem| FormatError::Quantization { file: config_path.clone(), problem })?;
     let generation_config: Option<Value> =
         json::read_if_present(&dir.join("generation_config.json"), json::CONFIG_LIMIT)?;
-    let tokenizer_config: Value =
-        json::read_if_present(&dir.join("tokenizer_config.json"), json::CONFIG_LIMIT)?.unwrap_or_default();
-    let tokens_map: Value =
-        json::read_if_present(&dir.join("special_tokens_map.json"), json::CONFIG_LIMIT)?.unwrap_or_default();
+    let tokenizer_files = tokenizer_files(dir)?;
     let tokenizer = tokenizer(dir)?;
-    let special = special_tokens(&config, generation_config.as_ref(), &tokenizer_config, &tokens_map);
-    let chat_template = chat_template(dir, &tokenizer_config)?;
+    let TokenizerFiles { config: tokenizer_config, special_tokens_map, .. } = &tokenizer_files;
+    let special = special_tokens(&config, generation_config.as_ref(), tokenizer_config, special_tokens_map);
+    let chat_template = chat_template(dir, tokenizer_config)?;
     let file_bytes = store.file_bytes();
     let source = HfSource::new(path, store, &quantization, options.fp8)?;
     Ok(Checkpoint {
@@ -64,9 +62,24 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions
         tokenizer,
         chat_template,
         special,
+        tokenizer_files,
         weight_bytes: source.data_bytes(),
         file_bytes,
         weights: Box::new(source),
+    })
+}
+
+/// The files beside a `tokenizer.json` in `dir`.
+///
+/// # Errors
+/// One of them is no JSON, or too large.
+pub fn tokenizer_files(dir: &Path) -> Result<TokenizerFiles, FormatError> {
+    let read =
+        |name: &str| json::read_if_present::<Value>(&dir.join(name), json::CONFIG_LIMIT).map(Option::unwrap_or_default);
+    Ok(TokenizerFiles {
+        config: read("tokenizer_config.json")?,
+        special_tokens_map: read("special_tokens_map.json")?,
+        added_tokens: read("added_tokens.json")?,
     })
 }
 
@@ -115,8 +128,12 @@ fn tokenizer(dir: &Path) -> Result<TokenizerSource, FormatError> {
     }
 }
 
-/// `chat_template.jinja` goes before `chat_template.json` and `tokenizer_config.json`, as in transformers.
-fn chat_template(dir: &Path, tokenizer_config: &Value) -> Result<Option<String>, FormatError> {
+/// The chat template of the files in `dir`: `chat_template.jinja` goes before `chat_template.json` and `tokenizer_config.json`, as in
+/// transformers.
+///
+/// # Errors
+/// A file cannot be read, or holds no template.
+pub fn chat_template(dir: &Path, tokenizer_config: &Value) -> Result<Option<String>, FormatError> {
     let jinja = dir.join("chat_template.jinja");
     if jinja.try_exists().map_err(FormatError::io(&jinja))? {
         return json::read_text(&jinja, json::CONFIG_LIMIT).map(Some);

@@ -6,5 +6,6 @@ mod source;
 mod special;
 
 pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adaptable, AdapterError, with_adapter};
+pub use directory::{chat_template, tokenizer_files};
 pub(crate) use directory::{open_directory, open_file};
 pub use source::HfSource;

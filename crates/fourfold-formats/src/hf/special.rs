@@ -29,6 +29,7 @@ pub(super) fn special_tokens(
         eos_ids,
         unk: text("unk_token"),
         add_bos: tokenizer_config.get("add_bos_token").and_then(Value::as_bool),
+        add_eos: tokenizer_config.get("add_eos_token").and_then(Value::as_bool),
         bos,
         eos,
         pad,
@@ -80,6 +81,7 @@ mod tests {
             pad_id: Some(7),
             unk: Some("<unk>".to_owned()),
             add_bos: Some(true),
+            add_eos: None,
         };
         assert_eq!(special, expected);
         let special = special_tokens(&json!({"eos_token_id": 5, "bos_token_id": -1}), None, &json!({}), &json!(null));

@@ -10,10 +10,8 @@ use crate::quantization::describe_storage;
 use crate::safetensors::INDEX_NAME;
 use crate::{Checkpoint, FormatError, OutputError, TokenizerSource};
 
-/// Files of Hugging Face directories that an output takes over as they are, where the source has them.
-const COPIED: &[&str] = &[
-    "generation_config.json",
-    "tokenizer.json",
+/// Files that lie beside a `tokenizer.json` and belong to it.
+pub const TOKENIZER_FILES: &[&str] = &[
     "tokenizer_config.json",
     "tokenizer.model",
     "special_tokens_map.json",
@@ -22,10 +20,10 @@ const COPIED: &[&str] = &[
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
 ];
+
+/// Files of Hugging Face directories that an output takes over as they are besides, where the source has them.
+const COPIED: &[&str] = &["generation_config.json", "tokenizer.json", "LICENSE", "LICENSE.txt", "LICENSE.md"];
 
 /// Whether a file of this name in a partial output is this program's.
 pub(super) fn is_output_name(name: &str) -> bool {
@@ -34,7 +32,7 @@ pub(super) fn is_output_name(name: &str) -> bool {
         let rest = name.strip_prefix("model").and_then(|rest| rest.strip_suffix(".safetensors"));
         rest.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '-' || "of".contains(c)))
     };
-    made.contains(&name) || COPIED.contains(&name) || is_shard()
+    made.contains(&name) || COPIED.contains(&name) || TOKENIZER_FILES.contains(&name) || is_shard()
 }
 
 /// The files of an output other than its weights.
@@ -71,7 +69,8 @@ impl ModelFiles {
                 files.texts.push(("generation_config.json".to_owned(), pretty(generation)));
             }
         } else if let Some(dir) = dir {
-            files.copies = COPIED.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
+            files.copies =
+                COPIED.iter().chain(TOKENIZER_FILES).map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
         }
         files
     }
@@ -120,7 +119,7 @@ pub fn without_unread_layers(config: &mut Map<String, Value>) {
 }
 
 /// tokenizer_config.json as far as a checkpoint of one file knows it.
-fn tokenizer_config(checkpoint: &Checkpoint) -> Vec<u8> {
+pub fn tokenizer_config(checkpoint: &Checkpoint) -> Vec<u8> {
     let special = &checkpoint.special;
     let mut config = serde_json::Map::new();
     config.insert("tokenizer_class".to_owned(), "PreTrainedTokenizerFast".into());
@@ -132,6 +131,7 @@ fn tokenizer_config(checkpoint: &Checkpoint) -> Vec<u8> {
     put("pad_token", special.pad.clone().map(Value::from));
     put("unk_token", special.unk.clone().map(Value::from));
     put("add_bos_token", special.add_bos.map(Value::from));
+    put("add_eos_token", special.add_eos.map(Value::from));
     put("chat_template", checkpoint.chat_template.clone().map(Value::from));
     pretty(&Value::Object(config))
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use fourfold_disk::Identity;
 use fourfold_tensor::{Dense, Form, OffsetsForm, ScalesForm, SourceError, Weight, WeightSink};
 
-pub use files::{ModelFiles, without_unread_layers};
+pub use files::{ModelFiles, TOKENIZER_FILES, tokenizer_config, without_unread_layers};
 use journal::checksum;
 use layout::Layout;
 use staging::Staging;

@@ -1,6 +1,6 @@
 //! `fourfold chat`: a conversation, with the model's own template and the KV cache kept between turns.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -9,6 +9,7 @@ use fourfold_infer::{
     ChatTemplate, GenerationSettings, InferError, Message, Role, Sampler, Session, Stop, Tokenizer, generate,
 };
 use serde::Serialize;
+use serde_json::Value;
 
 use super::generate::{Printer, cut_short};
 use super::sampling::SamplingArgs;
@@ -16,6 +17,7 @@ use crate::context::Context;
 use crate::device::{self, DeviceReport};
 use crate::model;
 use crate::output::{self, Report};
+use crate::tokenizer::remark_beyond;
 use crate::{interrupt, limits, memory};
 
 #[derive(Args)]
@@ -74,6 +76,7 @@ const HELP: &str = "/reset begins anew, /quit leaves; Ctrl-C stops an answer, a 
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
+    remark_beyond(&tokenizer, open.spec.vocab_size, context);
     let (template, own) = open.chat_template()?;
     let model = open.load_on_device(context)?;
     let mut chat = Chat {
@@ -81,6 +84,7 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
         sampler: Sampler::new(args.sampling.settings(open.checkpoint.generation_config.as_ref(), context)?),
         settings: GenerationSettings { max_tokens: args.predict, stop_ids: open.stop_ids(&tokenizer) },
         template,
+        own_template: own,
         tokenizer: &tokenizer,
         messages: Vec::new(),
         turns: Vec::new(),
@@ -99,10 +103,12 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
         context.remark(&format!("{} — {HELP}", args.model));
     }
     let mut first = args.prompt.clone();
+    // Turns that could not be answered, and why the first of them could not.
+    let (mut failed, mut reason) = (0, None);
     loop {
         let line = match first.take() {
             Some(line) => line,
-            None => match read_line(terminal)? {
+            None => match read_line(terminal, context)? {
                 Some(line) => line,
                 None => break,
             },
@@ -119,34 +125,60 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
                         context.remark(&format!("{why}; /reset begins anew"));
                     }
                 }
-                Err(error) if is_recoverable(&error) => context.remark(&format!("{error:#}; /reset begins anew")),
+                Err(error) if is_recoverable(&error) && terminal => {
+                    output::note(&format!("{error:#}; /reset begins anew"));
+                }
+                // A program that writes the lines goes on with the next one, and learns of it at the end.
+                Err(error) if is_recoverable(&error) => {
+                    failed += 1;
+                    if reason.is_none() {
+                        reason = Some(error);
+                    } else {
+                        output::note(&format!("error: {error:#}"));
+                    }
+                }
                 Err(error) => return Err(error),
             },
         }
     }
-    if context.json {
+    if context.json && (failed == 0 || !chat.turns.is_empty()) {
         let (peak_memory, device) = (memory::peak_resident(), device::report(&model));
         let report =
             ChatReport { model: &args.model, messages: &chat.messages, turns: &chat.turns, peak_memory, device };
         context.print(&report)?;
     }
-    Ok(())
+    match reason {
+        Some(error) if chat.turns.is_empty() && failed == 1 => Err(error),
+        Some(error) => Err(error.context(format!("{failed} of {} turns failed", chat.turns.len() + failed))),
+        None => Ok(()),
+    }
 }
 
-/// A line from stdin; `None` at its end.
-fn read_line(terminal: bool) -> Result<Option<String>> {
+/// Most bytes of a line on stdin.
+const LINE_LIMIT: u64 = 64 << 20;
+
+/// A line from stdin; `None` at its end. Bytes that are no UTF-8 become U+FFFD.
+fn read_line(terminal: bool, context: &Context) -> Result<Option<String>> {
     if terminal {
         let mut err = std::io::stderr().lock();
         write!(err, "\n> ").and_then(|()| err.flush()).context("the terminal")?;
     }
-    let mut line = String::new();
-    let read = std::io::stdin().lock().read_line(&mut line).context("stdin")?;
+    let mut bytes = Vec::new();
+    let read = std::io::stdin().lock().take(LINE_LIMIT).read_until(b'\n', &mut bytes).context("stdin")?;
+    anyhow::ensure!((read as u64) < LINE_LIMIT, "stdin: a line of more than {LINE_LIMIT} bytes");
+    let line = String::from_utf8(bytes).unwrap_or_else(|error| {
+        context.remark("That line is no UTF-8: its broken bytes are read as U+FFFD.");
+        String::from_utf8_lossy(error.as_bytes()).into_owned()
+    });
     Ok((read > 0).then_some(line))
 }
 
 /// Whether the conversation can go on after it: the person said too much.
 fn is_recoverable(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(InferError::ContextFull { .. } | InferError::Template(_)))
+    matches!(
+        error.downcast_ref(),
+        Some(InferError::ContextFull { .. } | InferError::Template(_) | InferError::NoRow { .. })
+    )
 }
 
 struct Chat<'a> {
@@ -154,6 +186,8 @@ struct Chat<'a> {
     sampler: Sampler,
     settings: GenerationSettings,
     template: ChatTemplate,
+    /// Whether the template is the model's, which then says all that a prompt has.
+    own_template: bool,
     tokenizer: &'a Tokenizer,
     messages: Vec<Message>,
     turns: Vec<Turn>,
@@ -178,7 +212,12 @@ impl Chat<'_> {
     }
 
     fn turn(&mut self) -> Result<()> {
-        let ids = self.tokenizer.encode_text(&self.template.render(&self.messages, true)?)?;
+        let messages: Vec<Value> = self.messages.iter().map(Value::from).collect();
+        let prompt = self.template.render(&messages, None, true)?;
+        let ids = match self.own_template {
+            true => self.tokenizer.encode_fragment(&prompt)?,
+            false => self.tokenizer.encode_beginning(&prompt)?,
+        };
         let mut printer = Printer::new(self.tokenizer.detokenizer(), self.stream);
         let cooperation = interrupt::cooperate();
         let answer =
@@ -186,6 +225,7 @@ impl Chat<'_> {
                 printer.push(id)
             });
         drop(cooperation);
+        printer.finish()?;
         let text = printer.text;
         if self.stream {
             output::write("\n")?;

@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::device::{self, DeviceReport};
 use crate::model;
 use crate::output::{self, Report};
+use crate::tokenizer::remark_beyond;
 use crate::{human, interrupt, limits, memory};
 
 #[derive(Args)]
@@ -74,6 +75,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let prompt = prompt(args)?;
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
+    remark_beyond(&tokenizer, open.spec.vocab_size, context);
     let ids = tokenizer.encode_text(&prompt)?;
     let model = open.load_on_device(context)?;
     let stop_ids = if args.ignore_eos { Vec::new() } else { open.stop_ids(&tokenizer) };
@@ -90,6 +92,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let _cooperation = interrupt::cooperate();
     let mut printer = Printer::new(tokenizer.detokenizer(), streaming);
     let answer = generate(&mut session, &mut sampler, &ids, &settings, &interrupt::requested, |id| printer.push(id))?;
+    printer.finish()?;
     let report = GenerateReport {
         model: args.model.clone(),
         prompt,
@@ -155,21 +158,31 @@ fn summary(report: &GenerateReport, context: usize) -> String {
 /// Prints text as tokens arrive, and keeps it.
 pub(super) struct Printer<'a> {
     stream: Detokenizer<'a>,
-    print: bool,
+    prints: bool,
     /// All of it.
     pub text: String,
 }
 
 impl<'a> Printer<'a> {
-    /// With `print` unset, only keeps the text.
-    pub fn new(stream: Detokenizer<'a>, print: bool) -> Self {
-        Self { stream, print, text: String::new() }
+    /// With `prints` unset, only keeps the text.
+    pub fn new(stream: Detokenizer<'a>, prints: bool) -> Self {
+        Self { stream, prints, text: String::new() }
     }
 
     /// One more token.
     pub fn push(&mut self, id: u32) -> Result<()> {
         let piece = self.stream.push(id)?;
-        if self.print && !piece.is_empty() {
+        self.print(piece)
+    }
+
+    /// The end of the text: what is still held back.
+    pub fn finish(&mut self) -> Result<()> {
+        let piece = self.stream.finish()?;
+        self.print(piece)
+    }
+
+    fn print(&mut self, piece: String) -> Result<()> {
+        if self.prints && !piece.is_empty() {
             output::write(&piece)?;
         }
         self.text += &piece;

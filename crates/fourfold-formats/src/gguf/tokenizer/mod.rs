@@ -127,7 +127,7 @@ pub fn embedded(metadata: &Metadata) -> Result<Option<Embedded>, GgufError> {
         "added_tokens": vocabulary.added(),
         "normalizer": parts.normalizer,
         "pre_tokenizer": parts.pre_tokenizer,
-        "post_processor": post_processor(metadata, &special, parts.post_processor)?,
+        "post_processor": post_processor(&special, parts.post_processor),
         "decoder": parts.decoder,
         "model": parts.model,
     });
@@ -164,16 +164,16 @@ fn special(metadata: &Metadata, vocabulary: &Vocabulary, add_bos_default: bool) 
         pad: pad.map(|(_, text)| text),
         unk: named("unknown")?.map(|(_, text)| text),
         add_bos: Some(add_bos),
+        add_eos: Some(metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false)),
     })
 }
 
 /// The processor that puts BOS before a text and EOS after it, where the file asks for that.
-fn post_processor(metadata: &Metadata, special: &SpecialTokens, otherwise: Value) -> Result<Value, GgufError> {
-    let add_eos = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+fn post_processor(special: &SpecialTokens, otherwise: Value) -> Value {
     let bos = special.bos.as_ref().zip(special.bos_id).filter(|_| special.add_bos == Some(true));
-    let eos = special.eos.as_ref().zip(special.eos_ids.first().copied()).filter(|_| add_eos);
+    let eos = special.eos.as_ref().zip(special.eos_ids.first().copied()).filter(|_| special.add_eos == Some(true));
     if bos.is_none() && eos.is_none() {
-        return Ok(otherwise);
+        return otherwise;
     }
     let token = |(text, _): (&String, u32), sequence: u8| json!({"SpecialToken": {"id": text, "type_id": sequence}});
     let around = |name: &str, sequence: u8| {
@@ -186,5 +186,5 @@ fn post_processor(metadata: &Metadata, special: &SpecialTokens, otherwise: Value
         tokens.insert(text.clone(), json!({"id": text, "ids": [id], "tokens": [text]}));
     }
     let (single, pair) = (around("A", 0), [around("A", 0), around("B", 1)].concat());
-    Ok(json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}))
+    json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens})
 }

@@ -133,10 +133,11 @@ impl<'a> Encoder<'a> {
     }
 
     fn example(&self, text: &LabelledText) -> Result<Example> {
-        let mut ids = self.tokenizer.encode_text(&text.text)?;
+        let mut ids = self.tokenizer.encode_beginning(&text.text)?;
         if let Some(pair) = &text.text_pair {
             ids.extend(self.tokenizer.encode_fragment(pair)?);
         }
+        ids.extend(self.tokenizer.suffix());
         let label = match &text.label {
             Label::Number(number) => {
                 ensure!((*number as usize) < self.classes, "class {number}, the model has {}", self.classes);

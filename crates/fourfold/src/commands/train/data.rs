@@ -1,13 +1,13 @@
 //! Files to documents in tokens, which go to disk one by one.
 
 use anyhow::{Context as _, Result, bail};
-use fourfold_infer::{ChatTemplate, Tokenizer};
+use fourfold_infer::Tokenizer;
 use fourfold_train::batch::{Batch, TextSource};
 use fourfold_train::data::rows::Rows;
 use fourfold_train::data::{Batches, Corpus, DataError, Document, Documents, Record, Seen, Source, Spool};
 use fourfold_train::network::HeldOut;
 
-use super::encode::RowEncoder;
+use super::encode::{RowEncoder, Template};
 use super::pieces::{PIECE, TextPieces};
 use super::settings::{Settings, name_of};
 use crate::context::Context;
@@ -32,7 +32,7 @@ pub struct Data {
 pub fn batches(
     settings: &Settings,
     tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
+    template: &Template,
     length: usize,
     context: &Context,
 ) -> Result<Data> {
@@ -57,7 +57,7 @@ pub fn batches(
 fn read(
     settings: &Settings,
     tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
+    template: &Template,
     length: usize,
     context: &Context,
 ) -> Result<(Documents, Option<Documents>)> {
@@ -97,7 +97,7 @@ fn read(
 pub fn first(
     settings: &Settings,
     tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
+    template: &Template,
     length: usize,
 ) -> Result<(String, Document)> {
     let spool = Spool::new("a temporary file of tokens".to_owned(), tempfile::tempfile()?);
@@ -126,7 +126,7 @@ impl<'a> Encoder<'a> {
     fn new(
         settings: &'a Settings,
         tokenizer: &'a Tokenizer,
-        template: Option<&'a ChatTemplate>,
+        template: &'a Template,
         length: usize,
         spool: Spool,
     ) -> Self {

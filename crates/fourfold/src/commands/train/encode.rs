@@ -1,19 +1,37 @@
 //! One row of training data to documents in tokens, with what of them is learned.
+//!
+//! An answer is learned as the model would give it: after the prompt that `fourfold chat` would make of what stands before it, and as the
+//! chat template writes it at the end of a conversation. Where the template writes an answer differently once others follow (thoughts are
+//! dropped from the past), the conversation becomes several documents, each with the history that its answers have.
 
-use anyhow::{Result, bail};
-use fourfold_infer::{ChatTemplate, Message, Role, Tokenizer};
+use std::ops::Range;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use fourfold_infer::{ChatTemplate, InferError, Tokenizer};
 use fourfold_train::data::{Conversation, Document, Instruction, Record};
 use serde_json::Value;
+
+/// The template of a run's conversations and whether it is the model's own. An error in it matters only where there are conversations.
+pub(super) type Template = Result<Option<(ChatTemplate, bool)>>;
+
+/// Renders messages; with `true` up to where the model begins to speak.
+type Render<'r> = dyn Fn(&[Value], bool) -> Result<String, InferError> + 'r;
+
+/// Who may speak in a conversation.
+const ROLES: [&str; 8] = ["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"];
+
+/// A word that no template treats in a way of its own: where it is printed, an answer's text is printed.
+const MARK: &str = "QxjZvAnswerMarkQxjZv";
 
 /// Rows to documents.
 pub(super) struct RowEncoder<'a> {
     tokenizer: &'a Tokenizer,
-    template: Option<&'a ChatTemplate>,
+    template: &'a Template,
 }
 
 impl<'a> RowEncoder<'a> {
     /// With the model's tokenizer, and its template for conversations.
-    pub(super) fn new(tokenizer: &'a Tokenizer, template: Option<&'a ChatTemplate>) -> Self {
+    pub(super) fn new(tokenizer: &'a Tokenizer, template: &'a Template) -> Self {
         Self { tokenizer, template }
     }
 
@@ -22,17 +40,28 @@ impl<'a> RowEncoder<'a> {
     /// # Errors
     /// The tokenizer or the template refuses the row.
     pub(super) fn documents(&self, row: &Record) -> Result<Vec<Document>> {
-        Ok(match row {
-            Record::Text(text) => vec![Document::whole(self.tokenizer.encode_text(text)?)],
-            Record::Completion { prompt, completion } => {
-                let mut ids = self.tokenizer.encode_text(prompt)?;
-                let learned_from = ids.len();
-                ids.extend(self.tokenizer.encode_fragment(completion)?);
-                vec![Document { ids, learned_from, given: Vec::new() }]
-            }
-            Record::Chat(conversation) => vec![self.conversation(conversation)?],
-            Record::Instruction(instruction) => return self.documents(&self.instruction(instruction)?),
-        })
+        match row {
+            Record::Text(text) => Ok(vec![Document::whole(self.tokenizer.encode_text(text)?)]),
+            Record::Completion { prompt, completion } => Ok(vec![self.completion(prompt, completion)?]),
+            Record::Chat(conversation) => self.conversation(conversation),
+            Record::Instruction(instruction) => self.documents(&self.instruction(instruction)?),
+        }
+    }
+
+    /// The completion is learned, and the EOS that ends it.
+    fn completion(&self, prompt: &str, completion: &str) -> Result<Document> {
+        let mut ids = self.tokenizer.encode_beginning(prompt)?;
+        let learned_from = ids.len();
+        ids.extend(match prompt.is_empty() {
+            true => self.tokenizer.encode_fragment(completion)?,
+            false => self.tokenizer.encode_continuation(completion)?,
+        });
+        if let Some(eos) = self.tokenizer.eos()
+            && (ids.len() == learned_from || ids.last() != Some(&eos))
+        {
+            ids.push(eos);
+        }
+        Ok(Document { ids, learned_from, given: Vec::new() })
     }
 
     /// An instruction as a conversation where the model has a template of its own, else as Alpaca's prompt and its completion.
@@ -47,7 +76,7 @@ impl<'a> RowEncoder<'a> {
     }
 
     fn has_own_template(&self) -> bool {
-        self.template.is_some()
+        matches!(self.template, Ok(Some((_, true))) | Err(_))
     }
 
     /// How a row is written, for people.
@@ -67,45 +96,101 @@ impl<'a> RowEncoder<'a> {
     }
 
     /// A conversation through the model's template: each answer is learned, everything between is given.
-    fn conversation(&self, conversation: &Conversation) -> Result<Document> {
-        let Some(template) = self.template else { bail!("conversations need a model with a chat template") };
-        let messages: Vec<Message> = conversation.messages.iter().map(message).collect::<Result<_>>()?;
-        let mut document = Document::default();
-        let mut done = String::new();
-        for i in (0..messages.len()).filter(|&i| messages[i].role == Role::Assistant) {
-            let open = template.render(&messages[..i], true)?;
-            let closed = template.render(&messages[..=i], false)?;
-            let (Some(given), Some(learned)) = (open.strip_prefix(&done), closed.strip_prefix(&open)) else {
-                bail!("the chat template writes an answer differently once others follow")
-            };
-            let begin = document.ids.len();
-            document.ids.extend(self.tokenizer.encode_fragment(given)?);
-            document.given.push(begin..document.ids.len());
-            let begin = document.ids.len();
-            document.ids.extend(self.tokenizer.encode_fragment(learned)?);
-            if conversation.given.contains(&i) {
-                document.given.push(begin..document.ids.len());
-            }
-            done = closed;
+    fn conversation(&self, conversation: &Conversation) -> Result<Vec<Document>> {
+        let (template, is_own) = match self.template {
+            Ok(Some((template, is_own))) => (template, *is_own),
+            Ok(None) => bail!("conversations need a model with a chat template"),
+            Err(error) => return Err(anyhow!("{error:#}")),
+        };
+        let messages = &conversation.messages;
+        for message in messages {
+            let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
+            ensure!(ROLES.contains(&role), "role `{role}`: there are {}", ROLES.join(", "));
         }
-        Ok(document)
+        let render = |messages: &[Value], open| template.render(messages, conversation.tools.as_ref(), open);
+        let mut documents: Vec<Rendered> = Vec::new();
+        for i in (0..messages.len()).filter(|&i| messages[i]["role"] == "assistant") {
+            if conversation.given.contains(&i) {
+                continue;
+            }
+            let closed = render(&messages[..=i], false)?;
+            let answer = match self.answer(&messages[..=i], &closed, &render) {
+                Ok(begin) => begin..closed.len(),
+                Err(error) => return Err(error.context(format!("message {}", i + 1))),
+            };
+            match documents.last_mut() {
+                // The template writes what came before as it did: the document goes on.
+                Some(last) if closed.starts_with(&last.text) && last.text.len() <= answer.start => {
+                    last.text = closed;
+                    last.learned.push(answer);
+                }
+                _ => documents.push(Rendered { text: closed, learned: vec![answer] }),
+            }
+        }
+        documents.iter().map(|document| self.rendered(document, is_own)).collect()
+    }
+
+    /// Where the answer that the last message is begins in `closed`, the conversation that ends with it.
+    ///
+    /// What is asked for (the prompt that `chat` would make) and `closed` begin alike. A prompt may end in what the template does not
+    /// write into an answer (`<think>`): then the answer begins with the first token in which they differ.
+    fn answer(&self, messages: &[Value], closed: &str, render: &Render<'_>) -> Result<usize> {
+        let (answer, history) = messages.split_last().context("no message")?;
+        let open = if history.is_empty() { render(history, true).unwrap_or_default() } else { render(history, true)? };
+        if !open.is_empty() && closed.starts_with(&open) {
+            return Ok(open.len());
+        }
+        let before = if history.is_empty() { String::new() } else { render(history, false)? };
+        if closed.starts_with(&before) && open.starts_with(&before) {
+            let asked = self.tokenizer.encode_with_places(&open[before.len()..])?;
+            let answered = self.tokenizer.encode_with_places(&closed[before.len()..])?;
+            let alike = asked.iter().zip(&answered).take_while(|(a, b)| a.0 == b.0).last();
+            return Ok(before.len() + alike.map_or(0, |(_, (_, place))| place.end));
+        }
+        // The history itself is written differently before an answer: the answer begins where its own text does.
+        let mut marked = messages.to_vec();
+        if let (Some(last), Some(content)) = (marked.last_mut(), answer.get("content").and_then(Value::as_str)) {
+            last["content"] = MARK.into();
+            let with_mark = render(&marked, false)?;
+            let alike = common_prefix(closed, &with_mark);
+            if let Some(place) = with_mark.find(MARK)
+                && !content.is_empty()
+                && place <= alike
+            {
+                return Ok(place);
+            }
+        }
+        bail!("the chat template writes the conversation before this answer in another way than with it")
+    }
+
+    /// Tokens of a rendered conversation, each part encoded as it is when it is said: the prompt, then the answer to it.
+    fn rendered(&self, document: &Rendered, is_own: bool) -> Result<Document> {
+        let mut out = Document::default();
+        let mut done = 0;
+        for answer in &document.learned {
+            let given = &document.text[done..answer.start];
+            let begin = out.ids.len();
+            out.ids.extend(match (done, is_own) {
+                (0, true) => self.tokenizer.encode_fragment(given)?,
+                (0, false) => self.tokenizer.encode_beginning(given)?,
+                _ => self.tokenizer.encode_continuation(given)?,
+            });
+            out.given.push(begin..out.ids.len());
+            out.ids.extend(self.tokenizer.encode_continuation(&document.text[answer.clone()])?);
+            done = answer.end;
+        }
+        Ok(out)
     }
 }
 
-fn message(turn: &Value) -> Result<Message> {
-    let content = turn.get("content").and_then(Value::as_str);
-    let Some(content) = content else { bail!("`content` is not a string") };
-    Ok(Message {
-        role: role(turn.get("role").and_then(Value::as_str).unwrap_or_default())?,
-        content: content.to_owned(),
-    })
+/// A conversation as text, and what of it is learned.
+struct Rendered {
+    text: String,
+    /// Bytes, ascending.
+    learned: Vec<Range<usize>>,
 }
 
-fn role(name: &str) -> Result<Role> {
-    Ok(match name {
-        "system" => Role::System,
-        "user" => Role::User,
-        "assistant" => Role::Assistant,
-        other => bail!("role `{other}`: there are system, user, assistant"),
-    })
+/// Bytes that two texts have in common at their beginning, in whole characters.
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map_or(a.len().min(b.len()), |((i, _), _)| i)
 }

@@ -37,6 +37,7 @@ use crate::context::Context;
 use crate::human;
 use crate::memory::resident_now;
 use crate::output::usage;
+use crate::tokenizer::remark_beyond;
 
 /// Batches that are looked at for the longest. Those of a longer run are drawn from the same data.
 const MOST_BATCHES: u64 = 1 << 16;
@@ -63,7 +64,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         );
         let tokenizer = start.description.tokenizer(start.spec.vocab_size)?;
         let length = settings.length(start.spec.max_positions)?;
-        return show::show(&settings, &tokenizer, start.description.template.as_ref(), length, context);
+        return show::show(&settings, &tokenizer, &start.description.template, length, context);
     }
     let is_new = !settings.output.exists();
     let result = match prepare_output(&settings) {
@@ -82,10 +83,11 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
     let identity = identity::of(settings, context)?;
     let spec = &start.spec;
     let tokenizer = start.description.tokenizer(spec.vocab_size)?;
+    remark_beyond(&tokenizer, spec.vocab_size, context);
     let length = settings.length(spec.max_positions)?;
     let Data { tokens_per_epoch, per_epoch, bytes, mut batches, held_out } = match texts {
         Some(texts) => texts.encode(settings, &tokenizer, &start.description, spec)?,
-        None => data::batches(settings, &tokenizer, start.description.template.as_ref(), length, context)?,
+        None => data::batches(settings, &tokenizer, &start.description.template, length, context)?,
     };
     let (teacher, of_teacher) = match &settings.teacher {
         Some(teacher) => teacher::open(teacher, spec, &tokenizer, context).map(|(t, text)| (Some(t), Some(text)))?,

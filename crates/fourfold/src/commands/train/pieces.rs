@@ -24,12 +24,13 @@ pub struct TextPieces<'a> {
     /// Bytes of a piece, at least.
     least: usize,
     is_first: bool,
+    is_done: bool,
 }
 
 impl<'a> TextPieces<'a> {
     /// Of what `source` gives, in pieces of at least `least` bytes.
     pub fn new(source: Source<'a>, least: usize) -> Self {
-        Self { source, text: String::new(), least, is_first: true }
+        Self { source, text: String::new(), least, is_first: true, is_done: false }
     }
 
     /// What the text came from.
@@ -55,17 +56,18 @@ impl<'a> TextPieces<'a> {
             }
             wanted = wanted.saturating_mul(2);
         }
-        if self.text.is_empty() && !self.is_first {
+        if self.is_done {
             return Ok(None);
         }
         let text = std::mem::take(&mut self.text);
-        let ids = self.encode(tokenizer, &text)?;
-        self.is_first = false;
+        let mut ids = self.encode(tokenizer, &text)?;
+        ids.extend(tokenizer.suffix());
+        (self.is_first, self.is_done) = (false, true);
         Ok(Some(ids))
     }
 
     fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-        Ok(if self.is_first { tokenizer.encode_text(text)? } else { tokenizer.encode_fragment(text)? })
+        Ok(if self.is_first { tokenizer.encode_beginning(text)? } else { tokenizer.encode_fragment(text)? })
     }
 
     /// The first place from byte `from` on where a cut is tried: before a line without spaces around its beginning, or before the space

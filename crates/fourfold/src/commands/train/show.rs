@@ -1,10 +1,11 @@
 //! `fourfold train --show-data`: the first example as the tokens that a run would see, with what of them is learned.
 
 use anyhow::Result;
-use fourfold_infer::{ChatTemplate, Tokenizer};
+use fourfold_infer::Tokenizer;
 use serde::Serialize;
 
 use super::data::first;
+use super::encode::Template;
 use super::settings::Settings;
 use crate::context::Context;
 use crate::output::Report;
@@ -31,7 +32,7 @@ struct Token {
 pub fn show(
     settings: &Settings,
     tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
+    template: &Template,
     length: usize,
     context: &Context,
 ) -> Result<()> {

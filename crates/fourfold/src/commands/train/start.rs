@@ -2,16 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use fourfold_disk::{copy_file, write_file};
+use fourfold_disk::write_file;
 use fourfold_formats::quantization::describe_storage;
 use fourfold_formats::regular;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, without_unread_layers};
-use fourfold_formats::{ADAPTER_CONFIG, Checkpoint, TokenizerSource};
-use fourfold_infer::ChatTemplate;
+use fourfold_formats::{ADAPTER_CONFIG, Checkpoint};
 use fourfold_models::layers::{LORA_A, LoraSpec};
 use fourfold_models::{ModelSpec, Role, WeightSpec, spec_from_config};
 use fourfold_tensor::{Form, SourceError, WeightSink, WeightSource};
@@ -20,10 +19,12 @@ use fourfold_train::store::{Initialization, ParameterStore, Tune};
 use serde_json::Value;
 
 use super::classification::LabelledTexts;
+use super::encode::Template;
 use super::settings::Settings;
 use crate::context::Context;
 use crate::limits;
 use crate::model::{self, OpenModel, Opening};
+use crate::tokenizer::TokenizerText;
 
 /// The model to begin with, before any of its weights is read.
 pub(super) struct Start {
@@ -70,8 +71,8 @@ impl Start {
         let description = Description {
             config: dense_config(&config),
             generation_config: open.checkpoint.generation_config.clone(),
-            tokenizer: TokenizerText::of(&open, name)?,
-            template: Some(open.chat_template()?.0),
+            tokenizer: TokenizerText::of(&open.checkpoint)?,
+            template: open.chat_template().map(Some),
             adapter: None,
             packed: None,
         };
@@ -91,9 +92,10 @@ impl Start {
         };
         let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
         let weights = Begin::New(Initialization { deviation: initializer_range(&config), seed: settings.seed });
-        let tokenizer = TokenizerText::File(tokenizer.clone());
+        let tokenizer = TokenizerText::file(tokenizer, &config)?;
+        let template = tokenizer.template().map(|own| own.map(|template| (template, true)));
         let description =
-            Description { config, generation_config: None, tokenizer, template: None, adapter: None, packed: None };
+            Description { config, generation_config: None, tokenizer, template, adapter: None, packed: None };
         Ok(Self { spec, description, weights })
     }
 
@@ -109,8 +111,8 @@ impl Start {
         let description = Description {
             config: open.checkpoint.config.clone(),
             generation_config: None,
-            tokenizer: TokenizerText::of(&open, name)?,
-            template: Some(open.chat_template()?.0),
+            tokenizer: TokenizerText::of(&open.checkpoint)?,
+            template: open.chat_template().map(Some),
             adapter: Some(adapter_config(lora, name, &targets)),
             packed: None,
         };
@@ -122,8 +124,8 @@ impl Start {
         let description = Description {
             config: open.checkpoint.config.clone(),
             generation_config: None,
-            tokenizer: TokenizerText::of(&open, name)?,
-            template: Some(open.chat_template()?.0),
+            tokenizer: TokenizerText::of(&open.checkpoint)?,
+            template: open.chat_template().map(Some),
             adapter: None,
             packed: Some(ModelFiles::of(&open.checkpoint)),
         };
@@ -228,30 +230,13 @@ pub(super) fn with_pruned(mut config: Value, store: &ParameterStore) -> Value {
     config
 }
 
-pub(super) enum TokenizerText {
-    File(PathBuf),
-    Text(String),
-    /// A network that reads no text.
-    None,
-}
-
-impl TokenizerText {
-    pub(super) fn of(open: &OpenModel, name: &str) -> Result<Self> {
-        Ok(match &open.checkpoint.tokenizer {
-            TokenizerSource::Json(path) => Self::File(path.clone()),
-            TokenizerSource::Embedded(text) => Self::Text(text.clone()),
-            TokenizerSource::None => bail!("{name}: there is no tokenizer"),
-        })
-    }
-}
-
 /// What a model's directory holds besides its weights.
 pub(super) struct Description {
     pub(super) config: Value,
     pub(super) generation_config: Option<Value>,
     pub(super) tokenizer: TokenizerText,
-    /// For conversations; a new model has none.
-    pub(super) template: Option<ChatTemplate>,
+    /// For conversations; a new model may have none.
+    pub(super) template: Template,
     /// An adapter's configuration, which then is all that is written: the rest is the model's.
     pub(super) adapter: Option<Value>,
     /// A packed model's files, which is written whole and packed as it was.
@@ -260,14 +245,7 @@ pub(super) struct Description {
 
 impl Description {
     pub(super) fn tokenizer(&self, vocabulary: usize) -> Result<fourfold_infer::Tokenizer> {
-        let tokenizer = match &self.tokenizer {
-            TokenizerText::File(path) => fourfold_infer::Tokenizer::from_file(path)?,
-            TokenizerText::Text(text) => fourfold_infer::Tokenizer::from_bytes(text.as_bytes())?,
-            TokenizerText::None => bail!("there is no tokenizer"),
-        };
-        tokenizer.check_fits(vocabulary)?;
-        let bos = tokenizer.prefix_token()?;
-        Ok(tokenizer.with_bos(bos))
+        self.tokenizer.open(vocabulary)
     }
 
     pub(super) fn write(&self, place: &Path, store: &ParameterStore) -> io::Result<()> {
@@ -282,20 +260,7 @@ impl Description {
         if let Some(generation) = &self.generation_config {
             put("generation_config.json", &serde_json::to_string_pretty(generation)?)?;
         }
-        match &self.tokenizer {
-            TokenizerText::None => {}
-            TokenizerText::Text(text) => put("tokenizer.json", text)?,
-            TokenizerText::File(path) => {
-                copy_file(path, &place.join("tokenizer.json"))?;
-                for other in ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
-                    let from = path.with_file_name(other);
-                    if from.is_file() {
-                        copy_file(&from, &place.join(other))?;
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.tokenizer.write(place)
     }
 }
 

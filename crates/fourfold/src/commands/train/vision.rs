@@ -18,12 +18,13 @@ use super::fit;
 use super::identity;
 use super::job::{Job, Unit, prepare_output};
 use super::settings::Settings;
-use super::start::{Description, TokenizerText, dense_config, with_pruned};
+use super::start::{Description, dense_config, with_pruned};
 use crate::context::Context;
 use crate::human;
 use crate::images::{self, Split};
 use crate::limits;
 use crate::model;
+use crate::tokenizer::TokenizerText;
 
 /// A network to train, and its configuration.
 pub struct Start {
@@ -89,8 +90,8 @@ pub fn run(start: Start, settings: &Settings, context: &Context) -> Result<()> {
     let description = Description {
         config,
         generation_config: None,
-        tokenizer: TokenizerText::None,
-        template: None,
+        tokenizer: TokenizerText::none(),
+        template: Ok(None),
         adapter: None,
         packed: None,
     };

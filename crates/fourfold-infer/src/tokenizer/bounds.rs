@@ -1,0 +1,125 @@
+//! What a `tokenizer.json` may hold of parts, checked before they are made: the `tokenizers` crate takes time that doubles with each
+//! level of nesting, and panics at a broken character map.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Levels of JSON in a part. Files of today have seven.
+const DEPTH: usize = 16;
+/// Values in a part. Files of today have some hundred.
+const VALUES: usize = 10_000;
+/// Bytes of a regular expression. The longest of today have some thousand.
+const PATTERN: usize = 1 << 16;
+
+#[derive(Deserialize)]
+struct Parts {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+/// Checks the parts of a `tokenizer.json`.
+///
+/// # Errors
+/// What is too deep, too large or broken, by its part's name.
+pub(super) fn check(json: &[u8]) -> Result<(), String> {
+    let parts: Parts = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let parts = [
+        ("normalizer", &parts.normalizer),
+        ("pre_tokenizer", &parts.pre_tokenizer),
+        ("post_processor", &parts.post_processor),
+        ("decoder", &parts.decoder),
+    ];
+    for (name, part) in parts {
+        let mut left = VALUES;
+        walk(part, DEPTH, &mut left).map_err(|reason| format!("{name}: {reason}"))?;
+    }
+    Ok(())
+}
+
+fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), String> {
+    if depth == 0 {
+        return Err(format!("nested more than {DEPTH} levels deep"));
+    }
+    *left = left.checked_sub(1).ok_or_else(|| format!("more than {VALUES} values"))?;
+    match value {
+        Value::Array(items) => items.iter().try_for_each(|item| walk(item, depth - 1, left)),
+        Value::Object(map) => {
+            for (key, item) in map {
+                match (key.as_str(), item) {
+                    ("precompiled_charsmap", item) => charsmap(item)?,
+                    ("Regex", Value::String(pattern)) if pattern.len() > PATTERN => {
+                        return Err(format!("a regular expression of {} bytes", pattern.len()));
+                    }
+                    _ => walk(item, depth - 1, left)?,
+                }
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// SentencePiece's compiled normalization, in base64: the bytes of a trie (u32, little-endian), the trie, and UTF-8 text.
+fn charsmap(value: &Value) -> Result<(), String> {
+    let wrong = || "precompiled_charsmap is broken".to_owned();
+    let bytes = base64(value.as_str().ok_or_else(wrong)?).ok_or_else(wrong)?;
+    let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(wrong)?;
+    let size = u32::from_le_bytes(*size) as usize;
+    let text = rest.get(size..).filter(|_| size.is_multiple_of(4)).ok_or_else(wrong)?;
+    std::str::from_utf8(text).map(|_| ()).map_err(|_| wrong())
+}
+
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=').as_bytes();
+    let mut out = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+    for chunk in digits.chunks(4) {
+        let mut bits = 0u32;
+        for &digit in chunk {
+            let value = match digit {
+                b'A'..=b'Z' => digit - b'A',
+                b'a'..=b'z' => digit - b'a' + 26,
+                b'0'..=b'9' => digit - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                _ => return None,
+            };
+            bits = bits << 6 | u32::from(value);
+        }
+        let bytes = (bits << (6 * (4 - chunk.len()))).to_be_bytes();
+        out.extend(&bytes[1..chunk.len().max(1)]);
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deep_large_and_broken_parts_are_named() {
+        let nested = |n: usize| {
+            let open = r#"{"type": "Sequence", "normalizers": ["#.repeat(n);
+            format!(r#"{{"normalizer": {open}{{"type": "NFC"}}{} }}"#, "]}".repeat(n))
+        };
+        assert_eq!(check(nested(3).as_bytes()), Ok(()));
+        assert!(check(nested(30).as_bytes()).unwrap_err().contains("normalizer: nested"));
+        assert!(check(nested(30_000).as_bytes()).unwrap_err().contains("recursion limit"));
+        let many = format!(r#"{{"decoder": [{}1]}}"#, "1,".repeat(20_000));
+        assert!(check(many.as_bytes()).unwrap_err().contains("decoder: more than"));
+        let long = format!(r#"{{"pre_tokenizer": {{"pattern": {{"Regex": "{}"}}}}}}"#, "a".repeat(100_000));
+        assert!(check(long.as_bytes()).unwrap_err().contains("regular expression"));
+        let map =
+            |text: &str| format!(r#"{{"normalizer": {{"type": "Precompiled", "precompiled_charsmap": "{text}"}}}}"#);
+        assert_eq!(check(map("BAAAAAAAAABhYmM=").as_bytes()), Ok(()), "a trie of four bytes and a text");
+        for broken in ["", "!", "////", "/////w==", "AAAAAP//"] {
+            assert!(check(map(broken).as_bytes()).unwrap_err().contains("charsmap"), "{broken}");
+        }
+        assert_eq!(base64("aGVsbG8="), Some(b"hello".to_vec()));
+    }
+}
