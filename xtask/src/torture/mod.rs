@@ -108,6 +108,9 @@ fn mutation(
     let mut how = Vec::new();
     for _ in 0..1 + random.below(3) / 2 {
         let files = world::files(place)?;
+        if files.is_empty() {
+            break;
+        }
         how.push(mutate::one(&files[random.below(files.len())], random)?);
     }
     let ended = process::run(program, &case.arguments, place, limits, &[])?;

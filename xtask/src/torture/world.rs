@@ -45,7 +45,7 @@ impl World {
             "train --model-config convnet.json --data images --output net-run --steps 2 --batch-size 4",
             "compress first/final packed --bits 4",
             "compress first/final tensors --bits 4 --format compressed-tensors",
-            "compress first/final --ratio 3 --write-plan plan.json",
+            "compress first/final --bits 4 --write-plan plan.json",
             "train --model first/final --data chat.jsonl --output lora --lora-rank 2 --steps 1 --context 32 --batch-size 2",
             "eval first/final --text text.txt --context 32 --chunks 2 --save-logits saved.logits",
         ];
