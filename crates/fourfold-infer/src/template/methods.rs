@@ -129,7 +129,9 @@ fn dict_method(m: &mut Machine<'_>, map: &Rc<Map>, name: &'static str, args: Cal
         "keys" => Value::list(map.entries.iter().map(|(k, _)| k.clone()).collect()),
         "values" => Value::list(map.entries.iter().map(|(_, v)| v.clone()).collect()),
         "copy" => Ok(Value::Dict(map.clone())),
-        other => Err(Fail::error(format!("access to `{other}` of a dict is unsafe: a template cannot change values"))),
+        other => {
+            Err(Fail::error(format!("access to `{other}` of a dict is not safe: a template cannot change values")))
+        }
     }
 }
 
