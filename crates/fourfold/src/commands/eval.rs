@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::data_files;
-use crate::device::{self, DeviceReport};
+use crate::device::{self, DeviceArg, DeviceReport};
 use crate::model::{self, OpenModel};
 use crate::output::Report;
 use crate::{human, interrupt, limits, memory};
@@ -114,6 +114,12 @@ impl EvalArgs {
 }
 
 pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
+    if let (Some(_), DeviceArg::Gpu(_)) = (&args.data, context.global.device) {
+        bail!(
+            "--device {}: what --data names is evaluated on the CPU; a --text can be on a GPU",
+            context.global.device
+        );
+    }
     match &args.data {
         Some(data) if data.is_file() => return texts::run(&args.model, data, context),
         Some(folder) => return images::run(&args.model, folder, context),
