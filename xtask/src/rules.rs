@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fourfold-compress", &["fourfold-models", "fourfold-kernels", "fourfold-tensor"]),
     ("fourfold-train", &["fourfold-models", "fourfold-kernels", "fourfold-tensor", "fourfold-disk"]),
     ("fourfold-infer", &["fourfold-models", "fourfold-kernels", "fourfold-tensor"]),
+    ("fourfold-server", &["fourfold-infer"]),
     (
         "fourfold",
         &[
@@ -31,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "fourfold-compress",
             "fourfold-infer",
             "fourfold-train",
+            "fourfold-server",
         ],
     ),
 ];

@@ -72,6 +72,9 @@ pub enum InferError {
     /// The chat template has an error, or refused the conversation.
     #[error("chat template: {0}")]
     Template(String),
+    /// A grammar that an answer cannot follow on.
+    #[error("grammar: {0}")]
+    Grammar(String),
     /// Too little text for what was asked.
     #[error("the text has {tokens} tokens; {needed} are needed for {purpose}")]
     TextTooShort {

@@ -17,4 +17,4 @@ pub use generate::{Generation, GenerationSettings, Stop, generate};
 pub use sampler::{Sampler, SamplerSettings, generation_remarks};
 pub use session::{PROMPT_BATCH, Session};
 pub use template::{ChatTemplate, Message, Role};
-pub use tokenizer::{Around, Detokenizer, Tokenizer, TokenizerSettings};
+pub use tokenizer::{Around, Detokenizer, TokenBytes, Tokenizer, TokenizerSettings};

@@ -50,7 +50,7 @@ fn answer(events: &Receiver<Event>) -> (Vec<TokenEvent>, Finish) {
     let mut tokens = Vec::new();
     loop {
         match events.recv().expect("an answer ends") {
-            Event::Reading { .. } | Event::Embedding(_) => {}
+            Event::Started { .. } | Event::Reading { .. } | Event::Embedding(_) => {}
             Event::Token(token) => tokens.push(token),
             Event::Finished(finish) => return (tokens, finish),
             Event::Failed(error) => panic!("{error}"),
@@ -192,8 +192,8 @@ fn a_client_that_goes_away_while_its_prompt_is_read_is_not_read_on() {
     let engine = Engine::start(model(), settings()).unwrap();
     let (mut request, _) = request((0..500).map(|i| i % VOCAB).collect(), 4);
     request.on_event = Box::new(|event| {
-        assert!(matches!(event, Event::Reading { read: PIECE, of: 500 }), "{event:?}");
-        false
+        assert!(matches!(event, Event::Started { .. } | Event::Reading { read: PIECE, of: 500 }), "{event:?}");
+        matches!(event, Event::Started { .. })
     });
     engine.submit(request).unwrap();
     while engine.counters().cancelled.load(SeqCst) == 0 {
@@ -288,6 +288,7 @@ fn an_embedding_is_the_mean_of_the_hidden_rows() {
     let (mut wanted, events) = request(prompt.clone(), 0);
     wanted.embed = true;
     engine.submit(wanted).unwrap();
+    let Event::Started { cached_tokens: 0 } = events.recv().unwrap() else { panic!("it begins") };
     let Event::Reading { .. } = events.recv().unwrap() else { panic!("two more pieces") };
     let Event::Reading { .. } = events.recv().unwrap() else { panic!("one more piece") };
     let Event::Embedding(mean) = events.recv().unwrap() else { panic!("the embedding") };

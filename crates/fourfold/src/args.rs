@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, CpuOptions, FloatProducts, Isa, KvDtype};
 
 use crate::commands::{
-    bench, chat, compare, compress, demo, devices, eval, generate, inspect, merge, plan, train, verify,
+    bench, chat, compare, compress, demo, devices, eval, generate, inspect, merge, plan, serve, train, verify,
 };
 use crate::device::DeviceArg;
 use crate::human;
@@ -50,6 +50,8 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// List what models can run on: the CPU, and GPUs with their drivers.
     Devices,
+    /// Serve a model over HTTP: OpenAI's API and a chat page.
+    Serve(Box<serve::ServeArgs>),
     /// Measure speed: prompt and answer tokens a second.
     Bench(bench::BenchArgs),
     /// Predict the peak memory of a training run, or find what fits into a given memory.

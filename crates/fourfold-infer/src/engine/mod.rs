@@ -140,7 +140,7 @@ impl Engine {
         let settings = EngineSettings { parallel, context, ..settings };
         let vocab_size = model.spec().vocab_size;
         // The queue is bounded by `waiting`, which counts what the worker has taken out of the channel but not begun.
-        let (sender, receiver) = mpsc::sync_channel(settings.queue.max(1));
+        let (sender, receiver) = mpsc::sync_channel(settings.queue + parallel);
         let counters = Arc::new(Counters::default());
         let slots = Arc::new(Mutex::new(vec![SlotState::default(); parallel]));
         let worker = worker::Worker::new(model, settings, receiver, Arc::clone(&counters), Arc::clone(&slots));

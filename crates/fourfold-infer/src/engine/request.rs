@@ -82,6 +82,11 @@ pub struct Finish {
 /// What happens to a request.
 #[derive(Debug)]
 pub enum Event {
+    /// It is being computed.
+    Started {
+        /// Tokens of the prompt whose keys and values were found.
+        cached_tokens: usize,
+    },
     /// A piece of the prompt was read, and there is more.
     Reading {
         /// Tokens read so far.

@@ -78,6 +78,12 @@ impl Slot {
         }
     }
 
+    /// Tells the listener that the work begins.
+    pub fn tell_started(&mut self) -> Progress {
+        let event = Event::Started { cached_tokens: self.cached_tokens };
+        if (self.request.on_event)(event) { Progress::GoesOn } else { Progress::Cancelled }
+    }
+
     /// Tells the listener how far the prompt is read.
     pub fn tell_reading(&mut self) -> Progress {
         let event = Event::Reading { read: self.cache.len(), of: self.prompt_tokens };

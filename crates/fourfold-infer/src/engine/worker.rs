@@ -100,9 +100,17 @@ impl Worker {
             }
             add(&self.counters.prompt_tokens, job.request.ids.len() as u64);
             add(&self.counters.cached_tokens, cache.len() as u64);
-            self.counters.running.fetch_add(1, Ordering::SeqCst);
+            // In this order, so that a request on its way is never counted twice: that would refuse another.
             self.counters.waiting.fetch_sub(1, Ordering::SeqCst);
-            *slot = Some(Slot::new(job, cache, since.elapsed()));
+            self.counters.running.fetch_add(1, Ordering::SeqCst);
+            let mut begun = Slot::new(job, cache, since.elapsed());
+            match begun.tell_started() {
+                Progress::GoesOn => *slot = Some(begun),
+                _ => {
+                    add(&self.counters.cancelled, 1);
+                    self.counters.running.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
         }
     }
 

@@ -98,9 +98,23 @@ impl ChatTemplate {
     /// The template refuses the conversation (`raise_exception`), uses something that is not there, or takes more work, memory or
     /// recursion than a template may.
     pub fn render(&self, messages: &[Json], tools: Option<&Json>, open_answer: bool) -> Result<String, InferError> {
+        self.render_with(messages, tools, &Map::new(), open_answer)
+    }
+
+    /// As [`ChatTemplate::render`], with further variables (`chat_template_kwargs`), which stand in place of the usual ones of their names.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Json],
+        tools: Option<&Json>,
+        further: &Map<String, Json>,
+        open_answer: bool,
+    ) -> Result<String, InferError> {
         let messages = Json::Array(messages.iter().map(normal).collect());
         let tools = tools.cloned().unwrap_or(Json::Null);
-        let input = size(&messages) + size(&tools);
+        let input = size(&messages) + size(&tools) + further.values().map(size).sum::<u64>();
         let mut variables: Vec<(Rc<str>, Value)> = Vec::new();
         let fail = |fail: Fail, line: u32| {
             InferError::Template(match fail {
@@ -119,6 +133,9 @@ impl ChatTemplate {
             ("add_generation_prompt", &open_answer),
         ] {
             variables.push((name.into(), Value::from_json(json).map_err(|f| fail(f, 0))?));
+        }
+        for (name, json) in further {
+            variables.push((name.as_str().into(), Value::from_json(json).map_err(|f| fail(f, 0))?));
         }
         let mut machine = Machine::new(&self.template, Budget::new(input), variables);
         let rendered = machine.run();

@@ -1,12 +1,16 @@
 //! Text to token ids and back, over the `tokenizers` crate.
 
 mod bounds;
+mod bytes;
 mod detokenizer;
 mod settings;
 
 use std::ops::Range;
 use std::path::Path;
 
+use tokenizers::ModelWrapper;
+
+pub use self::bytes::TokenBytes;
 pub use self::detokenizer::Detokenizer;
 pub use self::settings::{Around, TokenizerSettings};
 use crate::InferError;
@@ -76,8 +80,7 @@ impl Tokenizer {
     pub fn with_settings(mut self, settings: &TokenizerSettings) -> Result<Self, InferError> {
         let refused = |key: &str, reason: String| InferError::TokenizerConfig { key: key.to_owned(), reason };
         self.inner.set_encode_special_tokens(settings.split_special_tokens);
-        let model = serde_json::to_value(self.inner.get_model()).ok();
-        let is_bpe = model.is_some_and(|m| m.get("type").and_then(serde_json::Value::as_str) == Some("BPE"));
+        let is_bpe = matches!(self.inner.get_model(), ModelWrapper::BPE(_));
         if settings.cleans_spaces && !is_bpe {
             let reason = "true is not done for a model other than BPE, whose decoded text it changes: set it to false";
             return Err(refused("clean_up_tokenization_spaces", reason.to_owned()));

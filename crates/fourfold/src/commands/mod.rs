@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod merge;
 pub mod plan;
 mod sampling;
+pub mod serve;
 pub mod train;
 pub mod verify;
 
@@ -39,6 +40,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Eval(args) => eval::run(&args, &context),
         Command::Generate(args) => generate::run(&args, &context),
         Command::Chat(args) => chat::run(&args, &context),
+        Command::Serve(args) => serve::run(&args, &context),
         Command::Compare(args) => compare::run(&args, &context),
         Command::Devices => devices::run(&context),
         Command::Bench(args) => bench::run(&args, &context),
@@ -54,6 +56,7 @@ pub fn run(cli: Cli) -> Result<()> {
 fn on_the_processor(command: &Command) -> Option<&'static str> {
     match command {
         Command::Compress(_) => Some("compress"),
+        Command::Serve(_) => Some("serve"),
         Command::Train(_) => Some("train"),
         Command::Merge(_) => Some("merge"),
         _ => None,
