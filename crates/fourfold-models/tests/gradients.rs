@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use fourfold_kernels::Tensor;
 use fourfold_models::layers::Trained;
-use fourfold_models::{Role, spec_from_config};
+use fourfold_models::{FeedForward, Role};
 use support::{With, check_gradients, next_tokens, train_step};
 
 #[test]
@@ -26,9 +26,17 @@ fn gradients_are_those_of_pytorch() {
 #[test]
 fn experts_with_biases() {
     for case in support::cases().iter().filter(|case| case.name.ends_with("_moe")) {
-        let mut config = case.config("config.json");
-        config["mlp_bias"] = true.into();
-        let spec = spec_from_config(&config).unwrap();
+        // No configuration asks for them.
+        let mut spec = case.spec();
+        for block in &mut spec.blocks {
+            match &mut block.feed_forward {
+                FeedForward::Mlp(mlp) => mlp.bias = true,
+                FeedForward::Moe(moe) => {
+                    moe.expert.bias = true;
+                    moe.shared.iter_mut().for_each(|shared| shared.bias = true);
+                }
+            }
+        }
         let mut source = With::new(&case.weights);
         for (salt, bias) in spec.weights().iter().filter(|w| w.role == Role::Bias && w.name.contains("mlp")).enumerate()
         {

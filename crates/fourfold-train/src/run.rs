@@ -14,6 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use fourfold_kernels::release_freed_memory;
 use thiserror::Error;
 
 pub(crate) use self::directory::{disk_error, publish};
@@ -195,6 +196,8 @@ pub fn run<N: Network>(
     let mut left_out: BTreeMap<u64, StepReport> = BTreeMap::new();
     trainer.resume(&state);
     measure(trainer, held_out, &mut state, options, events)?;
+    // Steps begin on a heap without the holes of that.
+    release_freed_memory();
     if state.evaluation_due {
         // Stopped before it was done: it stays owed, and the checkpoint that says so is the last one.
         return Ok(state);

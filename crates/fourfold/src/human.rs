@@ -12,7 +12,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     // `8` may mean bytes or gigabytes: what is meant is asked, not guessed.
-    if digits == text.len() && text.parse::<f64>().is_ok_and(|number| number < 1e6) {
+    if digits == text.len() && text.parse::<f64>().is_ok_and(|number| number < 1e4) {
         return Err(format!("{text} of what? Write {text}GB, {text}MB, or {text}B for bytes"));
     }
     let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {

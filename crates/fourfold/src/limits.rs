@@ -117,9 +117,7 @@ pub const BATCH: Limit<usize> = Limit::new(1, 1 << 16);
 pub const TIMES: Limit<u32> = Limit::new(1, 1_000_000);
 /// Windows of a text, or samples of it.
 pub const WINDOWS: Limit<u32> = Limit::new(1, 1 << 30);
-/// Steps of a run.
-pub const STEPS: Limit<u64> = Limit::new(1, 1_000_000_000_000);
-/// Steps of a part of a run that may have none.
+/// Steps of a run, or of a part of one that may have none.
 pub const SOME_STEPS: Limit<u64> = Limit::new(0, 1_000_000_000_000);
 /// Passes over the data.
 pub const EPOCHS: Limit<f64> = Limit::new(0.0, 1e6);
@@ -171,8 +169,8 @@ mod tests {
         }
         assert_eq!(LEARNING_RATE.read("0"), Err("a number above 0, at most 1000 is expected".into()));
         assert_eq!(DECAY_RATE.read("1.5"), Err("a number from 0, below 1 is expected".into()));
-        assert_eq!(STEPS.read("0"), Err("a whole number from 1 to 1000000000000 is expected".into()));
-        assert!(STEPS.check("--steps", 0).unwrap_err().to_string().starts_with("--steps 0: a whole number"));
+        assert_eq!(KEEP.read("0"), Err("a whole number from 1 to 1000000 is expected".into()));
+        assert!(KEEP.check("--keep", 0).unwrap_err().to_string().starts_with("--keep 0: a whole number"));
         assert_eq!(THREADS.read("4294967295"), Ok(4_294_967_295));
     }
 }

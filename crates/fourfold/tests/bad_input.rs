@@ -169,12 +169,17 @@ fn configurations() {
 fn a_wrong_tokenizer() {
     let spoil = |dir: &Path| {
         let mut tokenizer = tokenizer();
-        tokenizer["model"]["vocab"]["extra"] = json!(300);
+        let mut extra = tokenizer["added_tokens"][0].clone();
+        (extra["id"], extra["content"]) = (json!(300), json!("[EXTRA]"));
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(extra);
         fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     };
     let (_dir, source) = spoiled(spoil);
-    let run = fourfold(args!["generate", &source, "-p", "the"]);
-    assert!(run.error().contains("tokenizer.json") && run.error().contains("does not belong"), "{}", run.stderr);
+    // A token beyond the model's rows is an error once a text has it, and a remark before.
+    let run = fourfold(args!["generate", &source, "-p", "the[EXTRA]"]);
+    assert!(run.error().contains("\"[EXTRA]\"") && run.error().contains("no row"), "{}", run.stderr);
+    let run = fourfold(args!["generate", &source, "-p", "the", "-n", "2", "--json"]);
+    assert!(run.json()["text"].is_string() && run.stderr.contains("[EXTRA]"), "{}", run.stderr);
     let (_dir, source) = spoiled(change_file("tokenizer.json", |b| b.truncate(50)));
     assert!(fourfold(args!["generate", &source, "-p", "the"]).error().contains("tokenizer.json"));
     let (_dir, source) = spoiled(|dir| fs::remove_file(dir.join("tokenizer.json")).unwrap());

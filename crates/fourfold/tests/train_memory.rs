@@ -124,7 +124,7 @@ fn the_peak_of_a_convolutional_network_is_predicted_too() {
     }
     for option in ["--batch-size", "--gradient-accumulation"] {
         let run = fourfold(["plan", network, option, "18446744073709551615"]);
-        assert!(run.code == Some(2) && run.stderr.contains("is not in 1..=65536"), "{}", run.stderr);
+        assert!(run.code == Some(2) && run.stderr.contains("from 1 to 65536 is expected"), "{}", run.stderr);
     }
     // The largest batch that fits, and no larger one.
     let choice = |memory: u64| {

@@ -44,7 +44,9 @@ const MOST_BATCHES: u64 = 1 << 16;
 
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let settings = Settings::resolve(args).map_err(usage)?;
-    identity::check_output(&settings)?;
+    if !settings.show_data {
+        identity::check_output(&settings)?;
+    }
     if let Some(start) = vision::start(&settings, context)? {
         ensure!(
             settings.teacher.is_none() && settings.tune.is_none(),

@@ -197,11 +197,11 @@ pub struct TrainArgs {
     /// where fewer (models that have such a bias) [default: 0.001 for a new model, 0 for an existing one].
     #[arg(long, value_name = "RATE", value_parser = limits::SHARE)]
     router_bias_update_rate: Option<f32>,
-    /// Steps between evaluations [default: a tenth of all].
-    #[arg(long, value_name = "N", value_parser = limits::STEPS)]
+    /// Steps between evaluations; 0 makes them at the end alone [default: a tenth of all].
+    #[arg(long, value_name = "N", value_parser = limits::SOME_STEPS)]
     eval_every: Option<u64>,
-    /// Steps between checkpoints [default: a tenth of all].
-    #[arg(long, value_name = "N", value_parser = limits::STEPS)]
+    /// Steps between checkpoints; 0 makes them at the end alone [default: a tenth of all].
+    #[arg(long, value_name = "N", value_parser = limits::SOME_STEPS)]
     save_every: Option<u64>,
     /// Checkpoints to keep [default: 2].
     #[arg(long, value_name = "N", value_parser = limits::KEEP)]
@@ -428,8 +428,8 @@ impl Settings {
             } else {
                 0.0
             }),
-            eval_every: pick!(eval_every, STEPS),
-            save_every: pick!(save_every, STEPS),
+            eval_every: pick!(eval_every, SOME_STEPS),
+            save_every: pick!(save_every, SOME_STEPS),
             keep: pick!(keep, KEEP).unwrap_or(2),
             seed: pick!(seed).unwrap_or(0),
             factorize: pick!(factorize),
