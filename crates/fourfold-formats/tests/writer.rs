@@ -354,6 +354,16 @@ fn an_output_appears_whole_or_not_at_all() {
     let out = dir.path().join("out");
     let weights = model();
     let entries = || fs::read_dir(dir.path()).unwrap().count();
+    // Ended by an error half way: what is finished stays, and is taken up.
+    let mut sink = SafetensorsWriter::create(&out, files(), WriteOptions::default()).unwrap();
+    sink.begin(&forms(&weights)).unwrap();
+    sink.write(&weights[0].0, &weights[0].1).unwrap();
+    drop(sink);
+    let mut sink = SafetensorsWriter::create(&out, files(), WriteOptions::default()).unwrap();
+    sink.begin(&forms(&weights)).unwrap();
+    assert_eq!(sink.resumed().collect::<Vec<_>>(), [weights[0].0.as_str()]);
+    sink.discard();
+    drop(sink);
     // Given up half way: nothing stays.
     let mut sink = SafetensorsWriter::create(&out, files(), WriteOptions::default()).unwrap();
     sink.begin(&forms(&weights)).unwrap();

@@ -109,7 +109,9 @@ impl Journal {
     /// Notes a finished tensor.
     pub fn note(&mut self, tensor: &str, sum: u64) -> std::io::Result<()> {
         let line = format!("{}\n", json!({"tensor": tensor, "checksum": format!("{sum:016x}")}));
-        self.file.write_all(line.as_bytes())
+        self.file.write_all(line.as_bytes())?;
+        self.finished.insert(tensor.to_owned(), sum);
+        Ok(())
     }
 }
 
