@@ -171,11 +171,12 @@ impl Worker {
             let vocab = logits.cols();
             let mut logits = logits.into_host();
             let context = self.settings.context;
-            let progress: Vec<Progress> = slots
-                .par_iter_mut()
-                .zip(logits.par_chunks_mut(vocab))
-                .map(|(slot, logits)| slot.choose(logits, context))
-                .collect();
+            let choose = |(slot, logits): (&mut &mut Slot, &mut [f32])| slot.choose(logits, context);
+            // A pool of one thread may be the main thread, which waits for the server's end and not for work.
+            let progress: Vec<Progress> = match rayon::current_num_threads() {
+                1 => slots.iter_mut().zip(logits.chunks_mut(vocab)).map(choose).collect(),
+                _ => slots.par_iter_mut().zip(logits.par_chunks_mut(vocab)).map(choose).collect(),
+            };
             add(&self.counters.generated_tokens, group.len() as u64);
             add(&self.counters.decode_steps, 1);
             add(&self.counters.decode_micros, start.elapsed().as_micros() as u64);
