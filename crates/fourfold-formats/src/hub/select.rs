@@ -37,7 +37,7 @@ pub(super) fn check_name(repo: &str, revision: &str) -> Result<(), HubError> {
 
 /// Whether a file's name stays below its directory, on disk and in a URL.
 pub(super) fn is_safe_file(name: &str) -> bool {
-    !name.is_empty()
+    !name.split('/').any(str::is_empty)
         && Path::new(name).components().all(|c| matches!(c, Component::Normal(_)))
         && name.chars().all(|c| c.is_ascii_graphic() && !['?', '#', '%', '\\'].contains(&c))
 }

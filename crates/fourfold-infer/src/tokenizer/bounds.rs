@@ -2,7 +2,7 @@
 //! level of nesting, and panics at a broken character map.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Levels of JSON in a part. Files of today have seven.
 const DEPTH: usize = 16;
@@ -50,6 +50,9 @@ fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), String> {
     match value {
         Value::Array(items) => items.iter().try_for_each(|item| walk(item, depth - 1, left)),
         Value::Object(map) => {
+            if map.get("type").and_then(Value::as_str) == Some("TemplateProcessing") {
+                template(map)?;
+            }
             for (key, item) in map {
                 match (key.as_str(), item) {
                     ("precompiled_charsmap", item) => charsmap(item)?,
@@ -63,6 +66,25 @@ fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// What is put around texts: the `tokenizers` crate panics where a token is not described, or one text's template has two texts.
+fn template(map: &Map<String, Value>) -> Result<(), String> {
+    let described = map.get("special_tokens").and_then(Value::as_object);
+    for name in ["single", "pair"] {
+        for piece in map.get(name).and_then(Value::as_array).into_iter().flatten() {
+            let token = piece.pointer("/SpecialToken/id").and_then(Value::as_str);
+            if let Some(token) = token.filter(|token| described.is_none_or(|known| !known.contains_key(*token))) {
+                return Err(format!(
+                    "the template `{name}` has the token {token:?}, which special_tokens does not describe"
+                ));
+            }
+            if name == "single" && piece.pointer("/Sequence/id").and_then(Value::as_str) == Some("B") {
+                return Err("the template `single` has a second text".to_owned());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// SentencePiece's compiled normalization, in base64: the bytes of a trie (u32, little-endian), the trie, and UTF-8 text.
@@ -100,6 +122,19 @@ fn base64(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_template_has_tokens_that_it_describes_and_one_text() {
+        let with = |piece: &str| {
+            let first = r#"{"type": "TemplateProcessing", "single": ["#;
+            let rest = r#"], "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}"#;
+            check(format!(r#"{{"post_processor": {first}{piece}{rest}}}"#).as_bytes())
+        };
+        let token = |id: &str| format!(r#"{{"SpecialToken": {{"id": "{id}", "type_id": 0}}}}"#);
+        assert_eq!(with(&token("<s>")), Ok(()));
+        assert!(with(&token("<q>")).unwrap_err().contains("\"<q>\""));
+        assert!(with(r#"{"Sequence": {"id": "B", "type_id": 0}}"#).unwrap_err().contains("second text"));
+    }
 
     #[test]
     fn deep_large_and_broken_parts_are_named() {
