@@ -103,7 +103,10 @@ fn a_crowd_gets_what_each_gets_alone() {
         assert_eq!((finish.tokens, finish.prompt_tokens), (tokens.len(), prompt(number).len()));
     }
     let counters = engine.counters();
-    assert_eq!(counters.completed.load(SeqCst), 40);
+    // An answer is counted after its end is told.
+    while counters.completed.load(SeqCst) < 40 {
+        std::thread::yield_now();
+    }
     assert!(counters.cached_tokens.load(SeqCst) > 1000, "shared pieces are computed once");
     let (steps, tokens) = (counters.decode_steps.load(SeqCst), counters.generated_tokens.load(SeqCst));
     assert!(steps * 3 < tokens, "{tokens} tokens in {steps} steps: they are made together");
