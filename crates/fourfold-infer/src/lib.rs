@@ -7,6 +7,7 @@ pub mod engine;
 mod error;
 pub mod eval;
 mod generate;
+mod guard;
 mod sampler;
 mod session;
 mod template;
@@ -14,6 +15,7 @@ mod tokenizer;
 
 pub use error::InferError;
 pub use generate::{Generation, GenerationSettings, Stop, generate};
+pub use guard::{guarded, is_guarded};
 pub use sampler::{Sampler, SamplerSettings, generation_remarks};
 pub use session::{PROMPT_BATCH, Session};
 pub use template::{ChatTemplate, Message, Role};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fourfold_infer::engine::Constraint;
-use fourfold_infer::{InferError, TokenBytes, Tokenizer};
+use fourfold_infer::{InferError, TokenBytes, Tokenizer, guarded};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
@@ -76,7 +76,8 @@ impl Grammars {
             Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Grammar::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
         };
-        let parser = factory.create_parser(grammar).map_err(|e| ApiError::param(param, first_line(&e.to_string())))?;
+        let parser = guarded("llguidance", || factory.create_parser(grammar)).map_err(|e| ApiError::param(param, e))?;
+        let parser = parser.map_err(|e| ApiError::param(param, first_line(&e.to_string())))?;
         let thoughts = match self.think.zip(opened) {
             Some(((_, end), true)) => Thoughts::Inside { end },
             Some(((begin, end), false)) => Thoughts::MayBegin { begin, end },

@@ -22,6 +22,7 @@ mod scan;
 mod state;
 mod tokens;
 mod tools;
+pub mod untrusted;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -23,6 +23,11 @@ const FILES: [(&str, &[u8]); 6] = [
     asset!("eval.txt"),
 ];
 
+/// The text of its tokenizer.
+pub fn tokenizer() -> &'static [u8] {
+    FILES.iter().find(|(name, _)| *name == "tokenizer.json").map_or(&[], |(_, bytes)| bytes)
+}
+
 /// Writes the model, `calibration.txt` and `eval.txt` to a directory.
 pub fn unpack(to: &Path) -> Result<PathBuf> {
     fs::create_dir_all(to).with_context(|| to.display().to_string())?;

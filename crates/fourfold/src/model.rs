@@ -210,7 +210,7 @@ impl OpenModel {
 
 /// What of a model an adapter may change. Embeddings and routers have no factors; a matrix that two layers share would
 /// be changed in one of them alone, which is none of these forms.
-fn adaptable(spec: &ModelSpec) -> Adaptable {
+pub fn adaptable(spec: &ModelSpec) -> Adaptable {
     let mut adaptable = Adaptable::default();
     for weight in spec.weights() {
         let is_linear = match weight.role {

@@ -107,10 +107,12 @@ impl<R: Read + Seek> SavedLogits<R> {
     /// # Errors
     /// It is not a file that [`SavedLogitsWriter`] completed.
     pub fn open(mut file: R) -> Result<Self, InferError> {
+        let bytes = file.seek(SeekFrom::End(0))?;
+        file.rewind()?;
         let mut size = [0; 8];
         file.read_exact(&mut size)?;
         let size = u64::from_le_bytes(size);
-        if size > MOST_HEADER {
+        if size > MOST_HEADER.min(bytes.saturating_sub(8)) {
             return Err(corrupt(format!("a header of {size} bytes: not a file of saved logits")));
         }
         let mut header = vec![0; size as usize];
@@ -118,6 +120,9 @@ impl<R: Read + Seek> SavedLogits<R> {
         let metadata: Metadata =
             serde_json::from_slice(&header).map_err(|e| corrupt(format!("not a file of saved logits: {e}")))?;
         let data = 8 + size;
+        if metadata.data_len() as u64 > bytes - data {
+            return Err(corrupt("the file ends early"));
+        }
         let find = |name: &str, dtype: Dtype| match metadata.info(name) {
             Some(info) if info.dtype == dtype => Ok(info.clone()),
             _ => Err(corrupt(format!("no tensor {name} of type {dtype:?}: not a file of saved logits"))),
@@ -167,11 +172,16 @@ impl<R: Read + Seek> SavedLogits<R> {
         }
     }
 
+    /// Positions that are still to be read.
+    pub fn left(&self) -> usize {
+        self.ranges.len() - self.next
+    }
+
     /// The next `rows` positions' log-probabilities, `[rows, vocab]`.
     ///
     /// # Errors
     /// The file ends early.
-    pub(crate) fn read(&mut self, rows: usize) -> Result<Vec<f32>, InferError> {
+    pub fn read(&mut self, rows: usize) -> Result<Vec<f32>, InferError> {
         let ranges = self.ranges.get(self.next..self.next + rows).ok_or_else(|| corrupt("no more positions"))?;
         let mut bytes = vec![0; rows * self.vocab * 2];
         self.file.read_exact(&mut bytes)?;

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod bytes;
+mod charsmap;
 mod detokenizer;
 mod settings;
 
@@ -13,7 +14,7 @@ use tokenizers::ModelWrapper;
 pub use self::bytes::TokenBytes;
 pub use self::detokenizer::Detokenizer;
 pub use self::settings::{Around, TokenizerSettings};
-use crate::InferError;
+use crate::{InferError, guarded};
 
 /// A model's tokenizer, and the ids that begin and end its texts.
 pub struct Tokenizer {
@@ -52,9 +53,9 @@ impl Tokenizer {
     /// It is not a tokenizer.
     pub fn from_bytes(json: &[u8]) -> Result<Self, InferError> {
         bounds::check(json).map_err(InferError::Tokenizer)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| failed(&e))?;
+        let mut inner = library(|| tokenizers::Tokenizer::from_bytes(json))?;
         // A file may ask for truncation or padding, meant for training batches.
-        inner.with_truncation(None).map_err(|e| failed(&e))?;
+        library(|| inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
         let decoder = serde_json::to_value(inner.get_decoder()).map_err(|e| failed(&e))?;
         let joins_bytes = decoder.to_string().contains("\"ByteFallback\"");
@@ -68,7 +69,8 @@ impl Tokenizer {
             marks_beginning: false,
         };
         (tokenizer.prefix, tokenizer.suffix) = tokenizer.processed()?;
-        tokenizer.marks_beginning = tokenizer.after_newline("a")?.is_some_and(|ids| tokenizer.ids("a") != Ok(ids));
+        tokenizer.marks_beginning =
+            tokenizer.after_newline("a")?.is_some_and(|ids| tokenizer.ids("a").ok() != Some(ids));
         Ok(tokenizer)
     }
 
@@ -90,7 +92,7 @@ impl Tokenizer {
             // As transformers does: a token that stands there with the same properties is not added again.
             let same = known.values().any(|k| k == token || id.is_none() && k.content == token.content);
             if !same {
-                self.inner.add_tokens(std::slice::from_ref(token));
+                library(|| Ok(self.inner.add_tokens(std::slice::from_ref(token))))?;
             }
             let found = self.inner.token_to_id(&token.content);
             if let Some(id) = id
@@ -140,8 +142,8 @@ impl Tokenizer {
 
     /// What the tokenizer's own post-processor puts before a text and after it.
     fn processed(&self) -> Result<(Vec<u32>, Vec<u32>), InferError> {
-        let plain = self.inner.encode_fast("a", false).map_err(|e| failed(&e))?;
-        let processed = self.inner.encode_fast("a", true).map_err(|e| failed(&e))?;
+        let plain = library(|| self.inner.encode_fast("a", false))?;
+        let processed = library(|| self.inner.encode_fast("a", true))?;
         let (plain, processed) = (plain.get_ids(), processed.get_ids());
         let begin = (0..=processed.len().saturating_sub(plain.len())).find(|&i| processed[i..].starts_with(plain));
         Ok(match begin {
@@ -181,7 +183,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_text`].
     pub fn encode_fragment(&self, text: &str) -> Result<Vec<u32>, InferError> {
-        let ids = self.ids(text).map_err(InferError::Tokenizer)?;
+        let ids = self.ids(text)?;
         self.check_rows(&ids)?;
         Ok(ids)
     }
@@ -203,19 +205,19 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_text`].
     pub fn encode_with_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, InferError> {
-        let encoding = self.inner.encode(text, false).map_err(|e| failed(&e))?;
+        let encoding = library(|| self.inner.encode(text, false))?;
         self.check_rows(encoding.get_ids())?;
         Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(&id, &(a, b))| (id, a..b)).collect())
     }
 
-    fn ids(&self, text: &str) -> Result<Vec<u32>, String> {
-        Ok(self.inner.encode_fast(text, false).map_err(|e| e.to_string())?.get_ids().to_vec())
+    fn ids(&self, text: &str) -> Result<Vec<u32>, InferError> {
+        Ok(library(|| self.inner.encode_fast(text, false))?.get_ids().to_vec())
     }
 
     /// The tokens of a text behind a line end, without the line end; `None` where the two cannot be told apart.
     fn after_newline(&self, text: &str) -> Result<Option<Vec<u32>>, InferError> {
-        let newline = self.ids("\n").map_err(InferError::Tokenizer)?;
-        let both = self.ids(&format!("\n{text}")).map_err(InferError::Tokenizer)?;
+        let newline = self.ids("\n")?;
+        let both = self.ids(&format!("\n{text}"))?;
         Ok(both.strip_prefix(newline.as_slice()).filter(|_| !newline.is_empty()).map(<[u32]>::to_vec))
     }
 
@@ -260,7 +262,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32]) -> Result<String, InferError> {
-        self.inner.decode(ids, true).map_err(|e| failed(&e))
+        library(|| self.inner.decode(ids, true))
     }
 
     /// A decoder that gives out text as tokens arrive.
@@ -303,6 +305,14 @@ impl Tokenizer {
         let end = (self.vocab_size() as u32).saturating_add(1024);
         let begin = u32::try_from(rows).unwrap_or(u32::MAX);
         (begin..end.max(begin)).filter_map(|id| Some((id, self.id_to_token(id)?))).take(most).collect()
+    }
+}
+
+/// A call of the `tokenizers` crate.
+fn library<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, InferError> {
+    match guarded("tokenizers", call) {
+        Ok(result) => result.map_err(|e| failed(&e)),
+        Err(reason) => Err(InferError::Tokenizer(reason)),
     }
 }
 

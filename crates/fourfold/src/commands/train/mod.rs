@@ -16,10 +16,13 @@ mod tensorboard;
 mod vision;
 
 use std::fs;
+use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use fourfold_infer::{ChatTemplate, Tokenizer};
 use fourfold_kernels::release_freed_memory;
 use fourfold_train::batch::Extent;
+use fourfold_train::data::Record;
 use fourfold_train::language::LanguageModel;
 use fourfold_train::memory::{Tuned, Work, train_memory};
 use fourfold_train::recipe::Recipe;
@@ -33,11 +36,41 @@ use self::data::Data;
 use self::job::{Job, Unit, prepare_output};
 use self::settings::{Settings, Task};
 use self::start::Start;
+use crate::args::Command;
 use crate::context::Context;
 use crate::human;
 use crate::memory::resident_now;
 use crate::output::usage;
 use crate::tokenizer::remark_beyond;
+
+/// Whether the options of a training command, with its TOML file, are settings of a run.
+///
+/// # Errors
+/// They are not; it is no training command.
+pub fn try_settings(command: &Command) -> Result<()> {
+    match command {
+        Command::Train(args) => Settings::resolve(args).map(|_| ()),
+        _ => bail!("no training command"),
+    }
+}
+
+/// Reads the metrics of a run that goes on from its second step.
+///
+/// # Errors
+/// They cannot be read.
+pub fn try_metrics(output: &Path) -> Result<()> {
+    let _ = metrics::Metrics::first_held_out(output);
+    metrics::Metrics::open(output, 2).map(|_| ())
+}
+
+/// Makes a row into tokens, by ChatML where it is a conversation.
+///
+/// # Errors
+/// As in a run.
+pub fn try_row(row: &Record, tokenizer: &Tokenizer) -> Result<()> {
+    let template = Ok(Some((ChatTemplate::chatml()?, false)));
+    encode::RowEncoder::new(tokenizer, &template).documents(row).map(|_| ())
+}
 
 /// Batches that are looked at for the longest. Those of a longer run are drawn from the same data.
 const MOST_BATCHES: u64 = 1 << 16;
