@@ -20,6 +20,10 @@ pub struct Checkpoint {
     pub tokenizer: TokenizerSource,
     /// The chat template (Jinja), where there is one.
     pub chat_template: Option<String>,
+    /// The chat template for conversations with tools, where there is one of its own.
+    pub tool_template: Option<String>,
+    /// `tokenizer_config.json` with all chat templates inside, where some lie in a directory of their own.
+    pub merged_tokenizer_config: Option<Value>,
     /// Special tokens, as far as the files say.
     pub special: SpecialTokens,
     /// The files beside a `tokenizer.json`, as they are.

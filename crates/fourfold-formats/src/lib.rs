@@ -21,5 +21,8 @@ pub use checkpoint::{
     Access, Checkpoint, Fp8Decode, OpenOptions, SpecialTokens, TokenizerFiles, TokenizerSource, open, open_with,
 };
 pub use error::{FormatError, OutputError, TensorError};
-pub use hf::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adaptable, AdapterError, chat_template, tokenizer_files, with_adapter};
+pub use hf::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adaptable, AdapterError, ChatTemplates, chat_templates, tokenizer_files,
+    with_adapter, with_templates_inside,
+};
 pub use writer::{ModelFiles, SafetensorsWriter, WriteOptions};

@@ -164,17 +164,40 @@ fn what_is_no_checkpoint_says_what_it_lacks() {
 fn chat_templates_of_every_place_are_found() {
     let model = shard("a");
     let named = br#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
+    let tools = br#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "rag", "template": "R"}]}"#;
+    let folder = "additional_chat_templates/tool_use.jinja";
     for (files, expected) in [
         (vec![], None),
         (vec![("tokenizer_config.json", &br#"{"chat_template": "S"}"#[..])], Some("S")),
         (vec![("tokenizer_config.json", named)], Some("D")),
         (vec![("tokenizer_config.json", named), ("chat_template.json", br#"{"chat_template": "C"}"#)], Some("C")),
         (vec![("tokenizer_config.json", named), ("chat_template.jinja", b"J")], Some("J")),
+        (vec![("tokenizer_config.json", tools)], Some("has the chat templates rag, tool_use, and none")),
+        (vec![("tokenizer_config.json", named), (folder, b"F"), ("chat_template.jinja", b"J")], Some("J")),
+        (vec![("tokenizer_config.json", named), (folder, b"F")], Some("has the chat templates tool_use, and none")),
     ] {
         let mut all: Vec<(&str, &[u8])> = vec![("config.json", b"{}"), ("model.safetensors", &model)];
-        all.extend(files);
+        all.extend(files.iter().copied());
         let dir = directory(&all);
-        assert_eq!(fourfold_formats::open(dir.path()).unwrap().chat_template.as_deref(), expected);
+        let checkpoint = fourfold_formats::open(dir.path()).unwrap();
+        let (got, tool) = (checkpoint.chat_template.unwrap_or_default(), checkpoint.tool_template);
+        assert!(
+            if expected.is_none_or(|e| e.len() < 2) {
+                Some(got.as_str()).filter(|t| !t.is_empty()) == expected
+            } else {
+                got.contains(expected.unwrap())
+            },
+            "{got}"
+        );
+        let has = |name: &str| files.iter().any(|(file, _)| *file == name);
+        let lists = files.iter().any(|(_, text)| text.starts_with(br#"{"chat_template": [{"name": "tool_use""#));
+        let wanted = match has(folder) {
+            true => Some("F"),
+            false if has("chat_template.jinja") || has("chat_template.json") => None,
+            false => lists.then_some("T"),
+        };
+        assert_eq!(tool.as_deref(), wanted);
+        assert_eq!(checkpoint.merged_tokenizer_config.is_some(), has(folder));
     }
 }
 

@@ -221,3 +221,26 @@ fn what_is_no_tokenizer_is_an_error() {
     let error = Tokenizer::from_file(std::path::Path::new("/nonexistent/tokenizer.json")).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/tokenizer.json"));
 }
+
+/// The `tokenizers` crate alone would leave such a text in one piece.
+#[test]
+fn an_expression_that_backtracks_without_end_is_an_error() {
+    let with = |pre: Value, normalizer: Value| {
+        let mut json: Value = serde_json::from_slice(&file(false)).unwrap();
+        (json["pre_tokenizer"], json["normalizer"]) = (pre, normalizer);
+        Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
+    };
+    let split = json!({"type": "Split", "pattern": {"Regex": "(?=.)(t|t)+(?=x)| ?\\w+"}, "behavior": "Isolated", "invert": false});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let bad = json!({"type": "Replace", "pattern": {"Regex": "(?=.)(t|t)+(?=x)"}, "content": "t"});
+    for tokenizer in [
+        with(json!({"type": "Sequence", "pretokenizers": [split, bytes]}), Value::Null),
+        with(bytes.clone(), json!({"type": "Sequence", "normalizers": [bad]})),
+    ] {
+        assert_eq!(tokenizer.encode_text("the ttx").unwrap()[0], 259);
+        let error = tokenizer.encode_text(&"t".repeat(50)).unwrap_err().to_string();
+        assert!(error.contains("(t|t)+") && error.contains("50 bytes"), "{error}");
+        assert!(tokenizer.encode_with_places(&"t".repeat(50)).is_err());
+        assert_eq!(tokenizer.encode_text("the").unwrap(), [259], "a failure is forgotten");
+    }
+}

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use fourfold_disk::{copy_file, write_file};
 use fourfold_formats::regular;
 use fourfold_formats::writer::{TOKENIZER_FILES, tokenizer_config};
-use fourfold_formats::{Checkpoint, TokenizerSource, chat_template, tokenizer_files};
+use fourfold_formats::{
+    ChatTemplates, Checkpoint, TokenizerSource, chat_templates, tokenizer_files, with_templates_inside,
+};
 use fourfold_infer::{ChatTemplate, Tokenizer, TokenizerSettings};
 use fourfold_kernels::release_freed_memory;
 use serde_json::{Value, json};
@@ -23,7 +25,7 @@ pub struct TokenizerText {
     name: String,
     settings: TokenizerSettings,
     /// The chat template beside it.
-    template: Option<String>,
+    templates: ChatTemplates,
     /// What a `tokenizer_config.json` beside an embedded tokenizer would say.
     config: Option<Vec<u8>>,
 }
@@ -32,7 +34,7 @@ impl TokenizerText {
     /// None: a network that reads no text.
     pub fn none() -> Self {
         let (source, settings) = (TokenizerSource::None, TokenizerSettings::default());
-        Self { source, name: String::new(), settings, template: None, config: None }
+        Self { source, name: String::new(), settings, templates: ChatTemplates::default(), config: None }
     }
 
     /// A checkpoint's.
@@ -42,7 +44,8 @@ impl TokenizerText {
             TokenizerSource::Json(file) => {
                 let settings =
                     TokenizerSettings::from_files(&files.config, &files.special_tokens_map, &files.added_tokens);
-                (file, settings.with_context(|| file.with_file_name("").display().to_string())?)
+                let settings = settings.with_context(|| file.with_file_name("").display().to_string())?;
+                (file, for_model(settings, file, &checkpoint.config)?)
             }
             // The embedded text says itself what is put around a text.
             TokenizerSource::Embedded(_) | TokenizerSource::None => {
@@ -55,8 +58,14 @@ impl TokenizerText {
             source: checkpoint.tokenizer.clone(),
             name: name.display().to_string(),
             settings: settings.with_ids(special.bos_id, special.eos_ids.first().copied()),
-            template: checkpoint.chat_template.clone(),
-            config: matches!(checkpoint.tokenizer, TokenizerSource::Embedded(_)).then(|| tokenizer_config(checkpoint)),
+            templates: ChatTemplates {
+                default: checkpoint.chat_template.clone(),
+                tool_use: checkpoint.tool_template.clone(),
+            },
+            config: match (&checkpoint.tokenizer, &checkpoint.merged_tokenizer_config) {
+                (TokenizerSource::Embedded(_), _) => Some(tokenizer_config(checkpoint)),
+                (_, merged) => merged.as_ref().map(pretty),
+            },
         })
     }
 
@@ -66,13 +75,14 @@ impl TokenizerText {
         let files = tokenizer_files(dir)?;
         let settings = TokenizerSettings::from_files(&files.config, &files.special_tokens_map, &files.added_tokens)
             .with_context(|| dir.display().to_string())?;
+        let settings = for_model(settings, file, config)?;
         let id = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         Ok(Self {
             source: TokenizerSource::Json(file.to_path_buf()),
             name: file.display().to_string(),
             settings: settings.with_ids(id("bos_token_id"), id("eos_token_id")),
-            template: chat_template(dir, &files.config)?,
-            config: None,
+            templates: chat_templates(dir, &files.config)?,
+            config: with_templates_inside(dir, &files.config)?.as_ref().map(pretty),
         })
     }
 
@@ -84,6 +94,10 @@ impl TokenizerText {
             TokenizerSource::Json(path) => {
                 copy_file(path, &place.join("tokenizer.json"))?;
                 for other in TOKENIZER_FILES {
+                    // Templates in files of their own stand in the configuration that is written.
+                    if self.config.is_some() && ["tokenizer_config.json", "chat_template.jinja"].contains(other) {
+                        continue;
+                    }
                     let from = path.with_file_name(other);
                     if from.is_file() {
                         copy_file(&from, &place.join(other))?;
@@ -106,7 +120,7 @@ impl TokenizerText {
                     .with_context(named)?
             }
             TokenizerSource::Embedded(json) => Tokenizer::from_bytes(json.as_bytes()).with_context(named)?,
-            TokenizerSource::None => bail!("{}: there is no tokenizer (tokenizer.json)", self.name),
+            TokenizerSource::None => bail!("{}: {}", self.name, missing(Path::new(&self.name))),
         };
         let tokenizer = tokenizer.with_settings(&self.settings).with_context(named)?.with_rows(rows);
         // Its text, its parts and what they were built from are many times what is left.
@@ -116,13 +130,55 @@ impl TokenizerText {
 
     /// The chat template that lies beside the tokenizer; `None` where there is none.
     pub fn template(&self) -> Result<Option<ChatTemplate>> {
-        let Some(source) = &self.template else { return Ok(None) };
-        Ok(Some(ChatTemplate::new(source, &self.settings.named).with_context(|| self.name.clone())?))
+        let named = || self.name.clone();
+        let Some(source) = &self.templates.default else { return Ok(None) };
+        let template = ChatTemplate::new(source, &self.settings.named).with_context(named)?;
+        Ok(Some(match &self.templates.tool_use {
+            Some(source) => template.with_tool_use(source).context("the template tool_use").with_context(named)?,
+            None => template,
+        }))
     }
 }
 
-/// Says which tokens of a tokenizer have no row in the model's embedding.
-pub fn remark_beyond(tokenizer: &Tokenizer, rows: usize, context: &Context) {
+/// Why there is no tokenizer, and what helps.
+fn missing(path: &Path) -> String {
+    let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let found = |name: &str| dir.join(name).is_file();
+    let convert = "transformers writes one: python -c 'import sys; from transformers import AutoTokenizer; \
+                   AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])' DIR";
+    let other = [
+        ("tokenizer.model", "a SentencePiece or tiktoken vocabulary"),
+        ("tekken.json", "Mistral's vocabulary"),
+        ("tiktoken.model", "a tiktoken vocabulary"),
+        ("qwen.tiktoken", "a tiktoken vocabulary"),
+        ("vocab.json", "a BPE vocabulary"),
+        ("vocab.txt", "a WordPiece vocabulary"),
+        ("spiece.model", "a SentencePiece vocabulary"),
+    ];
+    match other.iter().find(|(name, _)| found(name)) {
+        Some((name, what)) => {
+            format!("there is no tokenizer.json, which alone is read; there is {name}, {what}, from which {convert}")
+        }
+        None => "there is no tokenizer (tokenizer.json)".to_owned(),
+    }
+}
+
+fn pretty(config: &Value) -> Vec<u8> {
+    format!("{config:#}\n").into_bytes()
+}
+
+/// The settings of a `tokenizer.json` for a model of this configuration.
+fn for_model(settings: TokenizerSettings, file: &Path, config: &Value) -> Result<TokenizerSettings> {
+    let is_byte_level = settings.asks_for_bytes() && {
+        let text = regular::read(file, limits::MOST_BYTES).with_context(|| file.display().to_string())?;
+        String::from_utf8_lossy(&text).contains("\"ByteLevel\"")
+    };
+    Ok(settings.for_model(config.get("model_type").and_then(Value::as_str), is_byte_level))
+}
+
+/// Says what a tokenizer's files ask for and is done otherwise, and which tokens of a tokenizer have no row in the model's embedding.
+pub fn remark_tokenizer(tokenizer: &Tokenizer, rows: usize, context: &Context) {
+    tokenizer.remarks().iter().for_each(|remark| context.remark(remark));
     let beyond = tokenizer.beyond(rows, usize::MAX);
     if let Some((id, token)) = beyond.first() {
         let others = if beyond.len() > 1 { format!(" and {} more", beyond.len() - 1) } else { String::new() };

@@ -45,6 +45,8 @@ pub fn checkpoint(path: &Path) -> Result<Checkpoint, FormatError> {
         generation_config: generation_config(&special),
         tokenizer,
         chat_template: gguf.chat_template,
+        tool_template: gguf.tool_template,
+        merged_tokenizer_config: None,
         special,
         tokenizer_files: TokenizerFiles::default(),
         weights: Box::new(gguf.source),

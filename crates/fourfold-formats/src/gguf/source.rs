@@ -29,6 +29,8 @@ pub struct Gguf {
     pub tokenizer: Option<Embedded>,
     /// The chat template (Jinja), where the file has one.
     pub chat_template: Option<String>,
+    /// The chat template for conversations with tools, if it has one.
+    pub tool_template: Option<String>,
     /// The weights.
     pub source: GgufSource,
     /// Bytes of all tensor data.
@@ -82,6 +84,7 @@ fn build(path: &Path, parts: Vec<Part>, metadata: &Metadata) -> Result<Gguf, Ggu
         config: Value::Object(config),
         tokenizer: tokenizer::embedded(metadata)?,
         chat_template: metadata.string("tokenizer.chat_template")?.map(str::to_owned),
+        tool_template: metadata.string("tokenizer.chat_template.tool_use")?.map(str::to_owned),
         source,
         weight_bytes,
         file_bytes,

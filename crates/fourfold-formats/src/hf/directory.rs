@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::adapter::ADAPTER_CONFIG;
 use super::source::HfSource;
 use super::special::special_tokens;
+use super::templates::{chat_templates, with_templates_inside};
 use crate::quantization::QuantizationConfig;
 use crate::safetensors::{INDEX_NAME, Index, Store};
 use crate::{Checkpoint, FormatError, OpenOptions, TokenizerFiles, TokenizerSource, json};
@@ -52,7 +53,7 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions
     let tokenizer = tokenizer(dir)?;
     let TokenizerFiles { config: tokenizer_config, special_tokens_map, .. } = &tokenizer_files;
     let special = special_tokens(&config, generation_config.as_ref(), tokenizer_config, special_tokens_map);
-    let chat_template = chat_template(dir, tokenizer_config)?;
+    let templates = chat_templates(dir, tokenizer_config)?;
     let file_bytes = store.file_bytes();
     let source = HfSource::new(path, store, &quantization, options.fp8)?;
     Ok(Checkpoint {
@@ -60,7 +61,9 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions
         config,
         generation_config,
         tokenizer,
-        chat_template,
+        chat_template: templates.default,
+        tool_template: templates.tool_use,
+        merged_tokenizer_config: with_templates_inside(dir, tokenizer_config)?,
         special,
         tokenizer_files,
         weight_bytes: source.data_bytes(),
@@ -125,40 +128,5 @@ fn tokenizer(dir: &Path) -> Result<TokenizerSource, FormatError> {
     match json::read_if_present::<serde::de::IgnoredAny>(&path, TOKENIZER_LIMIT)? {
         Some(_) => Ok(TokenizerSource::Json(path)),
         None => Ok(TokenizerSource::None),
-    }
-}
-
-/// The chat template of the files in `dir`: `chat_template.jinja` goes before `chat_template.json` and `tokenizer_config.json`, as in
-/// transformers.
-///
-/// # Errors
-/// A file cannot be read, or holds no template.
-pub fn chat_template(dir: &Path, tokenizer_config: &Value) -> Result<Option<String>, FormatError> {
-    let jinja = dir.join("chat_template.jinja");
-    if jinja.try_exists().map_err(FormatError::io(&jinja))? {
-        return json::read_text(&jinja, json::CONFIG_LIMIT).map(Some);
-    }
-    let json_path = dir.join("chat_template.json");
-    if let Some(value) = json::read_if_present::<Value>(&json_path, json::CONFIG_LIMIT)? {
-        return template_of(&value, &json_path);
-    }
-    template_of(tokenizer_config, &dir.join("tokenizer_config.json"))
-}
-
-/// A template that is a string, or the `default` one (else the first) of a list of named templates.
-fn template_of(config: &Value, file: &Path) -> Result<Option<String>, FormatError> {
-    let wrong = || FormatError::Json {
-        file: file.to_owned(),
-        reason: "chat_template is neither a string nor a list of {name, template}".to_owned(),
-    };
-    match config.get("chat_template") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(template)) => Ok(Some(template.clone())),
-        Some(Value::Array(named)) => {
-            let default = named.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-            let chosen = default.or(named.first()).ok_or_else(wrong)?;
-            chosen.get("template").and_then(Value::as_str).map(|t| Some(t.to_owned())).ok_or_else(wrong)
-        }
-        Some(_) => Err(wrong()),
     }
 }

@@ -4,8 +4,10 @@ mod adapter;
 mod directory;
 mod source;
 mod special;
+mod templates;
 
 pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adaptable, AdapterError, with_adapter};
-pub use directory::{chat_template, tokenizer_files};
+pub use directory::tokenizer_files;
 pub(crate) use directory::{open_directory, open_file};
 pub use source::HfSource;
+pub use templates::{ChatTemplates, chat_templates, with_templates_inside};

@@ -42,9 +42,14 @@ pub(super) fn is_safe_file(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_graphic() && !['?', '#', '%', '\\'].contains(&c))
 }
 
-/// The small files that are there.
+/// The small files that are there, chat templates in their directory too.
 pub(super) fn small_files(names: &[String]) -> impl Iterator<Item = &str> {
-    SMALL.iter().copied().filter(|small| names.iter().any(|n| n == small))
+    let is_template = |name: &&str| {
+        let rest = name.strip_prefix("additional_chat_templates/").and_then(|rest| rest.strip_suffix(".jinja"));
+        rest.is_some_and(|rest| !rest.contains('/')) && is_safe_file(name)
+    };
+    let templates = names.iter().map(String::as_str).filter(is_template);
+    SMALL.iter().copied().filter(|small| names.iter().any(|n| n == small)).chain(templates)
 }
 
 /// The files that hold the weights: the index's shards, else `model.safetensors`, else the only safetensors or GGUF file.
@@ -87,6 +92,13 @@ mod tests {
         for name in ["", "../x", "/x", "a/../b", "a?b", "a b"] {
             assert!(!is_safe_file(name), "{name}");
         }
+    }
+
+    #[test]
+    fn named_templates_are_small_files() {
+        let names = ["additional_chat_templates/tool_use.jinja", "config.json", "additional_chat_templates/a/b.jinja"];
+        let found: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(small_files(&found).collect::<Vec<_>>(), ["config.json", names[0]]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fourfold_tensor::Form;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::quantization::describe_storage;
 use crate::safetensors::INDEX_NAME;
@@ -69,8 +69,12 @@ impl ModelFiles {
                 files.texts.push(("generation_config.json".to_owned(), pretty(generation)));
             }
         } else if let Some(dir) = dir {
-            files.copies =
-                COPIED.iter().chain(TOKENIZER_FILES).map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
+            let mut names: Vec<&str> = COPIED.iter().chain(TOKENIZER_FILES).copied().collect();
+            if let Some(config) = &checkpoint.merged_tokenizer_config {
+                names.retain(|name| !["tokenizer_config.json", "chat_template.jinja"].contains(name));
+                files.texts.push(("tokenizer_config.json".to_owned(), pretty(config)));
+            }
+            files.copies = names.into_iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect();
         }
         files
     }
@@ -132,7 +136,14 @@ pub fn tokenizer_config(checkpoint: &Checkpoint) -> Vec<u8> {
     put("unk_token", special.unk.clone().map(Value::from));
     put("add_bos_token", special.add_bos.map(Value::from));
     put("add_eos_token", special.add_eos.map(Value::from));
-    put("chat_template", checkpoint.chat_template.clone().map(Value::from));
+    let template = match (&checkpoint.chat_template, &checkpoint.tool_template) {
+        (Some(default), Some(tools)) => {
+            let named = |name: &str, template: &str| json!({"name": name, "template": template});
+            Some(json!([named("default", default), named("tool_use", tools)]))
+        }
+        (default, _) => default.clone().map(Value::from),
+    };
+    put("chat_template", template);
     pretty(&Value::Object(config))
 }
 

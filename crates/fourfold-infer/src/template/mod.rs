@@ -61,6 +61,8 @@ impl From<&Message> for Json {
 /// A parsed chat template.
 pub struct ChatTemplate {
     template: ast::Template,
+    /// The one for conversations with tools, where there is another.
+    tool_use: Option<ast::Template>,
     /// Special tokens by the names that templates print them under.
     tokens: Vec<(String, String)>,
 }
@@ -75,12 +77,15 @@ impl ChatTemplate {
     /// # Errors
     /// A syntax error in the template, or more than 1 MiB of it.
     pub fn new(source: &str, tokens: &[(String, String)]) -> Result<Self, InferError> {
-        if source.len() > MOST {
-            return Err(InferError::Template(format!("{} bytes; the most that are read are {MOST}", source.len())));
-        }
-        let template = parser::parse(source)
-            .map_err(|error| InferError::Template(format!("{} (line {})", error.reason, error.line)))?;
-        Ok(Self { template, tokens: tokens.to_vec() })
+        Ok(Self { template: parsed(source)?, tool_use: None, tokens: tokens.to_vec() })
+    }
+
+    /// The same, with another template for conversations with tools.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn with_tool_use(self, source: &str) -> Result<Self, InferError> {
+        Ok(Self { tool_use: Some(parsed(source)?), ..self })
     }
 
     /// ChatML, for a model that ships no template.
@@ -112,6 +117,7 @@ impl ChatTemplate {
         further: &Map<String, Json>,
         open_answer: bool,
     ) -> Result<String, InferError> {
+        let template = self.tool_use.as_ref().filter(|_| tools.is_some()).unwrap_or(&self.template);
         let messages = Json::Array(messages.iter().map(normal).collect());
         let tools = tools.cloned().unwrap_or(Json::Null);
         let input = size(&messages) + size(&tools) + further.values().map(size).sum::<u64>();
@@ -137,10 +143,17 @@ impl ChatTemplate {
         for (name, json) in further {
             variables.push((name.as_str().into(), Value::from_json(json).map_err(|f| fail(f, 0))?));
         }
-        let mut machine = Machine::new(&self.template, Budget::new(input), variables);
+        let mut machine = Machine::new(template, Budget::new(input), variables);
         let rendered = machine.run();
         rendered.map_err(|f| fail(f, machine.line))
     }
+}
+
+fn parsed(source: &str) -> Result<ast::Template, InferError> {
+    if source.len() > MOST {
+        return Err(InferError::Template(format!("{} bytes; the most that are read are {MOST}", source.len())));
+    }
+    parser::parse(source).map_err(|error| InferError::Template(format!("{} (line {})", error.reason, error.line)))
 }
 
 /// A message as transformers hands it to a template: without what is null, and with its thoughts under both of their names.

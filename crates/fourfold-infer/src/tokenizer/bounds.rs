@@ -13,35 +13,36 @@ const VALUES: usize = 10_000;
 /// Bytes of a regular expression. The longest of today have some thousand.
 const PATTERN: usize = 1 << 16;
 
-#[derive(Deserialize)]
-struct Parts {
+/// The parts of a `tokenizer.json` around its model, null where there is none.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub(super) struct Parts {
     #[serde(default)]
-    normalizer: Value,
+    pub(super) normalizer: Value,
     #[serde(default)]
-    pre_tokenizer: Value,
+    pub(super) pre_tokenizer: Value,
     #[serde(default)]
-    post_processor: Value,
+    pub(super) post_processor: Value,
     #[serde(default)]
-    decoder: Value,
+    pub(super) decoder: Value,
 }
 
-/// Checks the parts of a `tokenizer.json`.
+/// The parts of a `tokenizer.json`, checked.
 ///
 /// # Errors
 /// What is too deep, too large or broken, by its part's name.
-pub(super) fn check(json: &[u8]) -> Result<(), String> {
+pub(super) fn check(json: &[u8]) -> Result<Parts, String> {
     let parts: Parts = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-    let parts = [
+    let named = [
         ("normalizer", &parts.normalizer),
         ("pre_tokenizer", &parts.pre_tokenizer),
         ("post_processor", &parts.post_processor),
         ("decoder", &parts.decoder),
     ];
-    for (name, part) in parts {
+    for (name, part) in named {
         let mut left = VALUES;
         walk(part, DEPTH, &mut left).map_err(|reason| format!("{name}: {reason}"))?;
     }
-    Ok(())
+    Ok(parts)
 }
 
 fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), String> {
@@ -100,6 +101,7 @@ mod tests {
 
     #[test]
     fn a_template_has_tokens_that_it_describes_and_one_text() {
+        let check = |json: &[u8]| check(json).map(|_| ());
         let with = |piece: &str| {
             let first = r#"{"type": "TemplateProcessing", "single": ["#;
             let rest = r#"], "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}"#;
@@ -113,6 +115,7 @@ mod tests {
 
     #[test]
     fn deep_large_and_broken_parts_are_named() {
+        let check = |json: &[u8]| check(json).map(|_| ());
         let nested = |n: usize| {
             let open = r#"{"type": "Sequence", "normalizers": ["#.repeat(n);
             format!(r#"{{"normalizer": {open}{{"type": "NFC"}}{} }}"#, "]}".repeat(n))

@@ -25,7 +25,7 @@ enum Spelling {
 impl Tokenizer {
     /// What each of the first `size` ids stands for; `None` for ids without a token.
     pub fn vocabulary(&self, size: usize) -> Vec<Option<TokenBytes>> {
-        let decoder = serde_json::to_string(&self.inner.get_decoder()).unwrap_or_default();
+        let decoder = self.parts.decoder.to_string();
         let spelling = if decoder.contains("\"ByteLevel\"") {
             Spelling::ByteLevel
         } else if decoder.contains("\"ByteFallback\"") || decoder.contains("\u{2581}") {

@@ -3,22 +3,32 @@
 mod bounds;
 mod bytes;
 mod charsmap;
+mod class;
 mod detokenizer;
+mod pattern;
+mod pipeline;
 mod settings;
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
-use tokenizers::ModelWrapper;
+use serde_json::Value;
+use tokenizers::{AddedToken, ModelWrapper};
 
+use self::bounds::Parts;
 pub use self::bytes::TokenBytes;
+use self::class::Class;
 pub use self::detokenizer::Detokenizer;
+use self::pipeline::{Decoding, Inner, Normalizing, Splitting};
 pub use self::settings::{Around, TokenizerSettings};
 use crate::{InferError, guarded};
 
 /// A model's tokenizer, and the ids that begin and end its texts.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
+    /// What `tokenizer.json` says of all but the model.
+    parts: Parts,
     /// Put before a text.
     prefix: Vec<u32>,
     /// Put after a text.
@@ -31,6 +41,10 @@ pub struct Tokenizer {
     joins_bytes: bool,
     /// Whether a text's beginning is encoded otherwise than its middle (SentencePiece's space in front).
     marks_beginning: bool,
+    /// What the files ask for and is done otherwise.
+    remarks: Vec<String>,
+    /// The token that `tokenizer.json` pads batches with.
+    padding: Option<String>,
 }
 
 impl Tokenizer {
@@ -52,21 +66,34 @@ impl Tokenizer {
     /// # Errors
     /// It is not a tokenizer.
     pub fn from_bytes(json: &[u8]) -> Result<Self, InferError> {
-        bounds::check(json).map_err(InferError::Tokenizer)?;
-        let mut inner = library(|| tokenizers::Tokenizer::from_bytes(json))?;
+        let parts = bounds::check(json).map_err(InferError::Tokenizer)?;
+        let mut inner = library(|| Inner::from_bytes(json))?;
+        let mut remarks = Vec::new();
+        // A file may ask for merges that are left out by chance, meant for training.
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some_and(|share| share != 0.0)
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(ModelWrapper::BPE(bpe));
+            remarks.push("tokenizer.json: the model's dropout is left out: no merge is skipped by chance".to_owned());
+        }
         // A file may ask for truncation or padding, meant for training batches.
         library(|| inner.with_truncation(None).map(|_| ()))?;
+        let padding = inner.get_padding().map(|padding| padding.pad_token.clone());
         inner.with_padding(None);
-        let decoder = serde_json::to_value(inner.get_decoder()).map_err(|e| failed(&e))?;
-        let joins_bytes = decoder.to_string().contains("\"ByteFallback\"");
+        let joins_bytes = parts.decoder.to_string().contains("\"ByteFallback\"");
         let mut tokenizer = Self {
             inner,
+            parts,
             prefix: Vec::new(),
             suffix: Vec::new(),
             eos: None,
             rows: None,
             joins_bytes,
             marks_beginning: false,
+            remarks,
+            padding,
         };
         (tokenizer.prefix, tokenizer.suffix) = tokenizer.processed()?;
         tokenizer.marks_beginning =
@@ -82,12 +109,21 @@ impl Tokenizer {
     pub fn with_settings(mut self, settings: &TokenizerSettings) -> Result<Self, InferError> {
         let refused = |key: &str, reason: String| InferError::TokenizerConfig { key: key.to_owned(), reason };
         self.inner.set_encode_special_tokens(settings.split_special_tokens);
+        let class = self.obey_class(settings)?;
         let is_bpe = matches!(self.inner.get_model(), ModelWrapper::BPE(_));
         if settings.cleans_spaces && !is_bpe {
             let reason = "true is not done for a model other than BPE, whose decoded text it changes: set it to false";
             return Err(refused("clean_up_tokenization_spaces", reason.to_owned()));
         }
         let known = self.inner.get_added_vocabulary().get_added_tokens_decoder().clone();
+        let count = self.vocab_size();
+        if let Some(token) = &self.padding
+            && !settings.keys.iter().any(|key| key == "pad_token")
+            && self.token_to_id(token).is_none()
+        {
+            let token = AddedToken::from(token.clone(), true);
+            library(|| Ok(self.inner.add_tokens(&[token])))?;
+        }
         for (id, token) in &settings.added {
             // As transformers does: a token that stands there with the same properties is not added again.
             let same = known.values().any(|k| k == token || id.is_none() && k.content == token.content);
@@ -103,6 +139,26 @@ impl Tokenizer {
                 return Err(refused("the list of added tokens", reason));
             }
         }
+        // A class that makes the tokenizer anew has the tokens that it is told of, and its own.
+        let listed: HashSet<&str> = settings.added.iter().map(|(_, token)| token.content.as_str()).collect();
+        let is_remade = settings.lists_added && !class.tokens().is_empty();
+        let unlisted = known.values().find(|token| is_remade && !listed.contains(token.content.as_str()));
+        let is_missing = |(key, token): &&(&str, &str)| {
+            !settings.keys.iter().any(|known| known == key) && self.token_to_id(token).is_none()
+        };
+        let own = class.tokens().iter().find(is_missing).filter(|_| self.vocab_size() > count);
+        if let Some(token) = unlisted {
+            self.remarks.push(format!(
+                "tokenizer_config.json: added_tokens_decoder lacks {:?} of tokenizer.json, which is kept: transformers 5 drops it",
+                token.content
+            ));
+        }
+        if let Some((_, token)) = own {
+            self.remarks.push(format!(
+                "tokenizer_config.json: transformers 5 adds the token {token:?} of its own, so that tokens which tokenizer.json \
+                 lacks have other ids there"
+            ));
+        }
         let id_of = |text: &Option<String>| text.as_deref().and_then(|t| self.inner.token_to_id(t));
         let bos = id_of(&settings.bos).or(settings.bos_id);
         self.eos = id_of(&settings.eos).or(settings.eos_id);
@@ -111,6 +167,31 @@ impl Tokenizer {
             self.suffix = self.eos.filter(|_| around.eos).into_iter().collect();
         }
         Ok(self)
+    }
+
+    /// Takes over what the class of transformers changes by a key, and remarks what it does otherwise than `tokenizer.json` says.
+    fn obey_class(&mut self, settings: &TokenizerSettings) -> Result<Class, InferError> {
+        let is_byte_level = [&self.parts.pre_tokenizer, &self.parts.decoder, &self.parts.post_processor]
+            .iter()
+            .any(|part| part.to_string().contains("\"ByteLevel\""));
+        let class = Class::of(settings.class.as_deref(), settings.model_type.as_deref(), is_byte_level);
+        let (space, legacy) = (settings.add_prefix_space, settings.legacy);
+        if let Some(parts) = class.with_space(&self.parts, space, legacy) {
+            self.inner.with_normalizer(part::<Normalizing>(&parts.normalizer)?);
+            self.inner.with_pre_tokenizer(part::<Splitting>(&parts.pre_tokenizer)?);
+            self.inner.with_decoder(part::<Decoding>(&parts.decoder)?);
+            self.parts = parts;
+        }
+        let difference = library(|| Ok(class.difference(&self.parts, self.inner.get_model(), space, legacy)))?;
+        self.remarks.extend(difference.map(|what| format!("tokenizer_config.json: {what}")));
+        self.remarks.extend(settings.remarks.iter().map(|remark| format!("tokenizer_config.json: {remark}")));
+        self.marks_beginning = self.after_newline("a")?.is_some_and(|ids| self.ids("a").ok() != Some(ids));
+        Ok(class)
+    }
+
+    /// What the files ask for and is done otherwise, or is done otherwise by transformers: for the person to know.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Names the token that [`Tokenizer::encode_text`] puts first; `None` when the model's texts have none.
@@ -308,12 +389,18 @@ impl Tokenizer {
     }
 }
 
-/// A call of the `tokenizers` crate.
+/// A call of the `tokenizers` crate. What a normalizer failed at is an error too.
 fn library<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, InferError> {
-    match guarded("tokenizers", call) {
-        Ok(result) => result.map_err(|e| failed(&e)),
-        Err(reason) => Err(InferError::Tokenizer(reason)),
+    let result = guarded("tokenizers", call);
+    match (pattern::failure(), result) {
+        (Some(reason), _) | (None, Err(reason)) => Err(InferError::Tokenizer(reason)),
+        (None, Ok(result)) => result.map_err(|e| failed(&e)),
     }
+}
+
+/// A part from its JSON; `None` from null.
+fn part<P: serde::de::DeserializeOwned>(json: &Value) -> Result<Option<P>, InferError> {
+    library(|| Ok(serde_json::from_value(json.clone())?))
 }
 
 fn failed(error: &dyn std::fmt::Display) -> InferError {

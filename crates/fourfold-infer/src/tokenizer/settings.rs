@@ -1,11 +1,12 @@
 //! What the files beside a `tokenizer.json` add to it: special tokens, and what is put around a text.
 //!
 //! The rules are those of Hugging Face transformers (`PreTrainedTokenizerBase.from_pretrained`, `TokenizersBackend`). The pipeline itself
-//! (normalizer, splitting, model, decoder) is `tokenizer.json`'s alone, whatever class of transformers a file names.
+//! (normalizer, splitting, model, decoder) is `tokenizer.json`'s; see [`super::class`] for what a class of transformers makes of it.
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use super::class::Class;
 use crate::InferError;
 
 /// What the files beside a `tokenizer.json` say.
@@ -29,6 +30,20 @@ pub struct TokenizerSettings {
     pub(super) split_special_tokens: bool,
     /// Whether the file asks for spaces before punctuation to be taken out of decoded text.
     pub(super) cleans_spaces: bool,
+    /// The class of transformers that is named.
+    pub(super) class: Option<String>,
+    /// The model's type.
+    pub(super) model_type: Option<String>,
+    /// Whether a space is put before a text, where the files say so.
+    pub(super) add_prefix_space: Option<bool>,
+    /// Whether SentencePiece's space is put after special tokens too.
+    pub(super) legacy: bool,
+    /// What is asked for and not done.
+    pub(super) remarks: Vec<String>,
+    /// Keys of special tokens that the files have, null ones too.
+    pub(super) keys: Vec<String>,
+    /// Whether `tokenizer_config.json` lists the added tokens itself.
+    pub(super) lists_added: bool,
 }
 
 /// What is put around a text.
@@ -57,6 +72,13 @@ impl TokenizerSettings {
             around: around(config)?,
             split_special_tokens: flag(config, "split_special_tokens")?.unwrap_or(false),
             cleans_spaces: flag(config, "clean_up_tokenization_spaces")?.unwrap_or(false),
+            add_prefix_space: flag(config, "add_prefix_space")?,
+            legacy: flag(config, "legacy")?.unwrap_or(false),
+            class: match config.get("tokenizer_class") {
+                None | Some(Value::Null) => None,
+                Some(Value::String(name)) => Some(name.clone()),
+                Some(_) => return Err(refused("tokenizer_class", "is no name")),
+            },
             ..Self::default()
         };
         if let Some(true) = flag(config, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")? {
@@ -71,8 +93,12 @@ impl TokenizerSettings {
                 "true is not done: write the corrected splitting into tokenizer.json",
             ));
         }
+        if config.get("auto_map").is_some_and(|map| !map.is_null()) {
+            let remark = "auto_map names code of the model's own, which is not run: tokenizer.json is used as it is";
+            settings.remarks.push(remark.to_owned());
+        }
         let mut tokens = Tokens::default();
-        tokens.read(config, "tokenizer_config.json")?;
+        tokens.read(config, "tokenizer_config.json", false)?;
         if let Some(decoder) = config.get("added_tokens_decoder").filter(|v| !v.is_null()) {
             let listed = decoder.as_object().ok_or_else(|| refused("added_tokens_decoder", "is not an object"))?;
             for (id, token) in listed {
@@ -82,9 +108,10 @@ impl TokenizerSettings {
                 settings.added.push((Some(id), token));
             }
             settings.added.sort_by_key(|(id, _)| *id);
+            settings.lists_added = true;
         } else {
             if let Some(map) = object(tokens_map, "special_tokens_map.json")? {
-                tokens.read(map, "special_tokens_map.json")?;
+                tokens.read(map, "special_tokens_map.json", true)?;
             }
             if let Some(map) = object(added_tokens, "added_tokens.json")? {
                 for (content, id) in map {
@@ -96,6 +123,9 @@ impl TokenizerSettings {
                 settings.added.sort_by_key(|(id, _)| *id);
             }
         }
+        let place = |key: &String| NAMED.iter().position(|named| named == key).unwrap_or(NAMED.len());
+        tokens.named.sort_by_key(|(key, _)| place(key));
+        settings.keys = tokens.keys;
         for token in tokens.named.iter().map(|(_, t)| t).chain(&tokens.extra) {
             if !settings.added.iter().any(|(_, known)| known.content == token.content) {
                 settings.added.push((None, token.clone()));
@@ -113,6 +143,28 @@ impl TokenizerSettings {
         Self { bos_id: bos, eos_id: eos, ..self }
     }
 
+    /// The same, for a model of this type whose `tokenizer.json` is byte-level or not: with the special tokens that its class has by itself.
+    #[must_use]
+    pub fn for_model(mut self, model_type: Option<&str>, is_byte_level: bool) -> Self {
+        self.model_type = model_type.map(str::to_owned);
+        let class = Class::of(self.class.as_deref(), model_type, is_byte_level);
+        for (key, token) in class.tokens() {
+            if !self.keys.iter().any(|known| known == key) {
+                self.named.push(((*key).to_owned(), (*token).to_owned()));
+            }
+        }
+        self.bos = self.named("bos_token");
+        self.eos = self.named("eos_token");
+        self
+    }
+
+    /// Whether [`TokenizerSettings::for_model`] depends on whether `tokenizer.json` is byte-level.
+    pub fn asks_for_bytes(&self) -> bool {
+        let named = ["bos_token", "eos_token", "unk_token"];
+        self.class.as_deref().is_some_and(|class| class.starts_with("LlamaTokenizer"))
+            && !named.iter().all(|key| self.keys.iter().any(|known| known == key))
+    }
+
     /// The token of a key such as `bos_token`.
     pub fn named(&self, key: &str) -> Option<String> {
         self.named.iter().find(|(k, _)| k == key).map(|(_, token)| token.clone())
@@ -124,6 +176,7 @@ impl TokenizerSettings {
 struct Tokens {
     named: Vec<(String, AddedToken)>,
     extra: Vec<AddedToken>,
+    keys: Vec<String>,
 }
 
 impl Tokens {
@@ -132,9 +185,14 @@ impl Tokens {
     }
 
     /// Takes over what one file names; a later file replaces an earlier one's word.
-    fn read(&mut self, file: &Map<String, Value>, name: &str) -> Result<(), InferError> {
+    fn read(&mut self, file: &Map<String, Value>, name: &str, is_map: bool) -> Result<(), InferError> {
         for (key, value) in file.iter().filter(|(key, _)| key.ends_with("_token") && !key.starts_with("add_")) {
+            self.keys.push(key.clone());
             let is_known = NAMED.contains(&key.as_str());
+            // An object that is not marked as a token is one for a known name alone.
+            if !is_known && !is_map && value.is_object() && value.get("__type").is_none() {
+                continue;
+            }
             match token_of(value, true, key)? {
                 Some(token) => {
                     self.named.retain(|(k, _)| k != key);
@@ -144,7 +202,15 @@ impl Tokens {
                 None => return Err(refused(key, &format!("in {name} is no token"))),
             }
         }
+        if let Some(tokens) = object(file.get("model_specific_special_tokens").unwrap_or(&Value::Null), name)? {
+            self.read_roles("model_specific_special_tokens", tokens, name)?;
+        }
+        // The older key counts where the newer one has no list.
         let key = match file.get("extra_special_tokens") {
+            Some(Value::Object(roles)) => {
+                self.read_roles("extra_special_tokens", roles, name)?;
+                "additional_special_tokens"
+            }
             Some(extra) if !is_empty(extra) => "extra_special_tokens",
             _ => "additional_special_tokens",
         };
@@ -156,14 +222,19 @@ impl Tokens {
                     self.extra.push(token.ok_or_else(|| refused(key, &format!("in {name} is no list of tokens")))?);
                 }
             }
-            Some(Value::Object(tokens)) => {
-                for (role, token) in tokens {
-                    let token = token_of(token, true, key)?;
-                    let token = token.ok_or_else(|| refused(key, &format!("in {name}: `{role}` is no token")))?;
-                    self.named.push((role.clone(), token));
-                }
-            }
+            Some(Value::Object(tokens)) => self.read_roles(key, tokens, name)?,
             Some(_) => return Err(refused(key, &format!("in {name} is neither a list nor an object of tokens"))),
+        }
+        Ok(())
+    }
+
+    /// Tokens by their roles.
+    fn read_roles(&mut self, key: &str, tokens: &Map<String, Value>, name: &str) -> Result<(), InferError> {
+        for (role, token) in tokens {
+            let token = token_of(token, true, key)?;
+            let token = token.ok_or_else(|| refused(key, &format!("in {name}: `{role}` is no token")))?;
+            self.named.retain(|(known, _)| known != role);
+            self.named.push((role.clone(), token));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::device::{self, DeviceReport};
 use crate::model;
 use crate::output::{self, Report};
-use crate::tokenizer::remark_beyond;
+use crate::tokenizer::remark_tokenizer;
 use crate::{interrupt, limits, memory};
 
 #[derive(Args)]
@@ -76,7 +76,7 @@ const HELP: &str = "/reset begins anew, /quit leaves; Ctrl-C stops an answer, a 
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
-    remark_beyond(&tokenizer, open.spec.vocab_size, context);
+    remark_tokenizer(&tokenizer, open.spec.vocab_size, context);
     let (template, own) = open.chat_template()?;
     let model = open.load_on_device(context)?;
     let mut chat = Chat {

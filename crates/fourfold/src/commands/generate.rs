@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::device::{self, DeviceReport};
 use crate::model;
 use crate::output::{self, Report};
-use crate::tokenizer::remark_beyond;
+use crate::tokenizer::remark_tokenizer;
 use crate::{human, interrupt, limits, memory};
 
 #[derive(Args)]
@@ -75,7 +75,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let prompt = prompt(args)?;
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
-    remark_beyond(&tokenizer, open.spec.vocab_size, context);
+    remark_tokenizer(&tokenizer, open.spec.vocab_size, context);
     let ids = tokenizer.encode_text(&prompt)?;
     let model = open.load_on_device(context)?;
     let stop_ids = if args.ignore_eos { Vec::new() } else { open.stop_ids(&tokenizer) };

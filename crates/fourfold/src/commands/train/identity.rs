@@ -85,7 +85,13 @@ pub(super) fn of(settings: &Settings, context: &Context) -> Result<Identity> {
     identity::files(&mut inputs, "--model-config", model_config.as_slice())?;
     if let Some(file) = tokenizer {
         inputs.file("--tokenizer", file);
-        for other in ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
+        for other in [
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "chat_template.jinja",
+            "chat_template.json",
+        ] {
             let beside = file.with_file_name(other);
             if beside.is_file() {
                 inputs.file(format!("--tokenizer {other}"), &beside);

@@ -41,7 +41,7 @@ use crate::context::Context;
 use crate::human;
 use crate::memory::resident_now;
 use crate::output::usage;
-use crate::tokenizer::remark_beyond;
+use crate::tokenizer::remark_tokenizer;
 
 /// Whether the options of a training command, with its TOML file, are settings of a run.
 ///
@@ -118,7 +118,7 @@ fn run_on(start: Start, texts: Option<LabelledTexts>, settings: &Settings, conte
     let identity = identity::of(settings, context)?;
     let spec = &start.spec;
     let tokenizer = start.description.tokenizer(spec.vocab_size)?;
-    remark_beyond(&tokenizer, spec.vocab_size, context);
+    remark_tokenizer(&tokenizer, spec.vocab_size, context);
     let length = settings.length(spec.max_positions)?;
     let Data { tokens_per_epoch, per_epoch, bytes, mut batches, held_out } = match texts {
         Some(texts) => texts.encode(settings, &tokenizer, &start.description, spec)?,
