@@ -116,6 +116,8 @@ impl WeightSource for Merged {
         }
         let dtype = match &weight {
             Weight::Dense(dense) => dense.dtype(),
+            // What it is written as without an adapter, too.
+            Weight::Fp8(_) => DType::Bf16,
             Weight::Quantized(_) | Weight::Sparse(_) | Weight::LowRank(_) | Weight::Sum(_) => match self.packed {
                 Packed::Requantize => DType::F32,
                 Packed::Sum => {
@@ -126,7 +128,11 @@ impl WeightSource for Merged {
                     let product = product.map_err(|e| misfit(e.to_string()))?.into();
                     let terms = match weight {
                         Weight::Sum(sum) => sum.into_terms().into_iter().chain([product]).collect(),
-                        other @ (Weight::Dense(_) | Weight::Quantized(_) | Weight::Sparse(_) | Weight::LowRank(_)) => {
+                        other @ (Weight::Dense(_)
+                        | Weight::Quantized(_)
+                        | Weight::Fp8(_)
+                        | Weight::Sparse(_)
+                        | Weight::LowRank(_)) => {
                             vec![other, product]
                         }
                     };

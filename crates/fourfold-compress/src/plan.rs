@@ -191,7 +191,10 @@ pub(crate) fn matrix(shape: &[usize]) -> (usize, usize) {
 /// The form of a tensor that stays as it is; a storage that its name does not tell is read to see.
 pub(crate) fn kept_form(source: &dyn WeightSource, name: &str) -> Result<Form, CompressError> {
     let known = source.info(name).and_then(|info: &TensorInfo| {
-        let dtype = [DType::F32, DType::F16, DType::Bf16].into_iter().find(|d| d.name() == info.storage)?;
+        let dtype =
+            [DType::F32, DType::F16, DType::Bf16, DType::F8E4M3].into_iter().find(|d| d.name() == info.storage)?;
+        // See `Form::of`.
+        let dtype = if dtype == DType::F8E4M3 { DType::Bf16 } else { dtype };
         Some(Form::Dense { shape: info.shape.clone(), dtype })
     });
     match known {

@@ -91,23 +91,11 @@ pub enum Access {
     Map,
 }
 
-/// What E4M3 weights become. Both are decoded one tensor at a time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fp8Decode {
-    /// Code times scale, rounded to BF16: half the memory, and what DeepSeek's own conversion gives.
-    #[default]
-    Bf16,
-    /// Code times scale in f32.
-    F32,
-}
-
 /// How a checkpoint is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
     /// How tensor data is read.
     pub access: Access,
-    /// What FP8 weights become.
-    pub fp8: Fp8Decode,
 }
 
 /// Opens a model: a Hugging Face directory (safetensors, plain, compressed-tensors or DeepSeek FP8), a `.safetensors` file beside

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fourfold_tensor::{DType, LowRankError, QuantizedError, SourceError, SparseError, SumError};
+use fourfold_tensor::{DType, Fp8Error, LowRankError, QuantizedError, SourceError, SparseError, SumError};
 use thiserror::Error;
 
 use crate::gguf::GgufError;
@@ -197,6 +197,9 @@ pub enum TensorError {
     /// The parts of a quantized matrix do not fit together.
     #[error(transparent)]
     Quantized(#[from] QuantizedError),
+    /// The parts of an FP8 matrix do not fit together, or a code is no number.
+    #[error(transparent)]
+    Fp8(#[from] Fp8Error),
     /// The parts of a sparse matrix do not fit together.
     #[error(transparent)]
     Sparse(#[from] SparseError),

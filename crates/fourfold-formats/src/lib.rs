@@ -18,7 +18,7 @@ pub mod safetensors;
 pub mod writer;
 
 pub use checkpoint::{
-    Access, Checkpoint, Fp8Decode, OpenOptions, SpecialTokens, TokenizerFiles, TokenizerSource, open, open_with,
+    Access, Checkpoint, OpenOptions, SpecialTokens, TokenizerFiles, TokenizerSource, open, open_with,
 };
 pub use error::{FormatError, OutputError, TensorError};
 pub use hf::{

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{golden, open_model, tensors};
-use fourfold_formats::{Fp8Decode, OpenOptions, SafetensorsWriter, WriteOptions, open_with};
+use fourfold_formats::{Access, ModelFiles, OpenOptions, SafetensorsWriter, WriteOptions, open_with};
 use fourfold_tensor::{Form, Weight, WeightSink};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -78,9 +78,26 @@ fn fp8_blocks_decode_as_pytorch_decodes_them() {
     assert_eq!((info.storage.as_str(), info.bytes), ("F8_E4M3", 24 * 40 + 2 * 3 * 4));
     let expected = model.weights.load("fp8_block.dequantised").unwrap().to_f32();
     let rounded: Vec<f32> = expected.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect();
-    assert_eq!(model.weights.load("fp8_block.weight").unwrap().to_f32(), rounded);
-    let exact = open_with(dir.path(), OpenOptions { fp8: Fp8Decode::F32, ..OpenOptions::default() }).unwrap();
-    assert_eq!(exact.weights.load("fp8_block.weight").unwrap().to_f32(), expected);
+    for access in [Access::Read, Access::Map] {
+        let model = open_with(dir.path(), OpenOptions { access }).unwrap();
+        let packed = model.weights.load("fp8_block.weight").unwrap();
+        assert!(matches!(packed, Weight::Fp8(_)), "a byte a weight: {}", packed.describe());
+        assert_eq!(packed.byte_len() as u64, info.bytes);
+        assert_eq!(packed.to_f32(), expected, "each product is rounded to f32 alone");
+        assert_ne!(packed.to_f32(), rounded);
+    }
+
+    // Written, it is BF16.
+    let out = dir.path().join("out");
+    let packed = model.weights.load("fp8_block.weight").unwrap();
+    let files = ModelFiles::config(json!({}));
+    let mut sink = Box::new(SafetensorsWriter::create(&out, files, WriteOptions::default()).unwrap());
+    sink.begin(&[("fp8_block.weight".to_owned(), Form::of(&packed))]).unwrap();
+    sink.write("fp8_block.weight", &packed).unwrap();
+    sink.finish().unwrap();
+    let written = fourfold_formats::open(&out).unwrap().weights.load("fp8_block.weight").unwrap();
+    assert!(matches!(&written, Weight::Dense(w) if w.dtype() == fourfold_tensor::DType::Bf16));
+    assert_eq!(written.to_f32(), rounded);
 
     // Wrong blocks, and blocks of unknown size, are errors that name the tensor.
     let config = json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 16]}});

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::Random;
 use fourfold_disk::Identity;
-use fourfold_formats::{Access, Fp8Decode, ModelFiles, OpenOptions, SafetensorsWriter, WriteOptions};
+use fourfold_formats::{Access, ModelFiles, OpenOptions, SafetensorsWriter, WriteOptions};
 use fourfold_tensor::{
     DType, Dense, Double, DoubleCodes, FloatBuffer, Form, LowRank, Offsets, Quantized, Scales, SourceError, Sparse,
     SparseCodes, SparseValues, Sum, Weight, WeightSink, mask_words_per_row, pack_row, packed_words_per_row,
@@ -158,7 +158,7 @@ proptest! {
         let out = dir.path().join("out");
         write(&out, &weights, WriteOptions::default()).unwrap();
         for access in [Access::Read, Access::Map] {
-            let model = fourfold_formats::open_with(&out, OpenOptions { access, fp8: Fp8Decode::F32 }).unwrap();
+            let model = fourfold_formats::open_with(&out, OpenOptions { access }).unwrap();
             for (name, weight) in &weights {
                 let back = model.weights.load(name).unwrap();
                 let info = model.weights.info(name).unwrap();
@@ -177,6 +177,7 @@ proptest! {
                     (
                         Weight::Quantized(_)
                         | Weight::Dense(_)
+                        | Weight::Fp8(_)
                         | Weight::Sparse(_)
                         | Weight::LowRank(_)
                         | Weight::Sum(_),

@@ -5,6 +5,7 @@ use crate::device::Kernel;
 const PARAMS: &str = include_str!("kernels/params.wgsl");
 const DENSE: &str = include_str!("kernels/form/dense.wgsl");
 const QUANTIZED: &str = include_str!("kernels/form/quantized.wgsl");
+const FP8: &str = include_str!("kernels/form/fp8.wgsl");
 const SPARSE: &str = include_str!("kernels/form/sparse.wgsl");
 
 /// The kernels over weights of one form. Their buffers: weight, x, y, bias.
@@ -41,6 +42,14 @@ pub static OF_QUANTIZED: FormKernels = FormKernels {
     gemm: over_weight!(QUANTIZED, "quantized gemm", "kernels/gemm.wgsl"),
     transposed: over_weight!(QUANTIZED, "quantized transposed", "kernels/transposed.wgsl"),
     embedding: over_weight!(QUANTIZED, "quantized embedding", "kernels/embedding.wgsl"),
+};
+
+/// 8-bit floats.
+pub static OF_FP8: FormKernels = FormKernels {
+    gemv: over_weight!(FP8, "fp8 gemv", "kernels/gemv.wgsl"),
+    gemm: over_weight!(FP8, "fp8 gemm", "kernels/gemm.wgsl"),
+    transposed: over_weight!(FP8, "fp8 transposed", "kernels/transposed.wgsl"),
+    embedding: over_weight!(FP8, "fp8 embedding", "kernels/embedding.wgsl"),
 };
 
 /// Sparse weights.

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use fourfold_kernels::KernelError;
 use fourfold_tensor::{
-    DType, Dense, Double, DoubleCodes, FloatBuffer, Offsets, Quantized, Scales, Sparse, SparseValues, Weight,
+    DType, Dense, Double, DoubleCodes, FloatBuffer, Fp8, Offsets, Quantized, Scales, Sparse, SparseValues, Weight,
     mask_words_per_row, packed_words_per_row,
 };
 
 use crate::device::{Buffer, Device};
-use crate::kernels::{FormKernels, OF_DENSE, OF_QUANTIZED, OF_SPARSE};
+use crate::kernels::{FormKernels, OF_DENSE, OF_FP8, OF_QUANTIZED, OF_SPARSE};
 
 /// Columns of a row before which the values kept are counted.
 const COUNTED: usize = 256;
@@ -61,6 +61,7 @@ impl Leaf {
                 w.validate()?;
                 quantized(device, w)
             }
+            Weight::Fp8(w) => fp8(device, w),
             Weight::Sparse(w) => sparse(device, w),
             Weight::LowRank(_) | Weight::Sum(_) => unreachable!("composite weights are given leaf by leaf"),
         };
@@ -211,6 +212,31 @@ fn quantized(device: &dyn Device, w: &Quantized) -> Leaf {
             ("NAMED", u32::from(named)),
         ],
         parts: parts(w.rows, row, largest).map(part).collect(),
+    }
+}
+
+fn fp8(device: &dyn Device, w: &Fp8) -> Leaf {
+    let (rows, cols, across) = (w.rows(), w.cols(), w.blocks_across());
+    let (block_rows, block_cols) = w.block();
+    let part = |rows: Range<usize>| {
+        let mut words = Words::default();
+        words.add(&w.codes()[rows.start * cols..rows.end * cols]);
+        let blocks = rows.start / block_rows * across..rows.end.div_ceil(block_rows) * across;
+        let columns = (rows.start % block_rows) as u32;
+        let sections = Sections { scales: words.add(bytes_of(w.scales(), blocks)), columns, ..Sections::default() };
+        Part { rows, buffer: words.upload(device), sections }
+    };
+    Leaf {
+        rows,
+        cols,
+        kernels: &OF_FP8,
+        constants: vec![
+            ("BLOCK_ROWS", block_rows as u32),
+            ("BLOCK_COLS", block_cols as u32),
+            ("SCALE_TYPE", type_of(w.scales())),
+        ],
+        // Codes, and as many scales as a row has where no other shares them.
+        parts: parts(rows, cols + 4 * across, device.largest_buffer()).map(part).collect(),
     }
 }
 

@@ -68,7 +68,7 @@ impl<L> Composite<L> {
     /// What `leaf` says.
     pub fn prepare<E>(weight: Weight, leaf: &mut dyn FnMut(Weight) -> Result<L, E>) -> Result<Self, E> {
         Ok(match weight {
-            Weight::Dense(_) | Weight::Quantized(_) | Weight::Sparse(_) => Self::Leaf(leaf(weight)?),
+            Weight::Dense(_) | Weight::Quantized(_) | Weight::Fp8(_) | Weight::Sparse(_) => Self::Leaf(leaf(weight)?),
             Weight::LowRank(w) => {
                 let (up, down) = w.into_factors();
                 Self::LowRank { up: Box::new(Self::prepare(up, leaf)?), down: Box::new(Self::prepare(down, leaf)?) }

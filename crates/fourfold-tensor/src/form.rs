@@ -131,11 +131,13 @@ pub enum OffsetsForm {
 }
 
 impl Form {
-    /// The form of a weight.
+    /// The form of a weight in a file that this program writes.
     pub fn of(weight: &Weight) -> Self {
         match weight {
             Weight::Dense(w) => Self::Dense { shape: w.shape().to_vec(), dtype: w.dtype() },
             Weight::Quantized(w) => Self::Quantized(QuantizedForm::of(w)),
+            // FP8 is read, not written: BF16 is what DeepSeek's own conversion makes of it.
+            Weight::Fp8(w) => Self::Dense { shape: vec![w.rows(), w.cols()], dtype: DType::Bf16 },
             Weight::Sparse(w) => Self::Sparse(SparseForm::of(w)),
             Weight::LowRank(w) => Self::LowRank { up: Box::new(Self::of(w.up())), down: Box::new(Self::of(w.down())) },
             Weight::Sum(w) => Self::Sum(w.terms().iter().map(Self::of).collect()),

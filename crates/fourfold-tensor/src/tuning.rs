@@ -92,7 +92,7 @@ impl Tuning {
 /// Numbers learned of each row of a matrix.
 fn numbers(weight: &Weight) -> usize {
     match weight {
-        Weight::Dense(_) | Weight::LowRank(_) => 0,
+        Weight::Dense(_) | Weight::Fp8(_) | Weight::LowRank(_) => 0,
         Weight::Quantized(w) if w.is_per_tensor() => 0,
         Weight::Quantized(w) => scale_numbers(w) + offset_numbers(w),
         Weight::Sparse(w) => match w.values() {
@@ -121,7 +121,9 @@ fn offset_numbers(w: &Quantized) -> usize {
 /// The first numbers of a row.
 fn start(weight: &Weight, row: &mut Vec<f32>) {
     match weight {
-        Weight::Dense(_) | Weight::LowRank(_) | Weight::Sparse(_) => row.resize(row.len() + numbers(weight), 1.0),
+        Weight::Dense(_) | Weight::Fp8(_) | Weight::LowRank(_) | Weight::Sparse(_) => {
+            row.resize(row.len() + numbers(weight), 1.0);
+        }
         Weight::Quantized(w) if w.is_per_tensor() => {}
         Weight::Quantized(w) => {
             row.resize(row.len() + scale_numbers(w), 1.0);
@@ -173,7 +175,7 @@ fn round(values: Vec<f32>, dtype: DType) -> FloatBuffer {
 
 fn with(weight: &Weight, rows: &Rows) -> Weight {
     match weight {
-        Weight::Dense(_) | Weight::LowRank(_) => weight.clone(),
+        Weight::Dense(_) | Weight::Fp8(_) | Weight::LowRank(_) => weight.clone(),
         Weight::Quantized(w) if w.is_per_tensor() => weight.clone(),
         Weight::Quantized(w) => with_scales(w, rows).into(),
         Weight::Sparse(w) => match w.values() {
@@ -228,7 +230,7 @@ fn with_scales(w: &Quantized, rows: &Rows) -> Quantized {
 
 fn add_gradient(weight: &Weight, r: usize, dw: &[f32], scratch: &mut Vec<u8>, sums: &mut [f32]) {
     match weight {
-        Weight::Dense(_) | Weight::LowRank(_) => {}
+        Weight::Dense(_) | Weight::Fp8(_) | Weight::LowRank(_) => {}
         Weight::Quantized(w) if w.is_per_tensor() => {}
         Weight::Quantized(w) => add_quantized(w, r, dw, scratch, sums),
         Weight::Sparse(w) => match w.values() {

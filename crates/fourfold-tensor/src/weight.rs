@@ -1,6 +1,6 @@
 //! The closed set of storage forms.
 
-use crate::{Dense, Form, LowRank, Quantized, Sparse, Sum};
+use crate::{Dense, Form, Fp8, LowRank, Quantized, Sparse, Sum};
 
 /// A stored weight. The set is closed: a new form makes the compiler list every kernel and codec that has to learn it, so no
 /// `match` on it has a `_` arm.
@@ -12,6 +12,8 @@ pub enum Weight {
     Dense(Dense),
     /// Packed codes with group scales.
     Quantized(Quantized),
+    /// 8-bit floats with block scales.
+    Fp8(Fp8),
     /// A bitmask and the values it keeps.
     Sparse(Sparse),
     /// The product of two thin matrices.
@@ -26,6 +28,7 @@ impl Weight {
         match self {
             Self::Dense(w) => w.rows(),
             Self::Quantized(w) => w.rows,
+            Self::Fp8(w) => w.rows(),
             Self::Sparse(w) => w.rows(),
             Self::LowRank(w) => w.up().rows(),
             Self::Sum(w) => w.rows(),
@@ -37,6 +40,7 @@ impl Weight {
         match self {
             Self::Dense(w) => w.cols(),
             Self::Quantized(w) => w.cols,
+            Self::Fp8(w) => w.cols(),
             Self::Sparse(w) => w.cols(),
             Self::LowRank(w) => w.down().cols(),
             Self::Sum(w) => w.cols(),
@@ -48,7 +52,7 @@ impl Weight {
         match self {
             Self::Dense(w) => w.shape().to_vec(),
             Self::Quantized(w) => vec![w.rows, w.cols],
-            Self::Sparse(_) | Self::LowRank(_) | Self::Sum(_) => vec![self.rows(), self.cols()],
+            Self::Fp8(_) | Self::Sparse(_) | Self::LowRank(_) | Self::Sum(_) => vec![self.rows(), self.cols()],
         }
     }
 
@@ -57,6 +61,7 @@ impl Weight {
         match self {
             Self::Dense(w) => w.data().byte_len(),
             Self::Quantized(w) => w.byte_len(),
+            Self::Fp8(w) => w.byte_len(),
             Self::Sparse(w) => w.byte_len(),
             Self::LowRank(w) => w.up().byte_len() + w.down().byte_len(),
             Self::Sum(w) => w.terms().iter().map(Self::byte_len).sum(),
@@ -68,6 +73,7 @@ impl Weight {
         match self {
             Self::Dense(w) => w.data().read_f32(r * w.cols(), &mut out[..w.cols()]),
             Self::Quantized(w) => w.dequantize_row(r, out),
+            Self::Fp8(w) => w.read_row(r, out),
             Self::Sparse(w) => w.read_row(r, out),
             Self::LowRank(w) => w.read_row(r, out),
             Self::Sum(w) => w.read_row(r, out),
@@ -79,7 +85,7 @@ impl Weight {
         match self {
             Self::LowRank(w) => w.to_f32(),
             Self::Sum(w) => w.to_f32(),
-            Self::Dense(_) | Self::Quantized(_) | Self::Sparse(_) => {
+            Self::Dense(_) | Self::Quantized(_) | Self::Fp8(_) | Self::Sparse(_) => {
                 let cols = self.cols();
                 let mut out = vec![0.0; self.rows() * cols];
                 for (r, row) in out.chunks_exact_mut(cols.max(1)).enumerate() {
@@ -105,6 +111,12 @@ impl From<Dense> for Weight {
 impl From<Quantized> for Weight {
     fn from(w: Quantized) -> Self {
         Self::Quantized(w)
+    }
+}
+
+impl From<Fp8> for Weight {
+    fn from(w: Fp8) -> Self {
+        Self::Fp8(w)
     }
 }
 

@@ -125,7 +125,7 @@ impl ParameterStore {
         match loaded {
             Weight::Dense(values) => self.push(weight, recipe, |first, out| values.data().read_f32(first, out)),
             Weight::Sparse(pruned) => self.push_pruned(weight, &pruned, recipe),
-            packed @ (Weight::Quantized(_) | Weight::LowRank(_) | Weight::Sum(_)) => {
+            packed @ (Weight::Quantized(_) | Weight::Fp8(_) | Weight::LowRank(_) | Weight::Sum(_)) => {
                 let values = packed.to_f32();
                 self.push(weight, recipe, |first, out| out.copy_from_slice(&values[first..first + out.len()]));
             }

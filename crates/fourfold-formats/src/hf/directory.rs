@@ -29,17 +29,17 @@ pub(crate) fn open_directory(dir: &Path, options: OpenOptions) -> Result<Checkpo
         return Err(FormatError::NotACheckpoint { path: dir.to_owned(), reason });
     }
     let store = open_store(dir, options)?;
-    with_files_beside(dir, dir, store, options)
+    with_files_beside(dir, dir, store)
 }
 
 /// Opens one safetensors file; config.json and the tokenizer are looked for beside it.
 pub(crate) fn open_file(path: &Path, options: OpenOptions) -> Result<Checkpoint, FormatError> {
     let store = Store::single(path, options.access)?;
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    with_files_beside(path, dir, store, options)
+    with_files_beside(path, dir, store)
 }
 
-fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions) -> Result<Checkpoint, FormatError> {
+fn with_files_beside(path: &Path, dir: &Path, store: Store) -> Result<Checkpoint, FormatError> {
     let config_path = dir.join("config.json");
     let config: Value = json::read(&config_path, json::CONFIG_LIMIT)?;
     if !config.is_object() {
@@ -55,7 +55,7 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store, options: OpenOptions
     let special = special_tokens(&config, generation_config.as_ref(), tokenizer_config, special_tokens_map);
     let templates = chat_templates(dir, tokenizer_config)?;
     let file_bytes = store.file_bytes();
-    let source = HfSource::new(path, store, &quantization, options.fp8)?;
+    let source = HfSource::new(path, store, &quantization)?;
     Ok(Checkpoint {
         path: path.to_owned(),
         config,

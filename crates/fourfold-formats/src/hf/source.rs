@@ -1,4 +1,4 @@
-//! Logical tensors over raw ones: parts of packed weights become one tensor, FP8 becomes floats.
+//! Logical tensors over raw ones: parts of packed weights become one tensor.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -7,17 +7,16 @@ use fourfold_tensor::{DType, Dense, FloatBuffer, SourceError, TensorInfo, Weight
 
 use crate::error::Failure;
 use crate::quantization::{
-    Build, PARTS, QuantizationConfig, Scheme, Strategy, decode_blocks, decode_plain, load_composite, load_naive,
-    load_packed, packed_shape, read_floats,
+    Build, PARTS, QuantizationConfig, Scheme, Strategy, load_blocks, load_composite, load_naive, load_packed,
+    load_plain, packed_shape, read_floats,
 };
 use crate::safetensors::{DataFile, Entry, ForeignEntry, Store};
-use crate::{FormatError, Fp8Decode, TensorError};
+use crate::{FormatError, TensorError};
 
 /// The weights of safetensors files.
 pub struct HfSource {
     path: PathBuf,
     store: Store,
-    fp8: Fp8Decode,
     infos: Vec<TensorInfo>,
     /// Place in `infos` and way to read, by logical name.
     recipes: HashMap<String, (usize, Recipe)>,
@@ -53,7 +52,7 @@ impl HfSource {
     ///
     /// # Errors
     /// A packed weight without scheme or of unknown shape, FP8 blocks of unknown size, a weight both packed and plain.
-    pub fn new(path: &Path, store: Store, config: &QuantizationConfig, fp8: Fp8Decode) -> Result<Self, FormatError> {
+    pub fn new(path: &Path, store: Store, config: &QuantizationConfig) -> Result<Self, FormatError> {
         let mut composites = HashMap::new();
         let mut parts = HashSet::new();
         let mut builds = Vec::new();
@@ -96,7 +95,7 @@ impl HfSource {
             let (name, shape, storage) = (entry.name.clone(), entry.shape.clone(), entry.dtype.clone());
             infos.push(TensorInfo { name, shape, storage, bytes: entry.bytes });
         }
-        Ok(Self { path: path.to_owned(), store, fp8, infos, recipes, builds })
+        Ok(Self { path: path.to_owned(), store, infos, recipes, builds })
     }
 
     /// Bytes of all tensor data.
@@ -138,17 +137,14 @@ impl HfSource {
 
     fn read(&self, file: &DataFile, entry: &Entry, name: &str, recipe: Recipe) -> Result<Weight, FormatError> {
         match recipe {
-            Recipe::Plain | Recipe::Foreign => read_plain(file, entry, self.fp8).map_err(|e| e.at(file.path(), name)),
+            Recipe::Plain | Recipe::Foreign => read_plain(file, entry).map_err(|e| e.at(file.path(), name)),
             Recipe::Packed(scheme) => load_packed(&self.store, name, scheme),
             Recipe::Naive(scheme) => load_naive(&self.store, name, scheme),
             Recipe::Composite(place) => load_composite(&self.store, name, &self.builds[place]),
             Recipe::Fp8 { scales, block } => {
                 let part = format!("{name}{scales}");
                 let scales = self.store.get(&part).ok_or(Failure::Tensor(TensorError::PartMissing { part }));
-                scales
-                    .and_then(|scales| decode_blocks(file, entry, scales, block, self.fp8))
-                    .map(Weight::Dense)
-                    .map_err(|e| e.at(file.path(), name))
+                scales.and_then(|scales| load_blocks(file, entry, scales, block)).map_err(|e| e.at(file.path(), name))
             }
         }
     }
@@ -260,12 +256,12 @@ fn describe(
     Ok(TensorInfo { name: name.to_owned(), shape, storage, bytes })
 }
 
-/// A tensor of floats as it stands. F64 is rounded to F32, which is the widest a weight has; E4M3 becomes BF16 or F32, exactly.
-fn read_plain(file: &DataFile, entry: &Entry, fp8: Fp8Decode) -> Result<Weight, Failure> {
+/// A tensor of floats as it stands. F64 is rounded to F32, which is the widest a weight has.
+fn read_plain(file: &DataFile, entry: &Entry) -> Result<Weight, Failure> {
     let data = match entry.dtype {
         DType::F32 | DType::F16 | DType::Bf16 => read_floats(file, entry)?,
         DType::F64 => FloatBuffer::F32(file.read::<f64>(entry)?.iter().map(|&v| v as f32).collect::<Vec<_>>().into()),
-        DType::F8E4M3 => return Ok(Weight::Dense(decode_plain(file, entry, fp8)?)),
+        DType::F8E4M3 => return load_plain(file, entry),
         DType::F8E5M2
         | DType::F8E8M0
         | DType::U8

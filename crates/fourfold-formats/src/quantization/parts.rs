@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use fourfold_tensor::{
-    DType, DoubleForm, Form, Offsets, OffsetsForm, Quantized, QuantizedForm, Scales, ScalesForm, Sparse, SparseForm,
-    SparseValues, SparseValuesForm, Weight, mask_words_per_row, pack_row, packed_words_per_row,
+    DType, DoubleForm, Form, Fp8, Offsets, OffsetsForm, Quantized, QuantizedForm, Scales, ScalesForm, Sparse,
+    SparseForm, SparseValues, SparseValuesForm, Weight, mask_words_per_row, pack_row, packed_words_per_row,
 };
+use half::bf16;
 
 /// Suffixes of the parts of a packed weight.
 pub const PARTS: &[&str] =
@@ -113,6 +114,7 @@ pub fn part_bytes(weight: &Weight) -> Vec<Cow<'_, [u8]>> {
     match weight {
         Weight::Dense(w) => vec![w.data().as_bytes().into()],
         Weight::Quantized(w) => quantized_bytes(w),
+        Weight::Fp8(w) => vec![bf16_bytes(w)],
         Weight::Sparse(w) => sparse_bytes(w),
         Weight::LowRank(w) => {
             let mut bytes = part_bytes(w.up());
@@ -121,6 +123,16 @@ pub fn part_bytes(weight: &Weight) -> Vec<Cow<'_, [u8]>> {
         }
         Weight::Sum(w) => w.terms().iter().flat_map(part_bytes).collect(),
     }
+}
+
+/// Products of code and scale, each rounded to BF16: see [`Form::of`].
+fn bf16_bytes(w: &Fp8) -> Cow<'_, [u8]> {
+    let (mut row, mut bytes) = (vec![0.0; w.cols()], Vec::with_capacity(2 * w.rows() * w.cols()));
+    for r in 0..w.rows() {
+        w.read_row(r, &mut row);
+        bytes.extend(row.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()));
+    }
+    bytes.into()
 }
 
 fn sparse_bytes(w: &Sparse) -> Vec<Cow<'_, [u8]>> {

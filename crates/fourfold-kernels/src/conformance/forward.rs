@@ -27,6 +27,8 @@ fn linear_tolerance(candidate: &Candidate, form: Form) -> f32 {
         Form::Dense(DType::F32 | DType::F16) | Form::Sparse { dtype: DType::F32 | DType::F16, .. } => 2e-6,
         // Rounding to bf16: 2^−9 of each term.
         Form::Dense(_) | Form::Sparse { .. } if fast => 2.0f32.powi(-9),
+        // Both factors rounded.
+        Form::Fp8 { .. } if fast => 2.0f32.powi(-8),
         // The sizes of the inner products' terms are not those of the whole product's: they may cancel.
         Form::LowRank { .. } | Form::Sum(_) => {
             if fast {
@@ -99,8 +101,9 @@ fn linear_of_every_form(candidate: &Candidate) -> Vec<Tensor> {
 }
 
 fn linear_with_several_weights_and_forms_of_one_input(candidate: &Candidate) -> Vec<Tensor> {
-    let forms = [FORMS[0], FORMS[3], FORMS[2], FORMS[6], FORMS[1]];
-    let rows = [33, 64, 1, 40, 96];
+    let fp8 = Form::Fp8 { rows: 16, cols: 32, scales: DType::F32 };
+    let forms = [FORMS[0], FORMS[3], fp8, FORMS[2], FORMS[6], FORMS[1]];
+    let rows = [33, 64, 50, 1, 40, 96];
     let mut outputs = Vec::new();
     for tokens in [1, 4, 40] {
         let x = noise(tokens, 72, 1);

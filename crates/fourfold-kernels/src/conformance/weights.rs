@@ -1,7 +1,7 @@
 //! Numbers that look random, and weights of every form.
 
 use fourfold_tensor::{
-    DType, Dense, Double, DoubleCodes, FloatBuffer, LowRank, Offsets, Quantized, Scales, Sparse, SparseCodes,
+    DType, Dense, Double, DoubleCodes, FloatBuffer, Fp8, LowRank, Offsets, Quantized, Scales, Sparse, SparseCodes,
     SparseValues, Sum, Weight, mask_words_per_row, pack_row, packed_words_per_row,
 };
 
@@ -97,6 +97,15 @@ pub enum Form {
         /// Bits of a code.
         bits: u8,
     },
+    /// 8-bit floats with a scale for each block of so many rows and columns.
+    Fp8 {
+        /// Rows of a block.
+        rows: usize,
+        /// Columns of a block.
+        cols: usize,
+        /// The scales' type.
+        scales: DType,
+    },
     /// Of 64 elements about this many kept; floats.
     Sparse {
         /// Of 64 elements.
@@ -143,6 +152,11 @@ pub const FORMS: &[Form] = &[
     Form::DoubleRuns { bits: 2, group: 16 },
     Form::ActOrder { bits: 4, group: 16 },
     Form::PerTensor { bits: 8 },
+    Form::Fp8 { rows: 128, cols: 128, scales: DType::F32 },
+    Form::Fp8 { rows: 24, cols: 20, scales: DType::Bf16 },
+    Form::Fp8 { rows: 1, cols: 1 << 20, scales: DType::F16 },
+    Form::Fp8 { rows: 1 << 20, cols: 1 << 20, scales: DType::F32 },
+    Form::Fp8 { rows: 1, cols: 16, scales: DType::F32 },
     Form::Sparse { kept: 32, dtype: DType::F32 },
     Form::Sparse { kept: 60, dtype: DType::F16 },
     Form::Sparse { kept: 20, dtype: DType::Bf16 },
@@ -168,6 +182,15 @@ pub fn weight(form: Form, rows: usize, cols: usize, seed: u64) -> Weight {
         return Dense::new(vec![rows, cols], data).into();
     }
     match form {
+        Form::Fp8 { rows: block_rows, cols: block_cols, scales } => {
+            // All codes but the two that are no numbers.
+            let code = |noise: &mut Noise| (noise.bits() % 127) as u8 | (noise.bits() as u8 & 0x80);
+            let codes: Vec<u8> = (0..rows * cols).map(|_| code(&mut noise)).collect();
+            let blocks = rows.div_ceil(block_rows) * cols.div_ceil(block_cols);
+            let values = (0..blocks).map(|_| (1.0 + 0.5 * noise.value()) / 256.0).collect();
+            let scales = FloatBuffer::from_f32(values, scales);
+            return Fp8::new(rows, cols, codes.into(), (block_rows, block_cols), scales).unwrap().into();
+        }
         Form::Sparse { kept, dtype } => {
             let (mask, kept) = mask(rows, cols, kept, &mut noise);
             let values = SparseValues::Float(FloatBuffer::from_f32(noise.values(kept), dtype));
@@ -195,7 +218,12 @@ pub fn weight(form: Form, rows: usize, cols: usize, seed: u64) -> Weight {
         _ => {}
     }
     let (bits, group) = match form {
-        Form::Dense(_) | Form::Sparse { .. } | Form::SparseCodes { .. } | Form::LowRank { .. } | Form::Sum(_) => {
+        Form::Dense(_)
+        | Form::Fp8 { .. }
+        | Form::Sparse { .. }
+        | Form::SparseCodes { .. }
+        | Form::LowRank { .. }
+        | Form::Sum(_) => {
             unreachable!()
         }
         Form::Codebook { group } => (4, group),

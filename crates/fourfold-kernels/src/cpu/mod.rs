@@ -5,6 +5,7 @@ mod backward;
 mod bandwidth;
 mod dense;
 mod elementwise;
+mod fp8;
 mod isa;
 mod memory;
 pub mod pool;

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use fourfold_tensor::{Dense, Sparse, Weight};
+use fourfold_tensor::{Dense, Fp8, Sparse, Weight};
 
 use super::dense::{self, DenseArg};
 use super::elementwise;
+use super::fp8;
 use super::quant::{self, Context, QuantWeight};
 use super::sparse;
 use crate::composite::{Composite, LeafArg, Leaves};
@@ -18,6 +19,7 @@ pub type CpuWeight = Composite<Leaf>;
 pub enum Leaf {
     Dense(Dense),
     Quantized(Box<QuantWeight>),
+    Fp8(Fp8),
     Sparse(Sparse),
 }
 
@@ -26,6 +28,7 @@ impl Leaf {
         match weight {
             Weight::Dense(w) => Ok(Self::Dense(w)),
             Weight::Quantized(w) => Ok(Self::Quantized(Box::new(QuantWeight::prepare(w, context.pool)?))),
+            Weight::Fp8(w) => Ok(Self::Fp8(w)),
             Weight::Sparse(w) => Ok(Self::Sparse(w)),
             Weight::LowRank(_) | Weight::Sum(_) => unreachable!("composite weights are given leaf by leaf"),
         }
@@ -35,6 +38,7 @@ impl Leaf {
         match self {
             Self::Dense(w) => w.data().byte_len(),
             Self::Quantized(w) => w.byte_len(),
+            Self::Fp8(w) => w.byte_len(),
             // The mask's running counts besides what is stored.
             Self::Sparse(w) => w.byte_len() + (w.rows() + 1) * size_of::<usize>(),
         }
@@ -61,7 +65,7 @@ impl CpuWeight {
     pub fn dense_arg<'a>(&'a self, bias: Option<&'a Tensor>) -> DenseArg<'a> {
         match self {
             Self::Leaf(Leaf::Dense(weight)) => DenseArg { weight, rows: 0..weight.rows(), bias },
-            Self::Leaf(Leaf::Quantized(_) | Leaf::Sparse(_)) | Self::LowRank { .. } | Self::Sum(_) => {
+            Self::Leaf(Leaf::Quantized(_) | Leaf::Fp8(_) | Leaf::Sparse(_)) | Self::LowRank { .. } | Self::Sum(_) => {
                 panic!("rounded activations for a weight that is not dense")
             }
         }
@@ -86,11 +90,13 @@ impl Leaves<Leaf> for Context<'_> {
         match leaf {
             Leaf::Dense(w) => [w.rows(), w.cols()],
             Leaf::Quantized(w) => [w.rows(), w.cols()],
+            Leaf::Fp8(w) => [w.rows(), w.cols()],
             Leaf::Sparse(w) => [w.rows(), w.cols()],
         }
     }
 
-    /// Dense, quantized and sparse leaves want the input in different forms: one region for each kind that is there.
+    /// Dense and quantized leaves want the input in different forms: one region for each kind that is there. The others have a region
+    /// of their own each.
     fn linear(&self, x: &Tensor, leaves: &[LeafArg<Leaf>]) -> Vec<Tensor> {
         let context = *self;
         let (mut dense, mut quantized) = (Vec::with_capacity(leaves.len()), Vec::with_capacity(leaves.len()));
@@ -99,7 +105,7 @@ impl Leaves<Leaf> for Context<'_> {
                 // Its bias is added in its kernel.
                 Leaf::Dense(weight) => dense.push(DenseArg { weight, rows: 0..weight.rows(), bias: *bias }),
                 Leaf::Quantized(weight) => quantized.push(&**weight),
-                Leaf::Sparse(_) => {}
+                Leaf::Fp8(_) | Leaf::Sparse(_) => {}
             }
         }
         let mut dense = run_unless_empty(&dense, |args| dense::linear(context, x, args)).into_iter();
@@ -109,6 +115,7 @@ impl Leaves<Leaf> for Context<'_> {
             Leaf::Quantized(_) => {
                 with_bias(quantized.next().unwrap_or_else(|| unreachable!("a product for each leaf")), *bias)
             }
+            Leaf::Fp8(w) => with_bias(fp8::linear_rows(context, x, w, 0..w.rows()), *bias),
             Leaf::Sparse(w) => with_bias(sparse::linear_rows(context, x, w, 0..w.rows()), *bias),
         };
         leaves.iter().map(one).collect()
@@ -119,6 +126,7 @@ impl Leaves<Leaf> for Context<'_> {
         match leaf {
             Leaf::Dense(weight) => dense::linear(context, x, &[DenseArg { weight, rows, bias: None }]).swap_remove(0),
             Leaf::Quantized(weight) => quant::linear_rows(context, x, weight, rows),
+            Leaf::Fp8(weight) => fp8::linear_rows(context, x, weight, rows),
             Leaf::Sparse(weight) => sparse::linear_rows(context, x, weight, rows),
         }
     }
@@ -128,6 +136,7 @@ impl Leaves<Leaf> for Context<'_> {
         match leaf {
             Leaf::Dense(weight) => dense::linear_transposed(context, x, weight, rows),
             Leaf::Quantized(weight) => quant::linear_transposed(context, x, weight, rows),
+            Leaf::Fp8(weight) => fp8::linear_transposed(context, x, weight, rows),
             Leaf::Sparse(weight) => sparse::linear_transposed(context, x, weight, rows),
         }
     }
@@ -143,6 +152,7 @@ impl Leaves<Leaf> for Context<'_> {
         match leaf {
             Leaf::Dense(w) => read(&|id, row| w.data().read_f32(id * cols, row)),
             Leaf::Quantized(w) => read(&|id, row| w.read_row(id, row)),
+            Leaf::Fp8(w) => read(&|id, row| w.read_row(id, row)),
             Leaf::Sparse(w) => read(&|id, row| w.read_row(id, row)),
         }
     }

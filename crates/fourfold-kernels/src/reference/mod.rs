@@ -92,7 +92,7 @@ impl Backend for Reference {
 /// Whether the parts of a weight fit together; the other forms cannot be made of parts that do not.
 fn validate(weight: &Weight) -> Result<(), KernelError> {
     match weight {
-        Weight::Dense(_) | Weight::Sparse(_) => Ok(()),
+        Weight::Dense(_) | Weight::Fp8(_) | Weight::Sparse(_) => Ok(()),
         Weight::Quantized(w) => Ok(w.validate()?),
         Weight::LowRank(w) => validate(w.up()).and_then(|()| validate(w.down())),
         Weight::Sum(w) => w.terms().iter().try_for_each(validate),

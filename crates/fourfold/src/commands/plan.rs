@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use fourfold_formats::regular;
 use fourfold_models::layers::LoraSpec;
-use fourfold_models::{ConvNetSpec, ModelSpec, spec_from_config};
+use fourfold_models::{ConvNetSpec, ModelSpec, Role, WeightSpec, spec_from_config};
 use fourfold_train::image_memory::image_memory;
 use fourfold_train::memory::{Adapters, TrainMemory, Work, train_memory};
 use fourfold_train::recipe::Recipe;
@@ -34,7 +34,7 @@ pub struct PlanArgs {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = limits::BATCH)]
     gradient_accumulation: usize,
     /// Low-rank adapters of this rank are trained, as by `train --lora-rank`, and the model stays as it is stored; a config.json alone
-    /// is taken for bf16.
+    /// is taken for bf16, or for FP8 where it says so.
     #[arg(long, value_name = "RANK", value_parser = limits::RANK)]
     lora_rank: Option<usize>,
     /// Layers that get an adapter: names such as q_proj,v_proj, or all-linear [default: all-linear].
@@ -182,8 +182,38 @@ fn spec(name: &str, context: &Context) -> Result<(ModelSpec, u64)> {
     let text = regular::read_text(&path, limits::MOST_BYTES).with_context(|| name.to_owned())?;
     let config: Value = serde_json::from_str(&text).with_context(|| name.to_owned())?;
     let spec = spec_from_config(&config).with_context(|| name.to_owned())?;
-    let bytes = 2 * spec.parameters();
+    let bytes = described_bytes(&spec, &config);
     Ok((spec, bytes))
+}
+
+/// Bytes of the matrices that a configuration alone describes: bf16, and linear layers in DeepSeek's FP8 where it says so.
+fn described_bytes(spec: &ModelSpec, config: &Value) -> u64 {
+    let section = &config["quantization_config"];
+    let block = |i: usize| section["weight_block_size"][i].as_u64().filter(|&size| size > 0);
+    let blocks = match (section["quant_method"] == "fp8", block(0), block(1)) {
+        (true, Some(rows), Some(cols)) => Some((rows, cols)),
+        _ => None,
+    };
+    let bytes = |weight: WeightSpec| {
+        let is_linear = match weight.role {
+            Role::Attention | Role::Mlp | Role::SharedExpert | Role::RoutedExpert => true,
+            Role::Embedding
+            | Role::LmHead
+            | Role::Router
+            | Role::Norm
+            | Role::Bias
+            | Role::Convolution
+            | Role::RunningMean
+            | Role::RunningVariance => false,
+        };
+        match (blocks, is_linear, weight.shape.as_slice()) {
+            (Some(block), true, &[rows, cols]) => {
+                weight.elements() + 4 * (rows as u64).div_ceil(block.0) * (cols as u64).div_ceil(block.1)
+            }
+            _ => 2 * weight.elements(),
+        }
+    };
+    spec.weights().into_iter().filter(|weight| weight.shape.len() > 1).map(bytes).sum()
 }
 
 fn row(preset: String, batch_size: u64, m: &TrainMemory) -> Row {

@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::source::HfSource;
 use crate::quantization::QuantizationConfig;
 use crate::safetensors::Store;
-use crate::{Access, Checkpoint, FormatError, Fp8Decode};
+use crate::{Access, Checkpoint, FormatError};
 
 /// The weights of an adapter.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
@@ -159,7 +159,7 @@ pub fn with_adapter(checkpoint: Checkpoint, dir: &Path, adaptable: &Adaptable) -
     let store = Store::single(&path, Access::Read)?;
     let plain = QuantizationConfig::from_config(&Value::Object(serde_json::Map::new()))
         .map_err(|problem| FormatError::Quantization { file: config_path.clone(), problem })?;
-    let adapter = HfSource::new(&path, store, &plain, Fp8Decode::default())?;
+    let adapter = HfSource::new(&path, store, &plain)?;
     let wrong = |problem| FormatError::Adapter { file: path.clone(), problem: Box::new(problem) };
     if adapter.tensors().is_empty() {
         return Err(wrong(AdapterError::Empty));

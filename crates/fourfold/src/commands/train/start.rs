@@ -1,5 +1,6 @@
 //! What a run begins with: the model, new or existing, its adapters, and the files that describe it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -55,7 +56,12 @@ impl Start {
                 match (&settings.lora, settings.tune) {
                     (Some(lora), _) => Self::adapted(lora, name, open),
                     (None, Some(tune)) => Self::tuning(tune, name, open, settings),
-                    (None, None) => Self::existing(name, open, texts, settings),
+                    (None, None) => {
+                        if let Some(remark) = widened(&open) {
+                            context.remark(&format!("{name}: {remark}"));
+                        }
+                        Self::existing(name, open, texts, settings)
+                    }
                 }
             }
             (None, Some(file)) => Self::new(file, texts, settings),
@@ -185,6 +191,24 @@ pub fn matrix_bytes(spec: &ModelSpec, source: &dyn WeightSource) -> u64 {
     let matrices = spec.weights().into_iter().filter(|w| w.shape.len() > 1);
     matrices.filter_map(|w| Some(source.info(&w.name)?.bytes)).sum()
 }
+
+/// What becomes of matrices that are stored in fewer bits than a float has, when all of a model is trained.
+fn widened(open: &OpenModel) -> Option<String> {
+    let weights = &open.checkpoint.weights;
+    let is_packed = |storage: &str| !FLOATS.contains(&storage) && !storage.starts_with("sparse");
+    let mut found = BTreeMap::<&str, usize>::new();
+    for info in open.spec.weights().iter().filter_map(|w| weights.info(&w.name)).filter(|i| is_packed(&i.storage)) {
+        *found.entry(&info.storage).or_default() += 1;
+    }
+    let found: Vec<String> = found.iter().map(|(storage, count)| format!("{count} in {storage}")).collect();
+    let found = (!found.is_empty()).then(|| found.join(", "))?;
+    Some(format!(
+        "packed tensors ({found}) are widened, as the whole model is trained; with --lora-rank they stay as they are"
+    ))
+}
+
+/// Types that a whole tensor is trained from as it is.
+const FLOATS: [&str; 4] = ["F64", "F32", "F16", "BF16"];
 
 /// PEFT's `adapter_config.json`.
 fn adapter_config(lora: &LoraSpec, base: &str, weights: &[WeightSpec]) -> Value {
