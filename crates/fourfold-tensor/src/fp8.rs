@@ -12,6 +12,9 @@ use thiserror::Error;
 
 use crate::{Buffer, FloatBuffer};
 
+/// The largest magnitude of a code.
+const LARGEST: f32 = 448.0;
+
 /// What each E4M3 code stands for. Every value is exact in BF16 too: 4 significant bits, exponents −9 to 8.
 pub const E4M3: [f32; 256] = e4m3_table();
 
@@ -71,6 +74,14 @@ pub enum Fp8Error {
         /// Blocks.
         expected: usize,
     },
+    /// A scale that makes infinities of codes, or is no number.
+    #[error("scale {index} is {value}: the largest code times this is no number")]
+    Scale {
+        /// Its place.
+        index: usize,
+        /// What it is.
+        value: String,
+    },
     /// A code that is no number.
     #[error("element [{row}, {col}] is NaN: a model with infinities or NaN gives no results")]
     NotANumber {
@@ -86,7 +97,7 @@ impl Fp8 {
     /// A block larger than the matrix is the whole matrix.
     ///
     /// # Errors
-    /// Parts of other sizes, and codes that are no numbers.
+    /// Parts of other sizes, scales with which a weight could be infinite, and codes that are no numbers.
     pub fn new(
         rows: usize,
         cols: usize,
@@ -101,6 +112,10 @@ impl Fp8 {
         let expected = rows.div_ceil(block.0) * cols.div_ceil(block.1);
         if scales.len() != expected {
             return Err(Fp8Error::Scales { found: scales.len(), expected });
+        }
+        let is_sound = |scale: f32| (scale * LARGEST).is_finite();
+        if let Some(index) = (0..scales.len()).find(|&i| !is_sound(scales.get(i))) {
+            return Err(Fp8Error::Scale { index, value: scales.get(index).to_string() });
         }
         if let Some(at) = codes.iter().position(|&code| code & 0x7f == 0x7f) {
             return Err(Fp8Error::NotANumber { row: at / cols, col: at % cols });
@@ -206,6 +221,12 @@ mod tests {
         let new = |codes: Vec<u8>, scales: &[f32]| Fp8::new(3, 5, codes.into(), (2, 3), floats(scales));
         assert_eq!(new(codes[1..].to_vec(), &scales), Err(Fp8Error::Codes { found: 14, rows: 3, cols: 5 }));
         assert_eq!(new(codes.clone(), &scales[1..]), Err(Fp8Error::Scales { found: 3, expected: 4 }));
+        for (scale, value) in
+            [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (1e36, "1000000000000000000000000000000000000")]
+        {
+            let error = Fp8Error::Scale { index: 2, value: value.to_owned() };
+            assert_eq!(new(codes.clone(), &[1.0, -2.0, scale, 1.0]), Err(error));
+        }
         let mut broken = codes;
         broken[7] = 0xff;
         assert_eq!(new(broken, &scales), Err(Fp8Error::NotANumber { row: 1, col: 2 }));

@@ -1,7 +1,7 @@
 //! Linear layers whose weights are 8-bit floats with block scales. A weight stays as it is stored, in a memory-mapped file perhaps.
 //!
-//! For few tokens each row is widened into a first-level cache and multiplied there, so that only codes are read from memory. For
-//! many tokens some rows at a time are written out and multiplied as a dense weight.
+//! For few tokens a row's codes are widened in registers and multiplied there, so that only codes are read from memory. For many tokens
+//! some rows at a time are written out and multiplied as a dense weight.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use half::bf16;
 use super::dense::{self, DenseArg};
 use super::pool::SendPtr;
 use super::quant::Context;
-use super::simd::{Simd, dot, for_isa};
+use super::simd::{MAX_LANES, Simd, for_isa};
 use super::{Activations, FloatProducts, elementwise, rows};
 use crate::Tensor;
 
@@ -51,9 +51,9 @@ pub fn linear_rows(context: Context, x: &Tensor, w: &Fp8, rows: Range<usize>) ->
     let grain = (GRAIN_BYTES / w.cols()).max(1);
     let to = SendPtr::new(y.host_mut());
     context.pool.for_ranges(outputs, grain, |items| {
-        let (mut row, mut out) = (vec![0.0; w.cols()], vec![0.0; tokens]);
+        let mut out = vec![0.0; tokens];
         for item in items {
-            row_dots(context.isa, Piece::row(w, rows.start + item), &mut row, x.host(), &mut out);
+            row_dots(context.isa, Piece::row(w, rows.start + item), x.host(), &mut out);
             for (t, &value) in out.iter().enumerate() {
                 // SAFETY: y is [tokens, outputs]; this row's results are this thread's alone.
                 unsafe { *to.get().add(t * outputs + item) = value };
@@ -161,8 +161,8 @@ for_isa! {
 }
 
 for_isa! {
-    /// A row, written to `row`, against every token of `x`.
-    fn row_dots(piece: Piece, row: &mut [f32], x: &[f32], out: &mut [f32]) = row_dots_with
+    /// A row against every token of `x`, whose rows follow each other.
+    fn row_dots(piece: Piece, x: &[f32], out: &mut [f32]) = row_dots_with
 }
 
 for_isa! {
@@ -170,11 +170,78 @@ for_isa! {
     fn add_row(piece: Piece, row: &mut [f32], x: &[f32], stride: usize, sums: &mut [f32]) = add_row_with
 }
 
+/// What [`Simd::load_e4m3`] leaves out.
+const FACTOR: f32 = 256.0;
+
+/// Runs `$body` for the vectors of a piece of `$len` columns: `$w` has the weights of `$n` columns from `$at` on, zeros beyond. `$j` counts
+/// vectors, 0 to 3, for as many sums that do not wait for each other.
+macro_rules! for_vectors {
+    ($s:ident, $piece:ident, $len:expr, |$at:ident, $n:ident, $w:ident, $j:ident| $body:block) => {
+        let Piece { w, row, first } = $piece;
+        let codes = &w.row_codes(row)[first..first + $len];
+        let block = w.block().1;
+        let mut $at = 0;
+        while $at < codes.len() {
+            let column = first + $at;
+            let end = codes.len().min($at + block - column % block);
+            let factor = $s.splat(w.scale(row, column) * FACTOR);
+            while $at + 4 * S::LANES <= end {
+                for $j in 0..4 {
+                    let $n = S::LANES;
+                    // SAFETY: 4 · LANES codes follow.
+                    let $w = $s.mul(unsafe { $s.load_e4m3(codes.as_ptr().add($at)) }, factor);
+                    $body
+                    $at += S::LANES;
+                }
+            }
+            while $at < end {
+                let ($n, $j) = ((end - $at).min(S::LANES), 0);
+                let mut lanes = [0u8; MAX_LANES];
+                lanes[..$n].copy_from_slice(&codes[$at..$at + $n]);
+                // SAFETY: the array has LANES elements or more.
+                let $w = $s.mul(unsafe { $s.load_e4m3(lanes.as_ptr()) }, factor);
+                $body
+                $at += $n;
+            }
+        }
+    };
+}
+
 #[inline(always)]
-fn row_dots_with<S: Simd>(s: S, piece: Piece, row: &mut [f32], x: &[f32], out: &mut [f32]) {
-    widen_with(s, piece, row);
-    for (x, out) in x.chunks_exact(row.len()).zip(out) {
-        *out = dot(s, row, x);
+fn widen_with<S: Simd>(s: S, piece: Piece, out: &mut [f32]) {
+    for_vectors!(s, piece, out.len(), |at, n, w, _j| {
+        // SAFETY: n columns from `at` on are the piece's.
+        unsafe { s.store_first(out.as_mut_ptr().add(at), w, n) };
+    });
+}
+
+#[inline(always)]
+fn row_dots_with<S: Simd>(s: S, piece: Piece, x: &[f32], out: &mut [f32]) {
+    let stride = piece.w.cols();
+    for (t, out) in out.chunks_mut(4).enumerate() {
+        let x = &x[t * 4 * stride..];
+        match out.len() {
+            1 => dots::<S, 1>(s, piece, x, stride, out),
+            2 => dots::<S, 2>(s, piece, x, stride, out),
+            3 => dots::<S, 3>(s, piece, x, stride, out),
+            _ => dots::<S, 4>(s, piece, x, stride, out),
+        }
+    }
+}
+
+/// A whole row against N tokens, `stride` numbers apart.
+#[inline(always)]
+fn dots<S: Simd, const N: usize>(s: S, piece: Piece, x: &[f32], stride: usize, out: &mut [f32]) {
+    assert!(x.len() >= N * stride && stride == piece.w.cols() && out.len() == N);
+    let mut sums = [[s.splat(0.0); N]; 4];
+    for_vectors!(s, piece, stride, |at, n, w, j| {
+        for (t, sum) in sums[j].iter_mut().enumerate() {
+            // SAFETY: x has N tokens of `stride` columns, and at + n ≤ stride.
+            *sum = s.mul_add(w, unsafe { s.load_first(x.as_ptr().add(t * stride + at), n) }, *sum);
+        }
+    });
+    for (t, out) in out.iter_mut().enumerate() {
+        *out = s.sum(s.add(s.add(sums[0][t], sums[1][t]), s.add(sums[2][t], sums[3][t])));
     }
 }
 
@@ -185,32 +252,6 @@ fn add_row_with<S: Simd>(s: S, piece: Piece, row: &mut [f32], x: &[f32], stride:
         for (sum, &w) in sums.iter_mut().zip(&*row) {
             *sum += x * w;
         }
-    }
-}
-
-/// The least magnitude of a normal code is 2^−6; codes below count eighths of that.
-const SUBNORMAL: f32 = 1.0 / 512.0;
-
-/// The fields of a normal code are moved to where an f32 has them, and the exponent's bias changed from 7 to 127; of a subnormal code the
-/// mantissa counts. NaN is none of the codes. The compiler makes vectors of it: `_s` says which.
-#[inline(always)]
-fn widen_with<S: Simd>(_s: S, piece: Piece, out: &mut [f32]) {
-    let Piece { w, row, first } = piece;
-    let codes = &w.row_codes(row)[first..first + out.len()];
-    let block = w.block().1;
-    let mut at = 0;
-    while at < codes.len() {
-        let column = first + at;
-        let end = codes.len().min(at + block - column % block);
-        let scale = w.scale(row, column);
-        for (out, &code) in out[at..end].iter_mut().zip(&codes[at..end]) {
-            let code = u32::from(code);
-            let normal = ((code & 0x7f) << 20) + ((127 - 7) << 23);
-            let subnormal = ((code & 7) as f32 * SUBNORMAL).to_bits();
-            let magnitude = if code & 0x78 == 0 { subnormal } else { normal };
-            *out = f32::from_bits(magnitude | (code & 0x80) << 24) * scale;
-        }
-        at = end;
     }
 }
 

@@ -58,6 +58,14 @@ impl Simd for Avx2 {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())))) }
     }
     #[inline(always)]
+    unsafe fn load_e4m3(self, from: *const u8) -> Self::V {
+        unsafe {
+            // The sign is at bits 7 to 15, and after the shift at 14 and 15: one too many.
+            let shifted = _mm_slli_epi16::<7>(_mm_cvtepi8_epi16(_mm_loadl_epi64(from.cast())));
+            _mm256_cvtph_ps(_mm_and_si128(shifted, _mm_set1_epi16(!(1 << 14))))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: Self::V) {
         unsafe { _mm256_storeu_ps(to, v) }
     }

@@ -62,6 +62,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())))) }
     }
     #[inline(always)]
+    unsafe fn load_e4m3(self, from: *const u8) -> Self::V {
+        unsafe {
+            // The sign is at bits 7 to 15, and after the shift at 14 and 15: one too many.
+            let shifted = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())));
+            _mm512_cvtph_ps(_mm256_and_si256(shifted, _mm256_set1_epi16(!(1 << 14))))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: Self::V) {
         unsafe { _mm512_storeu_ps(to, v) }
     }

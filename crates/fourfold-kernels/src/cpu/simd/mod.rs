@@ -54,6 +54,12 @@ pub trait Simd: Copy {
     /// # Safety
     /// `LANES` elements are readable.
     unsafe fn load_bf16(self, from: *const bf16) -> Self::V;
+    /// Lanes of E4M3 codes from memory, widened and times 2^−8: what a code's fields say where an f16 has them, whose bias is 15 and
+    /// not 7. NaN is none of the codes.
+    ///
+    /// # Safety
+    /// `LANES` bytes are readable.
+    unsafe fn load_e4m3(self, from: *const u8) -> Self::V;
     /// Lanes to memory.
     ///
     /// # Safety

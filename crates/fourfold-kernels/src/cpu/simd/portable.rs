@@ -53,6 +53,18 @@ impl Simd for Portable {
         values.map(|v| f32::from_bits(u32::from(v.to_bits()) << 16))
     }
     #[inline(always)]
+    unsafe fn load_e4m3(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller promises N bytes.
+        let codes: [u8; N] = unsafe { *from.cast() };
+        codes.map(|code| {
+            let code = u32::from(code);
+            let normal = ((code & 0x7f) << 20) + ((127 - 15) << 23);
+            let subnormal = ((code & 7) as f32 * (1.0 / 131_072.0)).to_bits();
+            let magnitude = if code & 0x78 == 0 { subnormal } else { normal };
+            f32::from_bits(magnitude | (code & 0x80) << 24)
+        })
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: Self::V) {
         // SAFETY: the caller promises N elements.
         unsafe { to.cast::<[f32; N]>().write_unaligned(v) }
