@@ -72,7 +72,7 @@ pub(super) fn safetensors(input: &[u8], dir: &Path) -> bool {
         put(dir, "config.json", config)?;
         put(dir, "model.safetensors", model)?;
         let access = if input.len().is_multiple_of(2) { Access::Read } else { Access::Map };
-        let checkpoint = open_with(dir, OpenOptions { access, ..OpenOptions::default() }).ok()?;
+        let checkpoint = open_with(dir, OpenOptions { access }).ok()?;
         load_all(&checkpoint).then_some(())
     };
     read().is_some()
