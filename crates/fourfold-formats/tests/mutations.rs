@@ -163,7 +163,7 @@ fn mutate_model(bytes: &mut Vec<u8>, random: &mut Random) {
 
 /// Opens and reads all; gives how many tensors were read.
 fn read_all(dir: &Path, access: Access) -> usize {
-    let Ok(model) = open_with(dir, OpenOptions { access, ..OpenOptions::default() }) else { return 0 };
+    let Ok(model) = open_with(dir, OpenOptions { access }) else { return 0 };
     let mut read = 0;
     for tensor in model.weights.tensors() {
         let Ok(weight) = model.weights.load(&tensor.name) else { continue };

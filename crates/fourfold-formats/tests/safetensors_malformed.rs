@@ -193,7 +193,7 @@ fn odd_but_valid_files_are_read() {
     std::fs::write(&path, file_of(header, 8)).unwrap();
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     for access in [Access::Read, Access::Map] {
-        let model = fourfold_formats::open_with(&path, OpenOptions { access, ..OpenOptions::default() }).unwrap();
+        let model = fourfold_formats::open_with(&path, OpenOptions { access }).unwrap();
         let names: Vec<&str> = model.weights.tensors().iter().map(|t| t.name.as_str()).collect();
         assert_eq!(names, ["a", "none", "b"]);
         assert_eq!(model.weight_bytes, 8);
