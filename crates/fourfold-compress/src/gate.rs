@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::CompressError;
 use crate::calibrate::{Hidden, Overlay};
 use crate::hessian::Hessian;
+use crate::outcome::log_sum;
 use crate::pipeline::{CompressJob, Run};
 use crate::plan::Plan;
 use crate::planner::stats;
@@ -105,11 +106,6 @@ fn rows(x: &Tensor, from: usize, to: usize) -> Tensor {
 
 /// `Σ p·ln(p/q)` over all rows, for the distributions that two matrices of logits stand for.
 fn divergence(p: &Tensor, q: &Tensor) -> f64 {
-    let log_sum = |row: &[f32]| {
-        let largest = row.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-        let sum: f64 = row.iter().map(|&v| f64::from((v - largest).exp())).sum();
-        f64::from(largest) + sum.ln()
-    };
     let row = |r: usize| {
         let (p, q) = (p.row(r), q.row(r));
         let (sum_p, sum_q) = (log_sum(p), log_sum(q));

@@ -12,6 +12,7 @@ pub mod gate;
 pub mod hessian;
 pub mod merge;
 pub mod methods;
+mod outcome;
 pub mod pipeline;
 pub mod plan;
 pub mod planner;
@@ -22,6 +23,7 @@ pub mod sensitivity;
 mod vector;
 
 pub use error::{CompressError, MethodError};
+pub use outcome::{Outcome, outcome};
 pub use pipeline::{CompressJob, Goal, Report, compress};
 pub use plan::{Plan, Scope};
 pub use progress::{Progress, Silent};

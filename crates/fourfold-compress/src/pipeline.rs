@@ -208,7 +208,7 @@ impl<'a> CompressJob<'a> {
     }
 
     /// Whether the plan was given, so that nobody has looked at the weights yet.
-    fn is_finished(&self) -> bool {
+    pub fn is_finished(&self) -> bool {
         match self.goal {
             Goal::Plan(_) | Goal::Uniform { .. } => true,
             Goal::Ratio(_) | Goal::Bytes(_) => false,

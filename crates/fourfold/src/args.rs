@@ -96,6 +96,9 @@ pub struct Global {
     /// Most bytes to take of the device's memory, as `8GB` [default: what there is].
     #[arg(long, global = true, value_parser = human::parse_bytes, value_name = "SIZE")]
     pub device_memory: Option<u64>,
+    /// Load a model even if it takes more memory than is available, and train even if the predicted peak is more.
+    #[arg(long, global = true)]
+    pub no_memory_check: bool,
     /// How cached keys and values are stored.
     #[arg(long, global = true, default_value = "f16", value_name = "TYPE")]
     pub kv_dtype: KvArg,
@@ -113,6 +116,7 @@ impl Global {
             options.push(format!("--device={}", self.device));
             options.extend(self.device_memory.map(|bytes| format!("--device-memory={bytes}B")));
         }
+        options.extend(self.no_memory_check.then(|| "--no-memory-check".to_owned()));
         options.extend(self.quiet.then(|| "--quiet".to_owned()));
         options
     }

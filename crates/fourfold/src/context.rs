@@ -63,6 +63,19 @@ impl Context {
         })
     }
 
+    /// The same without bars and remarks: for what was said already.
+    pub fn silent(&self) -> Self {
+        Self {
+            backend: self.backend.clone(),
+            backward: self.backward.clone(),
+            kernels: self.kernels.clone(),
+            global: self.global.clone(),
+            progress: Progress::new(true),
+            quiet: true,
+            ..*self
+        }
+    }
+
     /// Prints a command's result.
     pub fn print(&self, report: &impl Report) -> Result<()> {
         output::print(report, self.json)

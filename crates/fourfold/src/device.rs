@@ -9,6 +9,7 @@ use fourfold_models::Model;
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::fit::{self, Room};
 use crate::human;
 use crate::model::OpenModel;
 
@@ -83,19 +84,27 @@ pub fn report(model: &Model) -> Option<DeviceReport> {
 }
 
 impl OpenModel {
-    /// Loads every weight to where `--device` says.
-    pub fn load_on_device(&self, context: &Context) -> Result<Arc<Model>> {
+    /// Loads every weight to where `--device` says, if there is `room` for the run.
+    pub fn load_on_device(&self, room: Room, context: &Context) -> Result<Arc<Model>> {
         match context.global.device {
-            DeviceArg::Cpu => self.load(context.backend.clone(), context),
+            DeviceArg::Cpu => self.load_here(room, context),
             DeviceArg::Gpu(index) => self.load(open(index, context)?, context),
             DeviceArg::Auto => match real_card(context) {
-                None => self.load(context.backend.clone(), context),
+                None => self.load_here(room, context),
                 Some(card) => self.load(card, context).or_else(|error| {
                     context.remark(&format!("The model does not go to the GPU: {error:#}. It runs on the processor."));
-                    self.load(context.backend.clone(), context)
+                    self.load_here(room, context)
                 }),
             },
         }
+    }
+}
+
+impl OpenModel {
+    /// Loads every weight into this process, if there is `room` for the run.
+    pub fn load_here(&self, room: Room, context: &Context) -> Result<Arc<Model>> {
+        fit::check(self, room, context)?;
+        self.load(context.backend.clone(), context)
     }
 }
 

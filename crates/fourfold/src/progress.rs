@@ -1,7 +1,7 @@
 //! Progress on stderr: bars where stderr is a terminal, nothing elsewhere.
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fourfold_kernels::heap_is_for;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -91,35 +91,60 @@ fn left(done: u64, total: Option<u64>, left: Duration) -> String {
     format!(", {} left", human::duration(Duration::from_secs(left.as_secs())).replace(".0 s", " s"))
 }
 
-/// A bar for each stage of a long job.
+/// One bar for all stages of a long job, with the name of the one at work.
 pub struct Stages {
-    progress: Progress,
-    now: Option<(String, ProgressBar)>,
+    bar: ProgressBar,
+    /// Each stage's share of the whole, in the order in which they come; some may be left out.
+    shares: &'static [(&'static str, f64)],
+    /// The stage at work, its place among the shares, when it began.
+    now: Option<(String, usize, Instant)>,
+    /// What has ended, and the seconds it took.
+    ended: Vec<(String, f64)>,
 }
 
+/// Steps of the one bar.
+const STEPS: f64 = 1000.0;
+
 impl Stages {
-    /// No stage has begun.
-    pub fn new(progress: Progress) -> Self {
-        Self { progress, now: None }
+    /// No stage has begun. `shares` are of any unit.
+    pub fn new(progress: Progress, what: &str, shares: &'static [(&'static str, f64)]) -> Self {
+        let bar =
+            progress.with(ProgressBar::new(STEPS as u64), "{prefix} [{bar:30}] {percent} %{left}  {wide_msg}", what);
+        Self { bar, shares, now: None, ended: Vec::new() }
     }
 
-    /// Takes the last bar away.
-    pub fn finish(&mut self) {
-        if let Some((_, bar)) = self.now.take() {
-            bar.finish_and_clear();
+    /// Takes the bar away, and says how many seconds each stage took.
+    pub fn finish(&mut self) -> Vec<(String, f64)> {
+        self.end();
+        self.bar.finish_and_clear();
+        std::mem::take(&mut self.ended)
+    }
+
+    fn end(&mut self) {
+        if let Some((name, _, since)) = self.now.take() {
+            self.ended.push((name, since.elapsed().as_secs_f64()));
         }
+    }
+
+    /// Where the bar stands when a share of a stage is done.
+    fn position(&self, place: usize, done: f64) -> u64 {
+        let all: f64 = self.shares.iter().map(|(_, share)| share).sum();
+        let before: f64 = self.shares[..place.min(self.shares.len())].iter().map(|(_, share)| share).sum();
+        let share = self.shares.get(place).map_or(0.0, |(_, share)| *share);
+        ((before + share * done.clamp(0.0, 1.0)) / all.max(f64::MIN_POSITIVE) * STEPS) as u64
     }
 }
 
 impl fourfold_compress::Progress for Stages {
     fn update(&mut self, stage: &str, done: u64, total: u64) {
-        if self.now.as_ref().is_none_or(|(name, _)| name != stage) {
-            self.finish();
-            self.now = Some((stage.to_owned(), self.progress.bar(stage, total, "")));
+        if self.now.as_ref().is_none_or(|(name, _, _)| name != stage) {
+            self.end();
+            let place = self.shares.iter().position(|(name, _)| *name == stage).unwrap_or(self.shares.len());
+            self.now = Some((stage.to_owned(), place, Instant::now()));
         }
-        if let Some((_, bar)) = &self.now {
-            bar.set_length(total);
-            bar.set_position(done);
+        if let Some((name, place, _)) = &self.now {
+            self.bar.set_position(self.position(*place, done as f64 / total.max(1) as f64));
+            self.bar.set_message(format!("{name} {done}/{total}"));
         }
     }
 }
@@ -127,6 +152,22 @@ impl fourfold_compress::Progress for Stages {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_bar_goes_through_all_stages() {
+        use fourfold_compress::Progress as _;
+        let mut stages = Stages::new(Progress::new(true), "work", &[("plan", 1.0), ("gate", 2.0), ("write", 1.0)]);
+        stages.update("plan", 0, 4);
+        stages.update("plan", 2, 4);
+        assert_eq!(stages.bar.position(), 125);
+        // A stage that is left out, and one that is not known: the bar never goes back.
+        stages.update("write", 0, 10);
+        assert_eq!(stages.bar.position(), 750);
+        stages.update("other", 1, 2);
+        assert_eq!(stages.bar.position(), 1000);
+        let names: Vec<String> = stages.finish().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["plan", "write", "other"]);
+    }
 
     #[test]
     fn numbers_are_said_where_they_are_known() {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::context::Context;
 use crate::device::{self, DeviceReport};
+use crate::fit::Room;
 use crate::model::{self, OpenModel};
 use crate::output::Report;
 use crate::{human, limits, memory};
@@ -69,7 +70,7 @@ pub fn run(args: &BenchArgs, context: &Context) -> Result<()> {
     if positions > open.spec.max_positions {
         bail!("{positions} tokens: the model has {} positions", open.spec.max_positions);
     }
-    let model = open.load_on_device(context)?;
+    let model = open.load_on_device(Room::sequence(positions), context)?;
     let bar = context.progress.spinner("measuring");
     let mut tests = Vec::new();
     if args.n_prompt > 0 {

@@ -5,21 +5,23 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use fourfold_disk::Identity;
+use fourfold_formats::TokenizerSource;
 use fourfold_kernels::Tensor;
 use fourfold_models::ConvNetSpec;
 use fourfold_train::images::{Subset, in_order};
 use fourfold_train::vision::normalized;
 
-use crate::data_files;
 use crate::images::{self, Split};
 use crate::limits;
 use crate::model::OpenModel;
+use crate::{data_files, included_text};
 
 #[derive(Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct CalibrationArgs {
-    /// Text files like what the model will see (never the text it is evaluated on). For networks that read images: a directory of
-    /// them, of which the training images are taken.
+    /// Text files like what the model will see (never the text it is evaluated on) [default: a mixed text that comes with fourfold:
+    /// prose, many languages, code, mathematics, conversations]. For networks that read images: a directory of them, of which the
+    /// training images are taken.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
     /// Most sequences taken from the text, or images [default: 32 sequences, 512 images].
@@ -34,7 +36,7 @@ pub struct CalibrationArgs {
 }
 
 /// Token ids of calibration text, all sequences of one length.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Sequences {
     /// To calibrate on.
     pub calibration: Vec<Vec<u32>>,
@@ -74,12 +76,23 @@ impl CalibrationArgs {
         Ok(batches.iter().map(|batch| normalized(spec, &batch.pixels)).collect())
     }
 
-    /// Sequences of equal length from all files, as many from each: a file is cut into pieces, and pieces are picked at random. Those to
-    /// calibrate on, and a quarter as many beside them that are held out. Of a text that has no more than the first, the last is held out.
+    /// Sequences of the files that were named, or of the text that comes with fourfold. None where that gives no
+    /// whole sequence with the model's tokenizer, or where there is no tokenizer: what was named is an error then.
     pub fn sequences(&self, open: &OpenModel) -> Result<Sequences> {
-        if !self.is_given() {
+        if self.is_given() {
+            let named = |file: &PathBuf| Ok((file.display().to_string(), data_files::text(file)?));
+            return self.cut(&self.calibration.iter().map(named).collect::<Result<Vec<_>>>()?, open);
+        }
+        if open.checkpoint.tokenizer == TokenizerSource::None {
             return Ok(Sequences::default());
         }
+        let (template, is_own) = open.chat_template()?;
+        self.cut(&included_text::texts(is_own.then_some(&template))?, open)
+    }
+
+    /// Sequences of equal length from all texts, as many from each: a text is cut into pieces, and pieces are picked at random. Those to
+    /// calibrate on, and a quarter as many beside them that are held out. Of a text that has no more than the first, the last is held out.
+    fn cut(&self, texts: &[(String, String)], open: &OpenModel) -> Result<Sequences> {
         let tokenizer = open.tokenizer()?;
         let positions = open.spec.max_positions;
         let length = self.calibration_length.unwrap_or(positions.min(512));
@@ -88,18 +101,17 @@ impl CalibrationArgs {
         }
         let mut random = self.seed;
         let samples = self.calibration_samples.unwrap_or(32) as usize;
-        let share = samples.div_ceil(self.calibration.len());
+        let share = samples.div_ceil(texts.len());
         let apart = share.div_ceil(4);
         let (mut sequences, mut held_out) = (Vec::new(), Vec::new());
-        for file in &self.calibration {
-            let text = data_files::text(file)?;
+        for (name, text) in texts {
             let body = usize::from(tokenizer.bos().is_some());
             // Some times more than needed, so that there is a choice; not a whole corpus.
             let wanted = share.saturating_mul(length).saturating_mul(8);
-            let ids = tokenizer.encode_prefix(&text, wanted)?;
+            let ids = tokenizer.encode_prefix(text, wanted)?;
             let mut pieces: Vec<&[u32]> = ids[body.min(ids.len())..].chunks_exact(length - body).collect();
-            if pieces.is_empty() {
-                bail!("{}: {} tokens are fewer than one sequence of {length}", file.display(), ids.len());
+            if pieces.is_empty() && self.is_given() {
+                bail!("{name}: {} tokens are fewer than one sequence of {length}", ids.len());
             }
             // Fisher and Yates's shuffle, as far as it is needed.
             for i in 0..pieces.len().min(share + apart) {
@@ -108,8 +120,10 @@ impl CalibrationArgs {
                 pieces.swap(i, other);
             }
             let whole = |piece: &&[u32]| tokenizer.bos().into_iter().chain(piece.iter().copied()).collect();
-            sequences.extend(pieces.iter().take(share).map(whole));
-            held_out.extend(pieces.iter().skip(share).take(apart).map(whole));
+            // A text that has no more than what is asked for keeps some of it apart all the same.
+            let taken = share.min(pieces.len() - (pieces.len() / 5).min(apart));
+            sequences.extend(pieces.iter().take(taken).map(whole));
+            held_out.extend(pieces.iter().skip(taken).take(apart).map(whole));
         }
         sequences.truncate(samples);
         if held_out.is_empty() && sequences.len() > 1 {

@@ -15,6 +15,7 @@ use super::generate::{Printer, cut_short};
 use super::sampling::SamplingArgs;
 use crate::context::Context;
 use crate::device::{self, DeviceReport};
+use crate::fit::Room;
 use crate::model;
 use crate::output::{self, Report};
 use crate::tokenizer::remark_tokenizer;
@@ -78,9 +79,11 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let tokenizer = open.tokenizer()?;
     remark_tokenizer(&tokenizer, open.spec.vocab_size, context);
     let (template, own) = open.chat_template()?;
-    let model = open.load_on_device(context)?;
+    let positions = args.context.unwrap_or(8192);
+    let room = Room::sequence(positions.min(open.spec.max_positions));
+    let model = open.load_on_device(room, context)?;
     let mut chat = Chat {
-        session: Session::new(model.clone(), context.kv, args.context.unwrap_or(8192)),
+        session: Session::new(model.clone(), context.kv, positions),
         sampler: Sampler::new(args.sampling.settings(open.checkpoint.generation_config.as_ref(), context)?),
         settings: GenerationSettings { max_tokens: args.predict, stop_ids: open.stop_ids(&tokenizer) },
         template,

@@ -3,6 +3,8 @@
 mod choice;
 mod identity;
 mod images;
+mod time;
+mod words;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,11 +14,10 @@ use clap::{Args, ValueEnum};
 use fourfold_compress::gate::Gate;
 use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
-use fourfold_compress::pipeline::EXPERT_PRIOR;
 use fourfold_compress::planner::{candidates, restrict};
 use fourfold_compress::recipe::Recipe;
-use fourfold_compress::report::{self, ExpertReach};
-use fourfold_compress::{CompressError, CompressJob, Goal, Plan, Scope, compress};
+use fourfold_compress::report::ExpertReach;
+use fourfold_compress::{CompressError, CompressJob, Goal, Outcome, Plan, Scope, compress, outcome};
 use fourfold_formats::regular;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
 use fourfold_tensor::Form;
@@ -24,7 +25,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::choice::{Bits, ChoiceArgs, bits};
-use super::calibration::{CalibrationArgs, Sequences};
+use super::calibration::CalibrationArgs;
 use crate::context::Context;
 use crate::model;
 use crate::output::Report;
@@ -43,8 +44,7 @@ pub struct CompressArgs {
     /// The same as OUT.
     #[arg(short = 'o', long = "output", value_name = "OUT", conflicts_with = "out")]
     out_flag: Option<PathBuf>,
-    /// How many times smaller all weight files together become; settings are chosen tensor by tensor [default: 4]. Without
-    /// --calibration weights are rounded to nearest, which costs several times the quality at the same size.
+    /// How many times smaller all weight files together become; settings are chosen tensor by tensor [default: 4].
     #[arg(long, value_name = "R", conflicts_with_all = ["max_bytes", "bits", "plan"], value_parser = limits::RATIO)]
     ratio: Option<f64>,
     /// The size of all weight files together: 500MB, 4GB, 2GiB.
@@ -60,7 +60,8 @@ pub struct CompressArgs {
     /// Write the plan to a file ("-" for stdout) and compress nothing.
     #[arg(long, value_name = "FILE", conflicts_with = "out")]
     write_plan: Option<PathBuf>,
-    /// How codes are found: `rtn` (round to nearest) or `gptq`, which needs calibration text [default: gptq with text, else rtn]. Or
+    /// How codes are found: `gptq`, by calibration text, or `rtn` (round to nearest), which reads none, takes seconds and costs several
+    /// times the quality at the same size [default: gptq, or rtn for a model without a tokenizer]. Or
     /// one recipe for all linear layers, of which several parts are joined by commas: quantize:4, prune:0.5 or prune:2:4 (or
     /// magnitude:, wanda:, sparsegpt: instead of prune:), svd:64. Recipes that prune or decompose leave embeddings as they are. For
     /// convolutional networks: tucker:AMOUNT or cp:AMOUNT (convolutions), svd:AMOUNT (linear layers, and convolutions without one of
@@ -244,7 +245,15 @@ struct CompressReport {
     file_ratio: f64,
     bits_per_parameter: f64,
     calibration_tokens: usize,
+    /// The output against the source on text that was kept out of the calibration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
     seconds: f64,
+    /// What was said before the work began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimated_seconds: Option<f64>,
+    /// What of that each stage took.
+    stages: Vec<StageReport>,
     peak_memory: Option<u64>,
     /// How many tensors and bytes each kind of storage has.
     storage: Vec<Storage>,
@@ -259,6 +268,12 @@ struct CompressReport {
     /// Experts that fewer calibration tokens reached than an expert's statistics need to stand for themselves.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     experts_hardly_reached: Vec<ExpertReach>,
+}
+
+#[derive(Serialize)]
+struct StageReport {
+    stage: String,
+    seconds: f64,
 }
 
 #[derive(Default, Serialize)]
@@ -284,16 +299,19 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         return images::run(&network, args, place.as_deref(), context);
     }
     let open = model::open(&args.model, context)?;
-    let method = match &args.method {
-        Some(words) => words.method.clone().map_err(Error::msg)?,
-        None if args.calibration.is_given() => MethodArg::Gptq,
-        None => MethodArg::Rtn,
+    let asked = args.method.as_ref().map(|words| words.method.clone().map_err(Error::msg)).transpose()?;
+    let sequences = args.calibration.sequences(&open)?;
+    // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
+    let method = match asked {
+        Some(method) if method.needs_text() && sequences.calibration.is_empty() => {
+            bail!("this --method needs --calibration FILE, and a tokenizer beside the model")
+        }
+        Some(method) => method,
+        None if sequences.calibration.is_empty() => MethodArg::Rtn,
+        None => MethodArg::Gptq,
     };
-    let goal = goal(args, method, open.spec.parameters())?;
-    if method.needs_text() && !args.calibration.is_given() {
-        bail!("this --method needs --calibration FILE: text like that which the model will see");
-    }
-    let Sequences { calibration, held_out } = args.calibration.sequences(&open)?;
+    let calibration: &[Vec<u32>] = if method == MethodArg::Rtn { &[] } else { &sequences.calibration };
+    let goal = goal(args, method, open.spec.parameters(), !calibration.is_empty())?;
     let checkpoint = &open.checkpoint;
     let unread = open.unread_bytes();
     let source_bytes = checkpoint.weight_bytes - unread;
@@ -311,22 +329,25 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         experts_alike: interchange,
         alike: args.choice.fusible,
     };
-    for remark in remarks(args, &job.scope) {
-        context.remark(remark);
+    for remark in words::before(args, &open, &job.scope, calibration) {
+        context.remark(&remark);
     }
     // A form that cannot be written is an error when it is declared, with its name.
     let header = |forms: &[(String, Form)]| header_bytes(forms, args.output.max_shard_size).unwrap_or(0);
     job.header = &header;
     job.uniform = args.choice.uniform;
     job.candidates = restrict(candidates(interchange), &args.choice.only, &args.choice.exclude);
-    // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
-    if method != MethodArg::Rtn && args.calibration.is_given() {
+    if !calibration.is_empty() {
         job.backend = Some(context.backend.clone());
         job.backward = Some(context.backward.clone());
-        job.calibration = &calibration;
-        job.held_out = if args.choice.no_gate { &[] } else { &held_out };
+        job.calibration = calibration;
+        job.held_out = if args.choice.no_gate { &[] } else { &sequences.held_out };
     }
-    let mut stages = Stages::new(context.progress);
+    let estimated_seconds = time::estimate(&job);
+    if let Some(seconds) = estimated_seconds {
+        context.remark(&format!("this takes about {} here", human::duration(Duration::from_secs_f64(seconds))));
+    }
+    let mut stages = Stages::new(context.progress, "compress", time::shares(&job));
     if let Some(file) = &args.write_plan {
         let plan = job.plan(&mut stages)?;
         stages.finish();
@@ -341,13 +362,23 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     };
     let sink = SafetensorsWriter::create(out, ModelFiles::of(checkpoint), options)?;
     let done = compress(&job, Box::new(sink), &mut stages).map_err(|error| match error {
-        CompressError::Budget { .. } if !job.scope.embeddings => anyhow::Error::new(error)
-            .context("the embedding is kept as it is; a smaller --ratio, or --embedding pack, may do"),
+        CompressError::Budget { smallest, .. } => {
+            let possible = words::possible(smallest, source_bytes, open.spec.parameters(), job.scope.embeddings);
+            anyhow::Error::new(error).context(possible)
+        }
         CompressError::Model(_) => anyhow::Error::new(error).context(checkpoint.path.display().to_string()),
         error => error.into(),
     })?;
-    stages.finish();
     let written = fourfold_formats::open(out)?;
+    let outcome = match sequences.held_out.as_slice() {
+        [] => None,
+        held_out => {
+            let new = model::open(&out.display().to_string(), &context.silent())?;
+            let (old, new) = (&*checkpoint.weights, &*new.checkpoint.weights);
+            Some(outcome(&open.spec, old, new, &context.backend, held_out, &mut stages)?)
+        }
+    };
+    let stages = stages.finish();
     let (output_bytes, output_file_bytes) = (written.weight_bytes, written.file_bytes);
     let source_file_bytes = checkpoint.file_bytes - unread;
     let mut least: Vec<(String, u64)> = done.coverage.into_iter().collect();
@@ -364,6 +395,9 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         file_ratio: source_file_bytes as f64 / output_file_bytes as f64,
         bits_per_parameter: output_bytes as f64 * 8.0 / open.spec.parameters() as f64,
         calibration_tokens: calibration.iter().map(Vec::len).sum(),
+        outcome,
+        estimated_seconds,
+        stages: stages.into_iter().map(|(stage, seconds)| StageReport { stage, seconds }).collect(),
         seconds: start.elapsed().as_secs_f64(),
         peak_memory: memory::peak_resident(),
         storage: storage(&done.plan),
@@ -374,56 +408,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     })
 }
 
-/// The experts of each layer that text hardly reached, a line a layer, the least reached first.
-pub(super) fn hardly_reached(experts: &[ExpertReach], tokens: usize) -> String {
-    let split = |e: &ExpertReach| match e.expert.rsplit_once(".experts.") {
-        Some((layer, number)) => (layer.to_owned(), format!("experts.{number} ({} tokens)", e.tokens)),
-        None => (String::new(), format!("{} ({} tokens)", e.expert, e.tokens)),
-    };
-    let never = experts.iter().filter(|e| e.tokens == 0).count();
-    let mut text = format!(
-        "experts that fewer than {EXPERT_PRIOR:.0} of the {tokens} calibration tokens reached: {}, {never} of them never; they are rounded \
-         by what reached their layer's other experts (more text reaches more of them)\n",
-        experts.len()
-    );
-    for layer in experts.chunk_by(|a, b| split(a).0 == split(b).0) {
-        let mut layer: Vec<&ExpertReach> = layer.iter().collect();
-        layer.sort_by_key(|e| e.tokens);
-        let named: Vec<String> = layer.iter().take(MOST_NAMED).map(|e| split(e).1).collect();
-        let more = layer.len().saturating_sub(MOST_NAMED);
-        let more =
-            if more > 0 { format!(", and {more} more (all are in {})", report::FILE_NAME) } else { String::new() };
-        text += &format!("  {}: {}{more}\n", split(layer[0]).0, named.join(", "));
-    }
-    text
-}
-
-/// Experts of a layer that are named on the terminal.
-const MOST_NAMED: usize = 16;
-
-/// What a user who reads no help should know of what was asked.
-fn remarks(args: &CompressArgs, scope: &Scope) -> Vec<&'static str> {
-    let mut remarks = Vec::new();
-    if args.plan.is_none() && args.method.is_none() && !args.calibration.is_given() {
-        remarks.push(
-            "note: without --calibration TEXT weights are rounded to nearest; with it (GPTQ) the same bytes lose several times less",
-        );
-    }
-    if args.output.format == FormatArg::CompressedTensors {
-        if scope.embeddings {
-            remarks.push(
-                "note: transformers loads a packed embedding only with CompressedTensorsConfig(dequantize=True), and that only \
-                 where all weights have the same bits",
-            );
-        }
-        if args.grid.asymmetric {
-            remarks.push("note: transformers loads zero points only with CompressedTensorsConfig(dequantize=True)");
-        }
-    }
-    remarks
-}
-
-fn goal(args: &CompressArgs, method: MethodArg, parameters: u64) -> Result<Goal> {
+fn goal(args: &CompressArgs, method: MethodArg, parameters: u64, with_text: bool) -> Result<Goal> {
     if let Some(file) = &args.plan {
         let text = regular::read_text(file, limits::MOST_BYTES).with_context(|| file.display().to_string())?;
         return Ok(Goal::Plan(Plan::from_json(&text).with_context(|| file.display().to_string())?));
@@ -432,7 +417,7 @@ fn goal(args: &CompressArgs, method: MethodArg, parameters: u64) -> Result<Goal>
         if args.bits.is_some() || args.ratio.is_some() || args.max_bytes.is_some() {
             bail!("--method with a recipe says all itself: leave out --bits, --ratio and --max-bytes");
         }
-        let (method, settings) = recipe.method(args.calibration.is_given());
+        let (method, settings) = recipe.method(with_text);
         return Ok(Goal::Uniform { method: method.to_owned(), settings });
     }
     if let Some(Bits::Average(bits)) = args.bits {
@@ -518,9 +503,15 @@ impl Report for CompressReport {
             text += &format!("left out, as the architecture does not read them: {} ({names})\n", self.dropped.len());
         }
         if !self.experts_hardly_reached.is_empty() {
-            text += &hardly_reached(&self.experts_hardly_reached, self.calibration_tokens);
+            text += &words::hardly_reached(&self.experts_hardly_reached, self.calibration_tokens);
         } else if let Some((name, tokens)) = self.least_covered_experts.first() {
             text += &format!("the calibration text's least used expert: {name}, {tokens} tokens\n");
+        }
+        if let Some(outcome) = &self.outcome {
+            text += &words::cost(outcome);
+        }
+        if let Some(out) = &self.out {
+            text += &words::next(&self.model, out);
         }
         text
     }

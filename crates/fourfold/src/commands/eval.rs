@@ -23,6 +23,7 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::data_files;
 use crate::device::{self, DeviceArg, DeviceReport};
+use crate::fit::Room;
 use crate::model::{self, OpenModel};
 use crate::output::Report;
 use crate::{human, interrupt, limits, memory};
@@ -131,9 +132,10 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     if let Some(file) = &outputs.dump {
         return dump(file, &open, &windows, context);
     }
-    let model = open.load_on_device(context)?;
+    let room = room(&windows);
+    let model = open.load_on_device(room, context)?;
     let original = match &args.against {
-        Some(name) => Some(model::open(name, context)?.load_on_device(context)?),
+        Some(name) => Some(model::open(name, context)?.load_on_device(room, context)?),
         None => None,
     };
     let mut saved = match &args.load_logits {
@@ -205,8 +207,14 @@ fn cut(args: &EvalArgs, open: &OpenModel) -> Result<Vec<Window>> {
     windows(&ids, tokenizer.bos(), context, protocol(args), limit).with_context(|| args.text().display().to_string())
 }
 
+/// What an evaluation holds at a time: a window, and the logits of all its tokens.
+fn room(windows: &[Window]) -> Room {
+    let tokens = windows.iter().map(|window| window.ids.len()).max().unwrap_or(0);
+    Room { tokens, rows: tokens }
+}
+
 fn dump(file: &Path, open: &OpenModel, windows: &[Window], context: &Context) -> Result<()> {
-    let model = open.load_on_device(context)?;
+    let model = open.load_on_device(room(windows), context)?;
     let named = || file.display().to_string();
     let mut out = BufWriter::with_capacity(1 << 20, PartialFile::create(file)?);
     dump_logits(&model, context.kv, windows, &mut out).with_context(named)?;

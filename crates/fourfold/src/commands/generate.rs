@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::sampling::SamplingArgs;
 use crate::context::Context;
 use crate::device::{self, DeviceReport};
+use crate::fit::Room;
 use crate::model;
 use crate::output::{self, Report};
 use crate::tokenizer::remark_tokenizer;
@@ -77,12 +78,14 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let tokenizer = open.tokenizer()?;
     remark_tokenizer(&tokenizer, open.spec.vocab_size, context);
     let ids = tokenizer.encode_text(&prompt)?;
-    let model = open.load_on_device(context)?;
+    let positions = args.context.unwrap_or(4096);
+    let room = Room::sequence(positions.min(open.spec.max_positions));
+    let model = open.load_on_device(room, context)?;
     let stop_ids = if args.ignore_eos { Vec::new() } else { open.stop_ids(&tokenizer) };
     let settings = GenerationSettings { max_tokens: args.predict, stop_ids };
     let sampling = args.sampling.settings(open.checkpoint.generation_config.as_ref(), context)?;
     let weight_bytes = model.weight_bytes() as u64;
-    let mut session = Session::new(model.clone(), context.kv, args.context.unwrap_or(4096));
+    let mut session = Session::new(model.clone(), context.kv, positions);
     let mut sampler = Sampler::new(sampling.clone());
 
     let streaming = !context.json;

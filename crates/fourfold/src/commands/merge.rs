@@ -101,7 +101,7 @@ pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
         interchange: false,
     };
     let sink = SafetensorsWriter::create(&place, files, options)?;
-    let mut stages = Stages::new(context.progress);
+    let mut stages = Stages::new(context.progress, "merge", &[("compress", 1.0)]);
     let done = compress(&job, Box::new(sink), &mut stages)?;
     stages.finish();
     context.print(&MergeReport {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::sampling::SamplingArgs;
 use crate::context::Context;
+use crate::fit::Room;
 use crate::{human, interrupt, memory, model, output};
 
 /// Time between two looks at whether the server is to end.
@@ -89,11 +90,13 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<()> {
             .remark("The model ships no chat template: ChatML is used. A base model will not answer as an assistant.");
         stop_ids.extend(tokenizer.token_to_id("<|im_end|>"));
     }
-    let loaded = open.load(context.backend.clone(), context)?;
+    let positions = args.context.map_or(8192, |tokens| tokens as usize);
+    let room = Room::sequence(positions.min(open.spec.max_positions));
+    let loaded = open.load_here(room, context)?;
     let settings = EngineSettings {
         parallel: args.parallel as usize,
         queue: args.queue as usize,
-        context: args.context.map_or(8192, |tokens| tokens as usize),
+        context: positions,
         kv: context.kv,
         prefix_bytes: (args.prefix_cache as usize) << 20,
     };

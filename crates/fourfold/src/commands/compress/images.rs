@@ -50,7 +50,7 @@ pub fn run(open: &OpenNetwork, args: &CompressArgs, place: Option<&Path>, contex
         backend: context.backward.clone(),
         header: &header,
     };
-    let mut stages = Stages::new(context.progress);
+    let mut stages = Stages::new(context.progress, "compress", &[("plan", 1.0), ("compress", 2.0)]);
     let Output { network, plan, divergence, uniform_divergence } = compress(&job, &mut stages)?;
     stages.finish();
     if let Some(file) = &args.write_plan {

@@ -76,7 +76,8 @@ pub fn try_row(row: &Record, tokenizer: &Tokenizer) -> Result<()> {
 const MOST_BATCHES: u64 = 1 << 16;
 
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
-    let settings = Settings::resolve(args).map_err(usage)?;
+    let mut settings = Settings::resolve(args).map_err(usage)?;
+    settings.memory_check &= !context.global.no_memory_check;
     if !settings.show_data {
         identity::check_output(&settings)?;
     }

@@ -212,8 +212,8 @@ pub struct TrainArgs {
     /// Go on from the last checkpoint in the output directory.
     #[arg(long)]
     resume: bool,
-    /// Run even if the predicted peak is more than the memory that is available.
-    #[arg(long)]
+    /// Of a file; on the command line it is every command's option.
+    #[arg(skip)]
     no_memory_check: bool,
 }
 
