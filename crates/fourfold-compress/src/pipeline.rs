@@ -18,8 +18,7 @@ use crate::calibrate::{Collector, ExpertCounter, Hidden, Overlay, check_finite};
 use crate::gate::{Gate, HeldOut, Trial};
 use crate::hessian::Hessian;
 use crate::methods::Needs;
-use crate::methods::quantize::gptq::Gptq;
-use crate::plan::{Entry, HeaderBytes, Plan, Scope, shown};
+use crate::plan::{Entry, HeaderBytes, Plan, SAFETENSORS_BYTES, Scope, TensorBytes, shown};
 use crate::planner::{Candidate, PlanJob, candidates, stats};
 use crate::progress::Progress;
 use crate::report::{self, ExpertReach, PlanReport};
@@ -70,6 +69,8 @@ pub struct CompressJob<'a> {
     pub scope: Scope,
     /// Bytes of the output's file headers, for [`Goal::Ratio`] and [`Goal::Bytes`]; [`CompressJob::new`] counts none.
     pub header: &'a HeaderBytes<'a>,
+    /// Bytes of a tensor in the output; [`CompressJob::new`] counts as safetensors does.
+    pub bytes: &'a TensorBytes<'a>,
     /// Measures how much each tensor's error matters, for [`Goal::Ratio`] and [`Goal::Bytes`]; without it a rule by role and place is
     /// used.
     pub backward: Option<Arc<dyn Backward>>,
@@ -109,6 +110,7 @@ impl<'a> CompressJob<'a> {
             candidates: candidates(false),
             scope: Scope::default(),
             header: &|_| 0,
+            bytes: SAFETENSORS_BYTES,
             backward: None,
         }
     }
@@ -154,6 +156,7 @@ impl<'a> CompressJob<'a> {
             scope: self.scope,
             sensitivity: &sensitivity,
             header: self.header,
+            bytes: self.bytes,
         };
         let mut planned = job.plan(progress)?;
         if self.uniform && planned.uniform.is_none() {
@@ -195,7 +198,7 @@ impl<'a> CompressJob<'a> {
             }
             (_, _, _) => (None, Trial::default()),
         };
-        let forms = planned.plan.resolve(self.spec, self.source)?;
+        let forms = planned.plan.resolve(self.spec, self.source, self.bytes)?;
         let mut report = PlanReport::new(self.spec, self.source_bytes, &planned.plan, &forms, &planned.priced);
         for tensor in report.tensors.iter_mut().filter(|t| t.error.is_some()) {
             tensor.measured_error = trial.errors.get(&tensor.name).copied();
@@ -216,7 +219,7 @@ impl<'a> CompressJob<'a> {
     }
 
     fn decided(&self, mut plan: Plan) -> Result<Decision, CompressError> {
-        let forms = plan.resolve(self.spec, self.source)?;
+        let forms = plan.resolve(self.spec, self.source, self.bytes)?;
         let report = PlanReport::new(self.spec, self.source_bytes, &plan, &forms, &[]);
         Ok(Decision { plan, report, trial: Trial::default() })
     }
@@ -235,8 +238,7 @@ pub struct Decision {
 fn formats(plan: &Plan) -> Vec<String> {
     let mut found: Vec<(String, u64)> = Vec::new();
     for entry in plan.tensors.iter().filter(|e| e.method != "keep") {
-        let grid = serde_json::from_value::<Gptq>(entry.settings.clone()).map(|g| g.grid.describe());
-        let name = grid.unwrap_or_else(|_| entry.method.clone());
+        let name = entry.format().unwrap_or_else(|| entry.method.clone());
         match found.iter_mut().find(|(known, _)| *known == name) {
             Some((_, bytes)) => *bytes += entry.bytes,
             None => found.push((name, entry.bytes)),
@@ -275,7 +277,7 @@ pub fn compress(
     progress: &mut dyn Progress,
 ) -> Result<Report, CompressError> {
     let Decision { mut plan, mut report, trial } = job.decide(progress)?;
-    let forms = plan.resolve(job.spec, job.source)?;
+    let forms = plan.resolve(job.spec, job.source, job.bytes)?;
     let written = follow(job, &mut *sink, &mut plan, &forms, &mut report, trial, progress);
     if let Err(error) = &written
         && !error.may_be_mended()

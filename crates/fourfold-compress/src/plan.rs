@@ -5,11 +5,13 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
 use fourfold_models::{ModelError, ModelSpec, Role, WeightSpec};
-use fourfold_tensor::{DType, Form, TensorInfo, WeightSource};
+use fourfold_tensor::{BlockType, DType, Form, TensorInfo, Weight, WeightSource};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::CompressError;
+use crate::methods::quantize::blocks;
+use crate::methods::quantize::gptq::Gptq;
 use crate::methods::quantize::grid::GridSpec;
 use crate::methods::{self, Method};
 
@@ -49,6 +51,14 @@ impl Entry {
         methods::method(&self.method, &self.settings).map_err(|e| e.of(&self.name))
     }
 
+    /// The grid or block type in words, where the method has one.
+    pub fn format(&self) -> Option<String> {
+        if self.method == blocks::NAME {
+            return Some(self.settings["type"].as_str()?.to_owned());
+        }
+        Some(serde_json::from_value::<Gptq>(self.settings.clone()).ok()?.grid.describe())
+    }
+
     /// The tensor as it came.
     pub fn keep(name: &str) -> Self {
         Self { name: name.to_owned(), method: "keep".to_owned(), settings: Value::Null, bytes: 0, error: None }
@@ -69,11 +79,13 @@ pub struct Scope {
     /// Whether weights that runtimes multiply at once get one format: query, key and value of a layer, its gate and up, the experts of a
     /// block. This program needs none of that.
     pub alike: bool,
+    /// Whether the output stacks the experts of a layer in one tensor of one type, as GGUF does.
+    pub stacked: bool,
 }
 
 impl Default for Scope {
     fn default() -> Self {
-        Self { embeddings: true, biases: None, whole_groups: false, experts_alike: false, alike: false }
+        Self { embeddings: true, biases: None, whole_groups: false, experts_alike: false, alike: false, stacked: false }
     }
 }
 
@@ -145,6 +157,7 @@ impl Plan {
         &mut self,
         spec: &ModelSpec,
         source: &dyn WeightSource,
+        bytes: &TensorBytes,
     ) -> Result<Vec<(String, Form)>, CompressError> {
         let weights = spec.weights();
         let entries: HashSet<&str> = self.tensors.iter().map(|t| t.name.as_str()).collect();
@@ -171,7 +184,7 @@ impl Plan {
                 Some(form) => form,
                 None => kept_form(source, &entry.name)?,
             };
-            entry.bytes = form.file_bytes();
+            entry.bytes = bytes(&entry.name, &form);
             forms.push((entry.name.clone(), form));
         }
         Ok(forms)
@@ -186,6 +199,21 @@ pub(crate) fn shown(error: f64) -> f64 {
 /// Rows and columns of a shape's matrix view.
 pub(crate) fn matrix(shape: &[usize]) -> (usize, usize) {
     if shape.len() < 2 { (1, shape.iter().product()) } else { (shape[0], shape[1..].iter().product()) }
+}
+
+/// The entry of a tensor that goes into a GGUF file as it is: floats and blocks of a type of GGUF's own stay, what is packed otherwise
+/// becomes f16.
+pub fn kept_in_gguf(weight: &Weight, name: &str) -> Entry {
+    let kept = match weight {
+        // FP8 is written as the bf16 that it stands for.
+        Weight::Dense(_) | Weight::Fp8(_) => true,
+        Weight::Quantized(q) => BlockType::of(q).is_some(),
+        Weight::Sparse(_) | Weight::LowRank(_) | Weight::Sum(_) => false,
+    };
+    if kept {
+        return Entry::keep(name);
+    }
+    Entry { method: "cast".to_owned(), settings: json!({"dtype": "f16"}), ..Entry::keep(name) }
 }
 
 /// The form of a tensor that stays as it is; a storage that its name does not tell is read to see.
@@ -235,6 +263,12 @@ fn without_gptq(settings: &Value) -> Value {
     settings
 }
 
+/// Bytes that a tensor of this name and form takes in the output: the format knows.
+pub type TensorBytes<'a> = dyn Fn(&str, &Form) -> u64 + 'a;
+
+/// What a tensor takes in a safetensors file.
+pub const SAFETENSORS_BYTES: &TensorBytes<'static> = &|_, form| form.file_bytes();
+
 /// Bytes that file headers take beside tensors of these names and forms: the output's format knows.
 pub type HeaderBytes<'a> = dyn Fn(&[(String, Form)]) -> u64 + 'a;
 
@@ -252,7 +286,7 @@ pub struct Choice {
 impl Choice {
     /// For one tensor.
     pub fn of(form: Form, entry: Entry, cost: f64) -> Self {
-        Self { bytes: form.file_bytes(), parts: vec![(form, entry)], cost }
+        Self { bytes: entry.bytes, parts: vec![(form, entry)], cost }
     }
 
     /// Names and forms.
@@ -293,7 +327,7 @@ pub fn allocate(mut tensors: Vec<Vec<Choice>>, budget: u64, header: &HeaderBytes
     let sizes = |picked: &[usize]| {
         let choices = || hulls.iter().zip(picked).filter_map(|(hull, &i)| hull.get(i));
         let forms: Vec<(String, Form)> = choices().flat_map(Choice::forms).collect();
-        let data: u64 = forms.iter().map(|(_, form)| form.file_bytes()).sum();
+        let data: u64 = choices().flat_map(|c| &c.parts).map(|(_, entry)| entry.bytes).sum();
         (choices().map(|c| c.bytes).sum::<u64>(), data + header(&forms))
     };
     let (counted, file) = sizes(&vec![0; hulls.len()]);

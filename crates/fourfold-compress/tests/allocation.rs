@@ -13,10 +13,10 @@ fn choices(sizes: &[(u64, f64)]) -> Vec<Choice> {
     sizes.iter().map(choice).collect()
 }
 
-/// [`allocate`] in elements of two bytes.
+/// [`allocate`], whose entries say their bytes.
 fn divide(tensors: &[Vec<(u64, f64)>], budget: u64, header: &HeaderBytes) -> Result<Plan, CompressError> {
     let tensors = tensors.iter().map(|t| choices(t)).collect();
-    allocate(tensors, 2 * budget, &|forms| 2 * header(forms))
+    allocate(tensors, budget, header)
 }
 
 /// The least cost of all combinations that fit.

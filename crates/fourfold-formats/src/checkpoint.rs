@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fourfold_tensor::WeightSource;
 use serde_json::Value;
 
+use crate::gguf::write::MetaValue;
 use crate::{FormatError, gguf, hf};
 
 /// An opened model. Nothing of its weights is in memory yet.
@@ -28,6 +29,8 @@ pub struct Checkpoint {
     pub special: SpecialTokens,
     /// The files beside a `tokenizer.json`, as they are.
     pub tokenizer_files: TokenizerFiles,
+    /// The tokenizer as a GGUF file's metadata have it, for a GGUF file made from it; empty elsewhere.
+    pub gguf_tokenizer: Vec<(String, MetaValue)>,
     /// The weights, under Hugging Face names whatever the file format.
     pub weights: Box<dyn WeightSource>,
     /// Bytes of all tensor data in the files.

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use fourfold_formats::gguf::metadata::{Number, Value};
-use fourfold_formats::gguf::{GgmlType, GgufError, decode, header};
-use fourfold_tensor::{DType, Scales, Weight};
+use fourfold_formats::gguf::{GgmlType, GgufError, decode, encode, header};
+use fourfold_tensor::{BlockType, DType, Scales, Weight};
 use safetensors::SafeTensors;
 
 fn golden(name: &str) -> Vec<u8> {
@@ -119,4 +119,26 @@ fn vectors_are_dense_whatever_their_type() {
     let weight = decode(GgmlType::Q8_0, &[32], &block).unwrap();
     assert!(matches!(weight, Weight::Dense(_)));
     assert_eq!(weight.to_f32()[..2], [6.0, 0.0]);
+}
+
+#[test]
+fn blocks_are_put_together_as_they_were() {
+    let file = golden("gguf_blocks.gguf");
+    let header = header::parse(&file[..], file.len() as u64).unwrap();
+    let mut written = 0;
+    for entry in &header.tensors {
+        let bytes = &file[entry.position as usize..][..entry.bytes as usize];
+        let shape: Vec<usize> = entry.shape.iter().map(|&d| d as usize).collect();
+        let (Some(kind), Weight::Quantized(q)) =
+            (entry.ggml_type.blocks(), decode(entry.ggml_type, &shape, bytes).unwrap())
+        else {
+            continue;
+        };
+        assert_eq!(BlockType::of(&q), Some(kind), "{}", entry.name);
+        let mut out = Vec::new();
+        encode(kind, &q, 0..q.rows, &mut out);
+        assert_eq!(out, bytes, "{}", entry.name);
+        written += 1;
+    }
+    assert_eq!(written, BlockType::all().count());
 }

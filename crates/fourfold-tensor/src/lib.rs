@@ -3,6 +3,7 @@
 //!
 //! This crate knows no kernel, no file format, no model and no compression method.
 
+mod blocks;
 mod buffer;
 mod dense;
 mod double;
@@ -18,6 +19,7 @@ mod sum;
 mod tuning;
 mod weight;
 
+pub use blocks::{BlockGrid, BlockScales, BlockType, IQ4_VALUES};
 pub use buffer::{Buffer, FloatBuffer, SharedBytes};
 pub use dense::Dense;
 pub use double::{Double, DoubleCodes};

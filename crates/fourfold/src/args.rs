@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, CpuOptions, FloatProducts, Isa, KvDtype};
 
 use crate::commands::{
-    bench, chat, compare, compress, demo, devices, eval, generate, inspect, merge, plan, serve, train, verify,
+    bench, chat, compare, compress, demo, devices, eval, export, generate, inspect, merge, plan, serve, train, verify,
 };
 use crate::device::DeviceArg;
 use crate::human;
@@ -40,6 +40,8 @@ pub enum Command {
     Inspect(inspect::InspectArgs),
     /// Write a smaller checkpoint.
     Compress(Box<compress::CompressArgs>),
+    /// Write a model as GGUF (llama.cpp, Ollama, LM Studio), or as a plain Hugging Face checkpoint.
+    Export(Box<export::ExportArgs>),
     /// Measure a model on a text, alone or against the original.
     Eval(Box<eval::EvalArgs>),
     /// Put two models side by side: bytes, memory, speed, errors, samples; as one HTML page, Markdown or JSON.

@@ -10,6 +10,7 @@ mod context;
 mod data_files;
 mod device;
 mod fit;
+mod gguf;
 mod hub;
 mod human;
 mod identity;

@@ -76,6 +76,7 @@ const REGISTRY: &[(&str, Constructor)] = &[
     (cast::NAME, |settings| Ok(Box::new(settings_of::<cast::Cast>(settings)?))),
     (quantize::rtn::NAME, |settings| Ok(Box::new(settings_of::<quantize::rtn::Rtn>(settings)?))),
     (quantize::gptq::NAME, |settings| Ok(Box::new(settings_of::<quantize::gptq::Gptq>(settings)?))),
+    (quantize::blocks::NAME, |settings| Ok(Box::new(settings_of::<quantize::blocks::Blocks>(settings)?))),
     (prune::magnitude::NAME, |settings| Ok(Box::new(settings_of::<prune::magnitude::Magnitude>(settings)?))),
     (prune::nm::NAME, |settings| Ok(Box::new(settings_of::<prune::nm::Nm>(settings)?))),
     (prune::wanda::NAME, |settings| Ok(Box::new(settings_of::<prune::wanda::Wanda>(settings)?))),

@@ -24,6 +24,8 @@ pub(crate) enum Stored {
     Offsets,
     /// The values themselves.
     Values,
+    /// Scales of ggml's blocks, before the small integers of their groups.
+    Blocks,
 }
 
 /// Refuses a tensor whose `values`, as rounded to f16, are too small or too large for it. Zeros alone are no fault; nor
@@ -34,7 +36,7 @@ pub(crate) enum Stored {
 pub(crate) fn check_f16(values: &[f32], stored: Stored) -> Result<(), MethodError> {
     let largest = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
     let least = match stored {
-        Stored::RowScales => LEAST_ROW_SCALE,
+        Stored::RowScales | Stored::Blocks => LEAST_ROW_SCALE,
         Stored::Scales | Stored::CodeScales | Stored::Offsets | Stored::Values => LEAST_SCALE,
     };
     if largest == 0.0 || (least..f16::MAX.to_f32()).contains(&largest) {
@@ -48,6 +50,7 @@ pub(crate) fn check_f16(values: &[f32], stored: Stored) -> Result<(), MethodErro
         Stored::CodeScales => ("scales", "keep its values as bf16 or f32 instead of codes"),
         Stored::Offsets => ("offsets", "give it \"zero\": \"zero_point\" in a plan (--write-plan, then --plan)"),
         Stored::Values => ("values", "store it as bf16"),
+        Stored::Blocks => ("block scales", "store it as bf16 or f32"),
     };
     Err(MethodError::BeyondF16 { what, largest, remedy })
 }

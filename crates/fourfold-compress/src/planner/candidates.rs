@@ -4,11 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use fourfold_models::Role;
-use fourfold_tensor::Form;
+use fourfold_tensor::{BlockGrid, BlockType, Form};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::MethodError;
+use crate::methods::quantize::blocks::{self, Blocks};
+use crate::methods::quantize::estimate::AnyGrid;
 use crate::methods::quantize::gptq::Gptq;
 use crate::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ZeroKind};
 use crate::methods::{Method, method};
@@ -107,23 +109,38 @@ pub struct Candidate {
 enum Way {
     /// GPTQ, or round to nearest without text.
     Grid(GridSpec),
+    /// ggml's blocks.
+    Blocks(BlockType),
     /// A method that needs text, and its settings.
     Other(&'static str, Value),
 }
 
 impl Candidate {
     /// The grid of one that quantizes and does nothing else.
-    pub(super) fn grid(&self) -> Option<GridSpec> {
+    pub(super) fn grid(&self) -> Option<AnyGrid> {
         match self.way {
-            Way::Grid(grid) => Some(grid),
+            Way::Grid(grid) => Some(AnyGrid::Spec(grid)),
+            Way::Blocks(kind) => Some(AnyGrid::Blocks(kind)),
             Way::Other(..) => None,
+        }
+    }
+
+    /// The block type of one that has one.
+    pub(super) fn blocks(&self) -> Option<BlockType> {
+        match self.way {
+            Way::Blocks(kind) => Some(kind),
+            Way::Grid(_) | Way::Other(..) => None,
         }
     }
 
     /// Whether a matrix may have it. Embeddings and heads are quantized and nothing else, as the papers on pruning and decomposition do.
     pub(super) fn suits(&self, role: Role, cols: usize, scope: &Scope, text: bool) -> bool {
         let table = matches!(role, Role::Embedding | Role::LmHead);
-        let Some(grid) = self.grid() else { return text && !table && self.for_layers };
+        let grid = match self.grid() {
+            None => return text && !table && self.for_layers,
+            Some(AnyGrid::Blocks(kind)) => return cols.is_multiple_of(kind.block_len()) && (table || self.for_layers),
+            Some(AnyGrid::Spec(grid)) => grid,
+        };
         // A group as wide as the row is the channel's case.
         let narrow = matches!(grid.granularity, Granularity::Group(size) if size >= cols);
         let whole = !scope.whole_groups || cols.is_multiple_of(grid.group_size(cols));
@@ -138,6 +155,10 @@ impl Candidate {
                 ("gptq", serde_json::to_value(method).unwrap_or(Value::Null))
             }
             Way::Grid(grid) => ("rtn", json!(grid)),
+            Way::Blocks(kind) => {
+                let method = Blocks::new(*kind).damped(crate::pipeline::damping(role));
+                (blocks::NAME, serde_json::to_value(method).unwrap_or(Value::Null))
+            }
             Way::Other(name, settings) => (name, settings.clone()),
         }
     }
@@ -177,6 +198,17 @@ pub fn candidates(interchange: bool) -> Vec<Candidate> {
     let others =
         others.map(|(kind, name, settings)| Candidate { kind, for_layers: true, way: Way::Other(name, settings) });
     grids.chain(others).collect()
+}
+
+/// ggml's block types: what a GGUF file can hold.
+pub fn block_candidates() -> Vec<Candidate> {
+    let kind = |blocks: BlockType| match blocks.grid() {
+        BlockGrid::Symmetric => Kind::Symmetric,
+        BlockGrid::Min => Kind::Affine,
+        BlockGrid::Codebook => Kind::Learned,
+    };
+    let all = BlockType::all();
+    all.map(|blocks| Candidate { kind: kind(blocks), for_layers: true, way: Way::Blocks(blocks) }).collect()
 }
 
 /// Keeps candidates: none of the kinds in `exclude`; for linear layers only those in `only`, where it names any.

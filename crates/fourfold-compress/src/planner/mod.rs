@@ -12,7 +12,7 @@ mod uniform;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub use candidates::{Candidate, Kind, candidates, restrict};
+pub use candidates::{Candidate, Kind, block_candidates, candidates, restrict};
 use fourfold_kernels::Backend;
 use fourfold_models::{Block, Head, ModelSpec, NoObserver, Role, WeightSpec};
 use fourfold_tensor::WeightSource;
@@ -23,7 +23,7 @@ use crate::CompressError;
 use crate::calibrate::{Collector, Hidden};
 use crate::hessian::Hessian;
 use crate::methods::Stats;
-use crate::plan::{Choice, HeaderBytes, Plan, Scope, alike, allocate};
+use crate::plan::{Choice, HeaderBytes, Plan, Scope, TensorBytes, alike, allocate};
 use crate::progress::Progress;
 use crate::sensitivity::Sensitivity;
 
@@ -47,6 +47,8 @@ pub struct PlanJob<'a> {
     pub sensitivity: &'a Sensitivity,
     /// Bytes of the output's headers, which count too.
     pub header: &'a HeaderBytes<'a>,
+    /// Bytes of a tensor in the output.
+    pub bytes: &'a TensorBytes<'a>,
 }
 
 /// A plan, what it was chosen from, and what it should beat.
@@ -148,6 +150,10 @@ impl PlanJob<'_> {
     fn unit(&self, weight: &WeightSpec) -> Option<String> {
         if self.scope.experts_alike && is_expert(weight) {
             return Some("experts".to_owned());
+        }
+        if self.scope.stacked && is_expert(weight) {
+            let (layer, expert) = weight.name.split_once(".experts.")?;
+            return Some(format!("{layer}.experts.*.{}", expert.split_once('.')?.1));
         }
         self.scope.alike.then(|| fused_name(weight)).flatten()
     }

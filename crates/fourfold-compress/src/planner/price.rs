@@ -1,7 +1,7 @@
 //! What the ways to store one tensor cost: their bytes, and the error they make in its output.
 
 use fourfold_models::{Role, WeightSpec};
-use fourfold_tensor::{Dense, Form, Weight};
+use fourfold_tensor::{DType, Dense, Form, Weight};
 use rayon::prelude::*;
 
 use super::probe::Guide;
@@ -12,7 +12,7 @@ use crate::methods::quantize::estimate::Estimator;
 use crate::methods::quantize::gptq;
 use crate::methods::quantize::store::read_finite;
 use crate::methods::{self, matrix as matrices};
-use crate::plan::{Choice, Entry, kept_form, matrix, shown};
+use crate::plan::{Choice, Entry, TensorBytes, kept_form, kept_in_gguf, matrix, shown};
 use crate::sensitivity::Energies;
 use crate::{CompressError, MethodError};
 
@@ -64,7 +64,7 @@ impl PlanJob<'_> {
     ) -> Result<Vec<Priced>, CompressError> {
         let named = |e: MethodError| e.of(&spec.name);
         let keep = |form: Form| {
-            let entry = Entry { bytes: form.file_bytes(), ..Entry::keep(&spec.name) };
+            let entry = Entry { bytes: (self.bytes)(&spec.name, &form), ..Entry::keep(&spec.name) };
             vec![Priced { kind: None, candidate: None, form, entry, cost: 0.0 }]
         };
         if let Some((entry, form)) = self.scope.bias(spec) {
@@ -94,7 +94,7 @@ impl PlanJob<'_> {
         let mut errors: Vec<(usize, f64)> = Vec::new();
         for (i, candidate) in grids {
             let Some(grid) = candidate.grid() else { continue };
-            errors.push((i, estimator.error(grid).map_err(named)? * guide.correction(spec, i)));
+            errors.push((i, estimator.error_of(&grid).map_err(named)? * guide.correction(spec, i)));
         }
         if let Some(hessian) = hessian {
             let others: Vec<_> = others.into_iter().filter(|(i, _)| guide.tries(spec, *i)).collect();
@@ -106,7 +106,7 @@ impl PlanJob<'_> {
             let candidate = &self.candidates[i];
             let Some(form) = candidate.form(rows, cols, spec.role) else { continue };
             let (method, settings) = candidate.settings(hessian.is_some(), spec.role);
-            let (name, method, bytes) = (spec.name.clone(), method.to_owned(), form.file_bytes());
+            let (name, method, bytes) = (spec.name.clone(), method.to_owned(), (self.bytes)(&spec.name, &form));
             let entry = Entry { name, method, settings, bytes, error: Some(shown(error)) };
             found.push(Priced {
                 kind: Some(candidate.kind),
@@ -116,14 +116,30 @@ impl PlanJob<'_> {
                 cost: error * sensitivity,
             });
         }
+        let original = match self.scope.stacked {
+            true => gguf_original(&weight, spec, self.bytes),
+            false => keep(Form::of(&weight)),
+        };
         // An original that is smaller than every candidate stays.
-        let original = Form::of(&weight);
-        if found.iter().all(|c| c.entry.bytes >= original.file_bytes()) {
-            return Ok(keep(original));
+        let bytes = original[0].entry.bytes;
+        if found.iter().all(|c| c.entry.bytes >= bytes) {
+            return Ok(original);
         }
-        found.extend(keep(original));
+        found.extend(original);
         Ok(found)
     }
+}
+
+/// What a tensor is in a GGUF file that is not compressed: its floats or blocks as they are, packed otherwise as f16.
+fn gguf_original(weight: &Weight, spec: &WeightSpec, bytes: &TensorBytes) -> Vec<Priced> {
+    let mut entry = kept_in_gguf(weight, &spec.name);
+    let (rows, cols) = matrix(&spec.shape);
+    let form = match entry.method.as_str() {
+        "keep" => Form::of(weight),
+        _ => Form::Dense { shape: vec![rows, cols], dtype: DType::F16 },
+    };
+    entry.bytes = bytes(&spec.name, &form);
+    vec![Priced { kind: None, candidate: None, form, entry, cost: 0.0 }]
 }
 
 /// A weight that methods are tried on.

@@ -161,7 +161,7 @@ impl PlanJob<'_> {
         let mut tried: Vec<(usize, f64, f64, Form)> = Vec::new();
         for (i, error) in errors {
             if let Some(form) = self.candidates[i].form(rows, cols, spec.role) {
-                let bits = form.file_bytes() as f64 * 8.0 / (rows * cols) as f64;
+                let bits = (self.bytes)(&spec.name, &form) as f64 * 8.0 / (rows * cols) as f64;
                 tried.push((i, bits, error.max(f64::MIN_POSITIVE), form));
             }
         }
@@ -170,7 +170,7 @@ impl PlanJob<'_> {
         found.tensors.push(spec.name.clone());
         for (i, bits, error, form) in tried {
             let estimate = match self.candidates[i].grid() {
-                Some(grid) => estimator.error(grid).map_err(named)?,
+                Some(grid) => estimator.error_of(&grid).map_err(named)?,
                 None => error,
             };
             let sums = found.tried.entry(i).or_insert_with(|| Tried { of_grids: Some(0.0), ..Tried::default() });

@@ -57,7 +57,11 @@ impl PlanJob<'_> {
     /// For a tensor that has not got the candidate: the way of least cost among those that are no larger than the candidate would be.
     fn instead<'w>(&self, weight: &WeightSpec, ways: &'w [Priced], candidate: usize) -> Option<&'w Priced> {
         let (rows, cols) = crate::plan::matrix(&weight.shape);
-        let most = self.candidates[candidate].form(rows, cols, weight.role)?.file_bytes();
+        let most = match &self.candidates[candidate].blocks() {
+            // Rows that do not divide into its blocks cost no more in those of another type.
+            Some(kind) => kind.bytes((rows * cols) as u64),
+            None => (self.bytes)(&weight.name, &self.candidates[candidate].form(rows, cols, weight.role)?),
+        };
         let small = ways.iter().filter(|way| way.entry.bytes <= most);
         small.min_by(|a, b| a.cost.total_cmp(&b.cost)).or_else(|| ways.iter().min_by_key(|way| way.entry.bytes))
     }

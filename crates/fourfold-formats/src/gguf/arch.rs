@@ -3,8 +3,9 @@
 use super::GgufError;
 
 /// An architecture, by GGUF's name for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Arch {
+    #[default]
     /// `llama`: also SmolLM and the Llama distillations of DeepSeek-R1.
     Llama,
     /// `qwen2`: also the Qwen distillations of DeepSeek-R1.
@@ -39,6 +40,26 @@ pub enum Place {
     RopeFactors,
     /// Nothing a model needs: layers that predict further tokens, precomputed tables.
     Nothing,
+}
+
+/// Where a Hugging Face tensor goes in a GGUF file: the inverse of [`Place`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The tensor of that name, as it is.
+    Tensor(String),
+    /// Rows reordered within each query head.
+    QueryRows(String),
+    /// Rows reordered within each key head.
+    KeyRows(String),
+    /// One of the matrices that are stacked under a name.
+    Expert(String, u64),
+    /// MLA's `kv_b_proj`: its key half, transposed within each head, and its value half.
+    KeyValueUp {
+        /// `attn_k_b`.
+        keys: String,
+        /// `attn_v_b`.
+        values: String,
+    },
 }
 
 /// Tensors outside the layers.
@@ -129,6 +150,46 @@ impl Arch {
         self.in_layer(layer, part).ok_or_else(unknown)
     }
 
+    /// Where a tensor of Hugging Face's name goes; `None` where the architecture has none of that name.
+    pub fn target(self, name: &str) -> Option<Target> {
+        if let Some((gguf, _)) = OUTSIDE.iter().find(|(_, hf)| *hf == name) {
+            return Some(Target::Tensor((*gguf).to_owned()));
+        }
+        let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let layer: u64 = layer.parse().ok()?;
+        let own = |part: &str| format!("blk.{layer}.{part}");
+        if self == Self::DeepSeek2 {
+            if part == "mlp.gate.e_score_correction_bias" {
+                return Some(Target::Tensor(own("exp_probs_b.bias")));
+            }
+            if part == "self_attn.kv_b_proj.weight" {
+                return Some(Target::KeyValueUp { keys: own("attn_k_b.weight"), values: own("attn_v_b.weight") });
+            }
+            if let Some(expert) = part.strip_prefix("mlp.experts.") {
+                let at = expert.find('.')?;
+                let (gguf, _) = EXPERTS.iter().find(|(_, suffix)| *suffix == &expert[at..])?;
+                return Some(Target::Expert(own(&format!("{gguf}.weight")), expert[..at].parse().ok()?));
+            }
+        }
+        let (stem, kind) = part.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
+        let (gguf, _) = self.parts().iter().copied().flatten().find(|(_, hf)| *hf == stem)?;
+        let full = own(&format!("{gguf}.{kind}"));
+        Some(match (self, *gguf) {
+            (Self::Llama, "attn_q") => Target::QueryRows(full),
+            (Self::Llama, "attn_k") => Target::KeyRows(full),
+            _ => Target::Tensor(full),
+        })
+    }
+
+    /// The tables of a layer's parts.
+    fn parts(self) -> &'static [&'static [(&'static str, &'static str)]] {
+        match self {
+            Self::Llama | Self::Qwen2 => &[COMMON, ATTENTION],
+            Self::Qwen3 => &[COMMON, ATTENTION, HEAD_NORMS],
+            Self::DeepSeek2 => &[COMMON, DEEPSEEK],
+        }
+    }
+
     /// Where `part` of a layer belongs.
     fn in_layer(self, layer: u64, part: &str) -> Option<Place> {
         let (stem, kind) = part.rsplit_once('.')?;
@@ -144,12 +205,7 @@ impl Arch {
                 return Some(Place::Experts { prefix: format!("{prefix}mlp.experts."), suffix });
             }
         }
-        let own: &[&[(&str, &str)]] = match self {
-            Self::Llama | Self::Qwen2 => &[COMMON, ATTENTION],
-            Self::Qwen3 => &[COMMON, ATTENTION, HEAD_NORMS],
-            Self::DeepSeek2 => &[COMMON, DEEPSEEK],
-        };
-        let (_, hf) = own.iter().copied().flatten().find(|(gguf, _)| *gguf == stem)?;
+        let (_, hf) = self.parts().iter().copied().flatten().find(|(gguf, _)| *gguf == stem)?;
         if !matches!(kind, "weight" | "bias") {
             return None;
         }
@@ -192,6 +248,36 @@ mod tests {
             Place::Experts { prefix: "model.layers.1.mlp.experts.".into(), suffix: ".down_proj.weight" }
         );
         assert_eq!(d("blk.1.attn_k_b.weight"), Place::KeyUp("model.layers.1.self_attn.kv_b_proj.weight".into()));
+    }
+
+    #[test]
+    fn targets_are_the_inverse_of_places() {
+        for (arch, name) in [
+            (Arch::Llama, "model.embed_tokens.weight"),
+            (Arch::Llama, "model.layers.1.self_attn.q_proj.weight"),
+            (Arch::Llama, "model.layers.1.self_attn.k_proj.bias"),
+            (Arch::Qwen2, "model.layers.0.self_attn.q_proj.bias"),
+            (Arch::Qwen3, "model.layers.0.self_attn.k_norm.weight"),
+            (Arch::DeepSeek2, "model.layers.1.self_attn.kv_a_proj_with_mqa.weight"),
+            (Arch::DeepSeek2, "model.layers.1.mlp.gate.weight"),
+            (Arch::DeepSeek2, "model.layers.1.mlp.gate.e_score_correction_bias"),
+            (Arch::DeepSeek2, "model.layers.1.mlp.shared_experts.down_proj.weight"),
+            (Arch::DeepSeek2, "lm_head.weight"),
+        ] {
+            let gguf = match arch.target(name) {
+                Some(Target::Tensor(gguf) | Target::QueryRows(gguf) | Target::KeyRows(gguf)) => gguf,
+                other => panic!("{name}: {other:?}"),
+            };
+            let back = match arch.place(&gguf, 2).unwrap() {
+                Place::Tensor(hf) | Place::QueryRows(hf) | Place::KeyRows(hf) => hf,
+                other => panic!("{gguf}: {other:?}"),
+            };
+            assert_eq!(back, name);
+        }
+        let expert = Arch::DeepSeek2.target("model.layers.1.mlp.experts.12.down_proj.weight");
+        assert_eq!(expert, Some(Target::Expert("blk.1.ffn_down_exps.weight".into(), 12)));
+        assert_eq!(Arch::Llama.target("model.layers.1.mlp.experts.0.up_proj.weight"), None);
+        assert_eq!(Arch::Llama.target("model.layers.1.self_attn.rotary_emb.inv_freq"), None);
     }
 
     #[test]

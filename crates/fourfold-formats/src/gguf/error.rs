@@ -226,6 +226,41 @@ pub enum GgufError {
         /// The architecture.
         architecture: &'static str,
     },
+    /// A tensor that GGUF has no name for.
+    #[error("tensor {tensor} has no name in GGUF's architecture {architecture}")]
+    NoTarget {
+        /// The tensor.
+        tensor: String,
+        /// The architecture.
+        architecture: &'static str,
+    },
+    /// A storage form that no type of GGUF holds.
+    #[error(
+        "tensor {tensor} is stored as {form}, which GGUF has no type for; give it a type (--type f16, or compress it to GGUF)"
+    )]
+    NotStorable {
+        /// The tensor.
+        tensor: String,
+        /// Its form in words.
+        form: String,
+    },
+    /// Experts of a layer, which are one tensor in the file, in several types.
+    #[error(
+        "tensor {tensor} is {found}, other experts of {stack} are {others}: GGUF stacks them in one tensor of one type"
+    )]
+    MixedExperts {
+        /// The expert's tensor.
+        tensor: String,
+        /// The stack.
+        stack: String,
+        /// The expert's type.
+        found: &'static str,
+        /// The others'.
+        others: &'static str,
+    },
+    /// A tokenizer that GGUF has no words for.
+    #[error("tokenizer: {0}")]
+    Inexpressible(String),
     /// A tensor that is needed.
     #[error("tensor {0} is missing")]
     MissingTensor(String),

@@ -1,5 +1,7 @@
 //! ggml's tensor types: number, name, elements and bytes of a block.
 
+use fourfold_tensor::BlockType;
+
 /// A tensor type whose bytes this crate can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, non_camel_case_types, reason = "the names are ggml's own")]
@@ -82,6 +84,29 @@ impl GgmlType {
         SUPPORTED.iter().find(|row| row.1 == self).unwrap_or(&SUPPORTED[0])
     }
 
+    /// The type of blocks that can be written.
+    pub fn of_blocks(kind: BlockType) -> Self {
+        match kind {
+            BlockType::Q4_0 => Self::Q4_0,
+            BlockType::Q4_1 => Self::Q4_1,
+            BlockType::Q5_0 => Self::Q5_0,
+            BlockType::Q5_1 => Self::Q5_1,
+            BlockType::Q8_0 => Self::Q8_0,
+            BlockType::Q2_K => Self::Q2_K,
+            BlockType::Q3_K => Self::Q3_K,
+            BlockType::Q4_K => Self::Q4_K,
+            BlockType::Q5_K => Self::Q5_K,
+            BlockType::Q6_K => Self::Q6_K,
+            BlockType::IQ4_NL => Self::IQ4_NL,
+            BlockType::IQ4_XS => Self::IQ4_XS,
+        }
+    }
+
+    /// The blocks of a type that can be written; `None` for floats and MXFP4.
+    pub fn blocks(self) -> Option<BlockType> {
+        BlockType::all().find(|&kind| Self::of_blocks(kind) == self)
+    }
+
     /// The number in a file.
     pub fn id(self) -> u32 {
         self.row().0
@@ -113,6 +138,12 @@ mod tests {
             assert_eq!(GgmlType::from_id(t.id()), Ok(t));
             assert_eq!(format!("{t:?}"), t.name());
         }
+        for kind in BlockType::all() {
+            let t = GgmlType::of_blocks(kind);
+            assert_eq!((t.name(), t.blocks()), (kind.name(), Some(kind)));
+            assert_eq!((t.block_len(), t.block_bytes()), (kind.block_len() as u64, kind.block_bytes() as u64));
+        }
+        assert_eq!(GgmlType::MXFP4.blocks(), None);
         assert_eq!(GgmlType::all().count(), 16);
         assert_eq!(GgmlType::from_id(16), Err(Some("IQ2_XXS")));
         assert_eq!(GgmlType::from_id(4), Err(None));

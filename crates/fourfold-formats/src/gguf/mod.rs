@@ -23,8 +23,10 @@ mod rope;
 mod source;
 mod split;
 pub mod tokenizer;
+pub mod write;
 
-pub use blocks::decode;
+pub use arch::Arch;
+pub use blocks::{decode, encode};
 pub use error::GgufError;
 pub use ggml_type::GgmlType;
 pub use source::{Gguf, GgufSource, open};
@@ -49,6 +51,7 @@ pub fn checkpoint(path: &Path) -> Result<Checkpoint, FormatError> {
         merged_tokenizer_config: None,
         special,
         tokenizer_files: TokenizerFiles::default(),
+        gguf_tokenizer: gguf.tokenizer_metadata,
         weights: Box::new(gguf.source),
         weight_bytes: gguf.weight_bytes,
         file_bytes: gguf.file_bytes,

@@ -16,6 +16,7 @@ use super::header::TensorEntry;
 use super::metadata::Metadata;
 use super::split::{Part, open_parts};
 use super::tokenizer::{self, Embedded};
+use super::write::{MetaValue, tokenizer_of};
 use super::{GgmlType, GgufError, blocks, blocks::Decoder};
 
 /// Bytes read at a time, in whole rows.
@@ -27,6 +28,8 @@ pub struct Gguf {
     pub config: Value,
     /// The tokenizer, where the file has one.
     pub tokenizer: Option<Embedded>,
+    /// The tokenizer's metadata as they are.
+    pub tokenizer_metadata: Vec<(String, MetaValue)>,
     /// The chat template (Jinja), where the file has one.
     pub chat_template: Option<String>,
     /// The chat template for conversations with tools, if it has one.
@@ -83,6 +86,7 @@ fn build(path: &Path, parts: Vec<Part>, metadata: &Metadata) -> Result<Gguf, Ggu
     Ok(Gguf {
         config: Value::Object(config),
         tokenizer: tokenizer::embedded(metadata)?,
+        tokenizer_metadata: tokenizer_of(metadata),
         chat_template: metadata.string("tokenizer.chat_template")?.map(str::to_owned),
         tool_template: metadata.string("tokenizer.chat_template.tool_use")?.map(str::to_owned),
         source,

@@ -66,6 +66,7 @@ fn with_files_beside(path: &Path, dir: &Path, store: Store) -> Result<Checkpoint
         merged_tokenizer_config: with_templates_inside(dir, tokenizer_config)?,
         special,
         tokenizer_files,
+        gguf_tokenizer: Vec::new(),
         weight_bytes: source.data_bytes(),
         file_bytes,
         weights: Box::new(source),

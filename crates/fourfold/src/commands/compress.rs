@@ -1,6 +1,7 @@
 //! `fourfold compress`: writes a smaller checkpoint.
 
 mod choice;
+mod gguf;
 mod identity;
 mod images;
 mod time;
@@ -14,19 +15,21 @@ use clap::{Args, ValueEnum};
 use fourfold_compress::gate::Gate;
 use fourfold_compress::methods::quantize::gptq::Gptq;
 use fourfold_compress::methods::quantize::grid::{Granularity, GridSpec, Levels, ScaleFormat, ScaleRule, ZeroKind};
-use fourfold_compress::planner::{candidates, restrict};
+use fourfold_compress::planner::{block_candidates, candidates, restrict};
 use fourfold_compress::recipe::Recipe;
 use fourfold_compress::report::ExpertReach;
 use fourfold_compress::{CompressError, CompressJob, Goal, Outcome, Plan, Scope, compress, outcome};
+use fourfold_formats::gguf::write::GgufWriter;
 use fourfold_formats::regular;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, header_bytes};
-use fourfold_tensor::Form;
+use fourfold_tensor::{Form, WeightSink};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::choice::{Bits, ChoiceArgs, bits};
 use super::calibration::CalibrationArgs;
 use crate::context::Context;
+use crate::gguf::{Sizes, is_named};
 use crate::model;
 use crate::output::Report;
 use crate::progress::Stages;
@@ -37,7 +40,7 @@ pub struct CompressArgs {
     /// A directory, a .gguf file, or a name on the hub.
     #[arg(value_name = "MODEL")]
     model: String,
-    /// The directory to write. It grows as OUT.partial and takes its name when it is whole; a run that was killed is taken up where
+    /// The directory to write, or a .gguf file for llama.cpp, Ollama and LM Studio: each matrix gets one of ggml's types, rounded with errors fed back. A directory grows as OUT.partial and takes its name when it is whole; a run that was killed is taken up where
     /// it stopped by giving the same command again (there is no --resume).
     #[arg(value_name = "OUT", required_unless_present_any = ["write_plan", "out_flag"])]
     out: Option<PathBuf>,
@@ -115,9 +118,12 @@ struct GridArgs {
 struct OutputArgs {
     /// `fourfold` is the smallest, and read by this program alone: transformers refuses it. `compressed-tensors` is what `AutoModelForCausalLM.from_pretrained(OUT)` loads as it is: even levels, float
     /// scales, groups that divide the row, one format for all routed experts, the embedding kept dense (transformers cannot load a
-    /// packed one) and, with --bits, symmetric (it cannot load zero points).
+    /// packed one) and, with --bits, symmetric (it cannot load zero points). `gguf`, which OUT.gguf says too: ggml's types.
     #[arg(long, value_name = "FORMAT", default_value = "fourfold")]
     format: FormatArg,
+    /// GGUF: split into files of at most so many bytes of tensors, named as llama.cpp names them.
+    #[arg(long, value_name = "SIZE", value_parser = human::parse_bytes)]
+    split_size: Option<u64>,
     /// Most bytes of a weight file.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = human::parse_bytes)]
     max_shard_size: u64,
@@ -172,6 +178,7 @@ impl MethodArg {
 enum FormatArg {
     Fourfold,
     CompressedTensors,
+    Gguf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -290,6 +297,11 @@ impl CompressArgs {
     fn out(&self) -> Option<&PathBuf> {
         self.out.as_ref().or(self.out_flag.as_ref())
     }
+
+    /// Whether the output is a GGUF file.
+    fn is_gguf(&self) -> bool {
+        self.output.format == FormatArg::Gguf || self.out().is_some_and(|out| is_named(out))
+    }
 }
 
 pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
@@ -312,6 +324,10 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     };
     let calibration: &[Vec<u32>] = if method == MethodArg::Rtn { &[] } else { &sequences.calibration };
     let goal = goal(args, method, open.spec.parameters(), !calibration.is_empty())?;
+    let is_gguf = args.is_gguf();
+    if is_gguf {
+        gguf::check(args, &goal)?;
+    }
     let checkpoint = &open.checkpoint;
     let unread = open.unread_bytes();
     let source_bytes = checkpoint.weight_bytes - unread;
@@ -328,6 +344,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         whole_groups: interchange,
         experts_alike: interchange,
         alike: args.choice.fusible,
+        stacked: is_gguf,
     };
     for remark in words::before(args, &open, &job.scope, calibration) {
         context.remark(&remark);
@@ -335,8 +352,17 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     // A form that cannot be written is an error when it is declared, with its name.
     let header = |forms: &[(String, Form)]| header_bytes(forms, args.output.max_shard_size).unwrap_or(0);
     job.header = &header;
+    let described = if is_gguf { Some(gguf::describe(args, &open, &job, context)?) } else { None };
+    let sizes = described.as_ref().map(Sizes::new);
+    let (gguf_header, gguf_bytes);
+    if let Some(sizes) = &sizes {
+        gguf_header = |forms: &[(String, Form)]| sizes.header(forms);
+        gguf_bytes = |name: &str, form: &Form| sizes.tensor(name, form);
+        (job.header, job.bytes) = (&gguf_header, &gguf_bytes);
+    }
     job.uniform = args.choice.uniform;
-    job.candidates = restrict(candidates(interchange), &args.choice.only, &args.choice.exclude);
+    let all = if is_gguf { block_candidates() } else { candidates(interchange) };
+    job.candidates = restrict(all, &args.choice.only, &args.choice.exclude);
     if !calibration.is_empty() {
         job.backend = Some(context.backend.clone());
         job.backward = Some(context.backward.clone());
@@ -360,8 +386,11 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         identity: identity::of(args, &checkpoint.path, context)?,
         interchange,
     };
-    let sink = SafetensorsWriter::create(out, ModelFiles::of(checkpoint), options)?;
-    let done = compress(&job, Box::new(sink), &mut stages).map_err(|error| match error {
+    let sink: Box<dyn WeightSink> = match described {
+        Some(model) => Box::new(GgufWriter::new(out, model, args.output.split_size, args.output.overwrite)),
+        None => Box::new(SafetensorsWriter::create(out, ModelFiles::of(checkpoint), options)?),
+    };
+    let done = compress(&job, sink, &mut stages).map_err(|error| match error {
         CompressError::Budget { smallest, .. } => {
             let possible = words::possible(smallest, source_bytes, open.spec.parameters(), job.scope.embeddings);
             anyhow::Error::new(error).context(possible)
@@ -369,11 +398,12 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         CompressError::Model(_) => anyhow::Error::new(error).context(checkpoint.path.display().to_string()),
         error => error.into(),
     })?;
-    let written = fourfold_formats::open(out)?;
+    let first = gguf::first_file(out, is_gguf);
+    let written = fourfold_formats::open(&first)?;
     let outcome = match sequences.held_out.as_slice() {
         [] => None,
         held_out => {
-            let new = model::open(&out.display().to_string(), &context.silent())?;
+            let new = model::open(&first.display().to_string(), &context.silent())?;
             let (old, new) = (&*checkpoint.weights, &*new.checkpoint.weights);
             Some(outcome(&open.spec, old, new, &context.backend, held_out, &mut stages)?)
         }
@@ -450,8 +480,7 @@ fn write_plan(file: &std::path::Path, plan: &Plan) -> Result<()> {
 fn storage(plan: &Plan) -> Vec<Storage> {
     let mut found: Vec<Storage> = Vec::new();
     for entry in &plan.tensors {
-        let grid = serde_json::from_value::<Gptq>(entry.settings.clone()).map(|g| g.grid.describe());
-        let name = grid.map_or_else(|_| entry.method.clone(), |grid| format!("{} {grid}", entry.method));
+        let name = entry.format().map_or_else(|| entry.method.clone(), |grid| format!("{} {grid}", entry.method));
         let at = found.iter().position(|s| s.name == name).unwrap_or_else(|| {
             found.push(Storage { name, ..Storage::default() });
             found.len() - 1

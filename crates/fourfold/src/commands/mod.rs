@@ -8,6 +8,7 @@ pub mod compress;
 pub mod demo;
 pub mod devices;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod inspect;
 pub mod merge;
@@ -37,6 +38,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match command {
         Command::Inspect(args) => inspect::run(&args, &context),
         Command::Compress(args) => compress::run(&args, &context),
+        Command::Export(args) => export::run(&args, &context),
         Command::Eval(args) => eval::run(&args, &context),
         Command::Generate(args) => generate::run(&args, &context),
         Command::Chat(args) => chat::run(&args, &context),
@@ -56,6 +58,7 @@ pub fn run(cli: Cli) -> Result<()> {
 fn on_the_processor(command: &Command) -> Option<&'static str> {
     match command {
         Command::Compress(_) => Some("compress"),
+        Command::Export(_) => Some("export"),
         Command::Serve(_) => Some("serve"),
         Command::Train(_) => Some("train"),
         Command::Merge(_) => Some("merge"),

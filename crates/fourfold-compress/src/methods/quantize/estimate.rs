@@ -1,8 +1,9 @@
 //! What a grid would cost a weight, without compressing it: for planners, who ask for many grids and need no more than the order.
 
-use fourfold_tensor::Weight;
+use fourfold_tensor::{BlockType, Weight};
 use rayon::prelude::*;
 
+use super::blocks::BlockFitter;
 use super::codebook;
 use super::fit::Fitter;
 use super::grid::{GridSpec, Levels, ScaleFormat, ZeroKind};
@@ -12,6 +13,15 @@ use super::store::{read_finite, round_row};
 use crate::MethodError;
 use crate::factor::Factor;
 use crate::vector::vectorized;
+
+/// A grid of this program's own, or ggml's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AnyGrid {
+    /// Groups of any size.
+    Spec(GridSpec),
+    /// ggml's blocks.
+    Blocks(BlockType),
+}
 
 /// Some rows of a weight, and how much an error in each of their columns costs.
 pub struct Estimator {
@@ -60,6 +70,41 @@ impl Estimator {
     /// `Σ w²` of the whole weight, from the rows read.
     pub fn row_energy(&self) -> f64 {
         self.share * self.rows.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()
+    }
+
+    /// The expected error on a grid of either kind, relative to the output's energy.
+    ///
+    /// # Errors
+    /// Settings that do not go together.
+    pub fn error_of(&self, grid: &AnyGrid) -> Result<f64, MethodError> {
+        match grid {
+            AnyGrid::Spec(grid) => self.error(*grid),
+            AnyGrid::Blocks(kind) => Ok(self.block_error(*kind)),
+        }
+    }
+
+    /// The expected error in blocks of a type that divide the rows, relative to the output's energy.
+    fn block_error(&self, kind: BlockType) -> f64 {
+        let (fitter, size, len) = (BlockFitter::new(kind), kind.block_len(), kind.group_len());
+        let errors: Vec<f64> = self
+            .rows
+            .par_chunks_exact(self.cols.max(1))
+            .map(|row| {
+                let mut error = 0.0f64;
+                for (b, x) in row.chunks_exact(size).enumerate() {
+                    let costs = self.costs.get(b * size..(b + 1) * size).unwrap_or(&[]);
+                    let block = vectorized!(fitter.fit(x, costs));
+                    for (i, &x) in x.iter().enumerate() {
+                        let group = &block.groups[i / len];
+                        let d = f64::from(x - fitter.lattice.value(fitter.lattice.encode(x, group), group));
+                        error += f64::from(costs.get(i).copied().unwrap_or(1.0)) * d * d;
+                    }
+                }
+                error
+            })
+            .collect();
+        let error: f64 = errors.iter().sum();
+        if self.energy > 0.0 { error / self.energy } else { 0.0 }
     }
 
     /// The expected error on a grid, relative to the output's energy. Learned levels are estimated by the Gaussian's.

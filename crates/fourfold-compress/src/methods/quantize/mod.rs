@@ -1,5 +1,6 @@
 //! Weight quantization: integer or codebook grids with scales per tensor, channel or group.
 
+pub mod blocks;
 mod codebook;
 pub mod estimate;
 mod fit;

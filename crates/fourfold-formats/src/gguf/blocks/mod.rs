@@ -12,10 +12,12 @@
 //! The K-quants and IQ4_XS hold a group's scale as the block's f16 times a small integer, and stay so ([`Double`]): the product
 //! has up to 19 significant bits, exact in f32 where a kernel forms it, and a byte a group is all it takes in memory.
 
+mod encode;
 mod kquant;
 mod legacy;
 mod nonlinear;
 
+pub use encode::encode;
 use fourfold_tensor::{
     DType, Dense, Double, DoubleCodes, FloatBuffer, Offsets, Quantized, Scales, Weight, pack_row, packed_words_per_row,
 };

@@ -3,7 +3,7 @@
 use super::{Block, half_at, nibbles};
 
 /// The values of IQ4_NL and IQ4_XS.
-pub(super) const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) use fourfold_tensor::IQ4_VALUES;
 
 /// The values of FP4 E2M1 (OCP Microscaling Formats 1.0, section 5.3.3), doubled so that all are integers.
 pub(super) const FP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];

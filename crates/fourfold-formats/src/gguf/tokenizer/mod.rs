@@ -2,7 +2,8 @@
 
 mod bpe;
 mod pre;
-mod spm;
+pub(super) mod split;
+pub(super) mod spm;
 
 use serde_json::{Map, Value, json};
 

@@ -20,6 +20,9 @@ pub fn check_outputs(args: &CompressArgs) -> Result<Option<PathBuf>> {
         output_file(file, &inputs)?;
     }
     let Some(out) = args.out() else { return Ok(None) };
+    if args.is_gguf() {
+        return crate::gguf::check_out(out, &inputs, args.output.overwrite).map(Some);
+    }
     let place = output_directory(out, &inputs, Use::Replaced)?;
     SafetensorsWriter::check(&place, args.output.overwrite)?;
     Ok(Some(place))
@@ -42,7 +45,7 @@ pub fn of(args: &CompressArgs, model: &Path, context: &Context) -> Result<Identi
         choice: ChoiceArgs { exclude, only, fusible, uniform, no_gate },
         grid: GridArgs { group_size, symmetric: _, asymmetric, learned_levels, scales, scale_rule },
         calibration,
-        output: OutputArgs { format, max_shard_size, overwrite: _ },
+        output: OutputArgs { format, split_size: _, max_shard_size, overwrite: _ },
     } = args;
     let mut inputs = Inputs::default();
     identity::model(&mut inputs, "MODEL", model)?;
