@@ -149,8 +149,9 @@ impl Writer {
         self.count("attention.head_count", mla.heads);
         // One latent serves all heads: the form in which llama.cpp computes.
         self.count("attention.head_count_kv", 1);
-        if let Some(rank) = mla.q_lora_rank {
-            self.count("attention.q_lora_rank", rank);
+        // llama.cpp reads this key in all models but those it knows to have no such rank.
+        if !lite {
+            self.count("attention.q_lora_rank", mla.q_lora_rank.unwrap_or(0));
         }
         self.count("attention.kv_lora_rank", mla.kv_lora_rank);
         self.count("attention.key_length", mla.kv_lora_rank + mla.rope_dim);
