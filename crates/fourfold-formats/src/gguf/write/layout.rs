@@ -41,6 +41,9 @@ pub(super) enum Piece {
     Values,
 }
 
+/// A tensor that a declared one goes to: name, shape, type, and what of it.
+type Part = (String, Vec<u64>, GgmlType, Piece);
+
 /// The files' headers and where tensors go.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
@@ -87,9 +90,9 @@ fn bytes_of(kind: GgmlType, shape: &[u64]) -> u64 {
     shape.iter().product::<u64>() / kind.block_len() * kind.block_bytes()
 }
 
-/// A tensor that a declared one goes to: name, shape, type and piece. A packed `kv_b_proj` keeps its values' rows as they are; its keys,
+/// The tensors that a declared one goes to. A packed `kv_b_proj` keeps its values' rows as they are; its keys,
 /// transposed, lie on no grid any more and become f16.
-fn parts(model: &GgufModel, tensor: &str, form: &Form) -> Result<Vec<(String, Vec<u64>, GgmlType, Piece)>, GgufError> {
+fn parts(model: &GgufModel, tensor: &str, form: &Form) -> Result<Vec<Part>, GgufError> {
     let target = model
         .arch
         .target(tensor)
