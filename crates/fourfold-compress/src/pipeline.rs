@@ -198,7 +198,7 @@ impl<'a> CompressJob<'a> {
             }
             (_, _, _) => (None, Trial::default()),
         };
-        let forms = planned.plan.resolve(self.spec, self.source, self.bytes)?;
+        let forms = planned.plan.resolve_for(self.spec, self.source, self.bytes)?;
         let mut report = PlanReport::new(self.spec, self.source_bytes, &planned.plan, &forms, &planned.priced);
         for tensor in report.tensors.iter_mut().filter(|t| t.error.is_some()) {
             tensor.measured_error = trial.errors.get(&tensor.name).copied();
@@ -219,7 +219,7 @@ impl<'a> CompressJob<'a> {
     }
 
     fn decided(&self, mut plan: Plan) -> Result<Decision, CompressError> {
-        let forms = plan.resolve(self.spec, self.source, self.bytes)?;
+        let forms = plan.resolve_for(self.spec, self.source, self.bytes)?;
         let report = PlanReport::new(self.spec, self.source_bytes, &plan, &forms, &[]);
         Ok(Decision { plan, report, trial: Trial::default() })
     }
@@ -277,7 +277,7 @@ pub fn compress(
     progress: &mut dyn Progress,
 ) -> Result<Report, CompressError> {
     let Decision { mut plan, mut report, trial } = job.decide(progress)?;
-    let forms = plan.resolve(job.spec, job.source, job.bytes)?;
+    let forms = plan.resolve_for(job.spec, job.source, job.bytes)?;
     let written = follow(job, &mut *sink, &mut plan, &forms, &mut report, trial, progress);
     if let Err(error) = &written
         && !error.may_be_mended()

@@ -148,12 +148,24 @@ impl Plan {
         self.tensors.iter().map(|t| t.bytes).sum()
     }
 
+    /// Checks the plan against a model, for a safetensors file: see [`Plan::resolve_for`].
+    ///
+    /// # Errors
+    /// The first tensor that does not fit.
+    pub fn resolve(
+        &mut self,
+        spec: &ModelSpec,
+        source: &dyn WeightSource,
+    ) -> Result<Vec<(String, Form)>, CompressError> {
+        self.resolve_for(spec, source, SAFETENSORS_BYTES)
+    }
+
     /// Checks the plan against a model: every tensor named once, every method known. Fills in sizes, and returns the forms in
     /// the plan's order.
     ///
     /// # Errors
     /// The first tensor that does not fit.
-    pub fn resolve(
+    pub fn resolve_for(
         &mut self,
         spec: &ModelSpec,
         source: &dyn WeightSource,
