@@ -161,8 +161,15 @@ impl Trained {
         self.weights.iter().map(of).sum()
     }
 
-    fn elements(&self, block: Option<usize>) -> u64 {
-        self.weights.iter().filter(|w| w.block == block).map(WeightSpec::elements).sum()
+    /// Elements of each of so many blocks.
+    fn by_block(&self, blocks: usize) -> Vec<u64> {
+        let mut elements = vec![0; blocks];
+        for weight in &self.weights {
+            if let Some(of_block) = weight.block.and_then(|block| elements.get_mut(block)) {
+                *of_block += weight.elements();
+            }
+        }
+        elements
     }
 
     fn role(&self, role: Role) -> u64 {
@@ -215,12 +222,14 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     // A part of a packed matrix's gradient, before it is summed.
     let summed = |shapes: &[[u64; 2]], tokens| if tuned.is_some() { gradient_part(shapes, tokens) } else { 0 };
     // What products read of so many blocks' weights, besides what is stored: of packed ones the kernels' layout, which is as large.
-    let whole = Trained { weights: spec.weights(), recipe: *recipe };
+    let parameters = spec.parameters().max(1);
+    let live = match tuned {
+        Some(_) => alive(spec, &Trained { weights: spec.weights(), recipe: *recipe }),
+        None => alive(spec, &trained),
+    };
     let copies = |blocks: usize| match tuned {
-        Some(Tuned { stored, .. }) => {
-            (stored as f64 * alive(spec, &whole, blocks) as f64 / spec.parameters().max(1) as f64) as u64
-        }
-        None => alive(spec, &trained, blocks) * copy_bytes(&trained.recipe),
+        Some(Tuned { stored, .. }) => (stored as f64 * live[blocks] as f64 / parameters as f64) as u64,
+        None => live[blocks] * copy_bytes(&trained.recipe),
     };
     // An adapter's product, before it is added to its layer's.
     let widest = trained.weights.iter().map(|w| w.shape[0] as u64).max().unwrap_or(0);
@@ -230,7 +239,13 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         true => vec![tokens * hidden * BF16; blocks],
         false => spec.blocks.iter().map(|block| block.saved_elements(tokens) * F32).collect(),
     };
-    let kept = |below: usize| saved[..below].iter().sum::<u64>();
+    // Of none of the blocks to all of them.
+    let mut kept = vec![0];
+    kept.extend(saved.iter().scan(0, |sum, bytes| {
+        *sum += bytes;
+        Some(*sum)
+    }));
+    let trained_of = trained.by_block(blocks);
     let embedding = trained.role(Role::Embedding);
     let head = if spec.tied { embedding } else { trained.role(Role::LmHead) };
 
@@ -240,7 +255,7 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
     let outputs = spec.outputs() as u64;
     let mut peak = TrainMemory {
         gradients: fixed.gradients + head * F32 + summed(&[[outputs, hidden]], chunk),
-        activations: kept(blocks) + (tokens + 3 * chunk) * hidden * F32,
+        activations: kept[blocks] + (tokens + 3 * chunk) * hidden * F32,
         logits: chunk * (spec.outputs() as u64 * F32 + read_features(spec.outputs()) * read) + written(chunk),
         copies: copies(blocks),
         ..fixed
@@ -257,12 +272,12 @@ pub fn train_memory(spec: &ModelSpec, recipe: &Recipe, work: &Work) -> TrainMemo
         true | false => head * F32,
     };
     for (i, block) in spec.blocks.iter().enumerate().rev() {
-        gathered += if recipe.release { 0 } else { trained.elements(Some(i)) * F32 };
-        let live = if recipe.release { trained.elements(Some(i)) } else { 0 };
+        gathered += if recipe.release { 0 } else { trained_of[i] * F32 };
+        let live = if recipe.release { trained_of[i] } else { 0 };
         let recomputed = if recipe.recompute { block.saved_elements(part) * F32 } else { 0 };
         consider(TrainMemory {
             gradients: fixed.gradients + gathered + live * F32 + summed(&shapes(block), part),
-            activations: kept(i + 1)
+            activations: kept[i + 1]
                 + recomputed
                 + tokens * hidden * F32
                 + backward_bytes(block, part, read, is_rounded)
@@ -336,12 +351,17 @@ fn read_features(features: usize) -> u64 {
     features.min(2048) as u64
 }
 
-/// Elements of the weights whose form that products read is alive: blocks that wait for their backward keep theirs.
-fn alive(spec: &ModelSpec, weights: &Trained, blocks: usize) -> u64 {
-    let before = (0..blocks).map(|block| weights.elements(Some(block)));
-    let live = if weights.recipe.recompute { before.max().unwrap_or(0) } else { before.sum() };
-    let head = if blocks == spec.blocks.len() { weights.role(Role::LmHead) } else { 0 };
-    weights.role(Role::Embedding) + head + live
+/// Elements of the weights whose form that products read is alive when so many blocks are to go, for none of them to all: blocks that wait
+/// for their backward keep theirs.
+fn alive(spec: &ModelSpec, weights: &Trained) -> Vec<u64> {
+    let (embedding, head) = (weights.role(Role::Embedding), weights.role(Role::LmHead));
+    let mut live = vec![0];
+    for of_block in weights.by_block(spec.blocks.len()) {
+        let before = live[live.len() - 1];
+        live.push(if weights.recipe.recompute { of_block.max(before) } else { before + of_block });
+    }
+    let all = spec.blocks.len();
+    live.iter().enumerate().map(|(blocks, live)| embedding + live + if blocks == all { head } else { 0 }).collect()
 }
 
 /// Bytes of an element in the type that products read, where it is not the type it is stored in.

@@ -9,12 +9,15 @@ mod fp8;
 mod isa;
 mod memory;
 pub mod pool;
+#[cfg(test)]
+mod pool_tests;
 pub mod quant;
 mod rows;
 mod scratch;
 mod simd;
 mod sparse;
 mod spatial;
+mod sync;
 mod unwritten;
 mod weight;
 

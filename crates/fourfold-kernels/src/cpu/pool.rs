@@ -22,25 +22,19 @@
 //! # Sleep
 //! A worker that goes to sleep sets its flag and then looks at `state` again; a caller opens `state` and then looks at the
 //! flags. All four are sequentially consistent, so at least one sees the other: no wake-up is lost.
+//!
+//! `tests/pool_model.rs` runs this file over a scheduler that chooses which thread goes on at every step.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use super::sync::{Arc, AtomicBool, AtomicU64, JoinHandle, Mutex, Ordering, PoisonError, TryLockError, thread, wait};
 
 /// How long an idle worker looks for work before it sleeps. Longer than the gaps between a token's regions.
 const SPIN: Duration = Duration::from_micros(200);
-
-/// How long a waiting thread keeps its core to itself; then it offers it to other threads at each look. Where there are more
-/// threads than cores that costs it a time slice of somebody else, so not at once.
-const ALONE: Duration = Duration::from_micros(50);
-
-/// Spins between two looks at the clock.
-const SPINS_PER_ROUND: u32 = 64;
 
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
@@ -88,7 +82,7 @@ unsafe impl Send for Shared {}
 /// caller alone.
 pub struct Pool {
     shared: Arc<Shared>,
-    handles: Vec<JoinHandle<()>>,
+    handles: Vec<JoinHandle>,
     /// Held while a region runs; the value is the last epoch.
     turn: Mutex<u64>,
 }
@@ -98,7 +92,7 @@ impl Pool {
     /// more threads there are fewer.
     pub fn new(threads: usize) -> Self {
         let threads = match threads {
-            0 => thread::available_parallelism().map_or(1, usize::from),
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
         let nothing: &(dyn Fn(Range<usize>) + Sync) = &|_| {};
@@ -324,114 +318,4 @@ impl Shared {
 /// Items `start .. end` in one word.
 fn span(start: usize, end: usize) -> u64 {
     (end as u64) << 32 | start as u64
-}
-
-/// Spins until `done`, or until `limit` has passed (then false). See [`ALONE`] for how it treats others: the thread it waits
-/// for may be waiting for its very core.
-fn wait(done: impl Fn() -> bool, limit: Option<Duration>) -> bool {
-    let mut begin = None;
-    loop {
-        for _ in 0..SPINS_PER_ROUND {
-            if done() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        let waited = begin.get_or_insert_with(Instant::now).elapsed();
-        if limit.is_some_and(|limit| waited > limit) {
-            return false;
-        }
-        if waited > ALONE {
-            thread::yield_now();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-
-    #[test]
-    fn every_item_runs_once() {
-        for threads in [1, 2, 3, 7] {
-            let pool = Pool::new(threads);
-            assert_eq!(pool.threads(), threads);
-            for items in [0, 1, 2, 5, 64, 1000] {
-                for grain in [0, 1, 3, 64] {
-                    let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
-                    pool.for_ranges(items, grain, |range| {
-                        assert!(!range.is_empty());
-                        range.for_each(|i| _ = counts[i].fetch_add(1, Ordering::Relaxed));
-                    });
-                    assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} {items} {grain}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn many_short_regions_see_each_others_results() {
-        let pool = Pool::new(3);
-        let mut values = vec![0u64; 97];
-        for round in 0..5000 {
-            // Now and then long enough a pause for workers to fall asleep.
-            if round % 1000 == 0 {
-                thread::sleep(Duration::from_millis(1));
-            }
-            pool.for_chunks_mut(&mut values, 8, 1, |first, chunk| {
-                for (i, v) in chunk.iter_mut().enumerate() {
-                    *v += (first * 8 + i) as u64;
-                }
-            });
-        }
-        assert!(values.iter().enumerate().all(|(i, &v)| v == 5000 * i as u64));
-    }
-
-    #[test]
-    fn a_panic_reaches_the_caller_and_leaves_the_pool_usable() {
-        let pool = Pool::new(4);
-        for bad in [0, 17, 99] {
-            let caught = catch_unwind(AssertUnwindSafe(|| {
-                pool.for_ranges(100, 1, |range| assert!(!range.contains(&bad), "item {bad}"));
-            }));
-            let message = caught.unwrap_err().downcast::<String>().unwrap();
-            assert_eq!(*message, format!("item {bad}"));
-            let sum = AtomicUsize::new(0);
-            pool.for_ranges(100, 1, |range| _ = sum.fetch_add(range.sum(), Ordering::Relaxed));
-            assert_eq!(sum.into_inner(), 4950);
-        }
-    }
-
-    #[test]
-    fn nested_and_simultaneous_regions_finish() {
-        let pool = Pool::new(2);
-        let sum = AtomicUsize::new(0);
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..50 {
-                        pool.for_ranges(8, 1, |outer| {
-                            for _ in outer {
-                                pool.for_ranges(8, 1, |inner| _ = sum.fetch_add(inner.len(), Ordering::Relaxed));
-                            }
-                        });
-                    }
-                });
-            }
-        });
-        assert_eq!(sum.into_inner(), 4 * 50 * 64);
-    }
-
-    #[test]
-    fn chunks_keep_whole_units() {
-        let pool = Pool::new(2);
-        let mut data = vec![0usize; 23];
-        pool.for_chunks_mut(&mut data, 5, 1, |first, chunk| {
-            assert!(chunk.len() % 5 == 0 || first * 5 + chunk.len() == 23);
-            chunk.fill(first + 1);
-        });
-        assert!(data.iter().enumerate().all(|(i, &v)| v >= 1 && v <= i / 5 + 1));
-    }
 }
