@@ -8,6 +8,7 @@ mod child;
 mod commands;
 mod context;
 mod data_files;
+mod described;
 mod device;
 mod fit;
 mod gguf;

@@ -153,6 +153,8 @@ pub const TEMPERATURE: Limit<f32> = Limit::new(0.0, 1e4);
 pub const PENALTY_FACTOR: Limit<f32> = Limit::above(0.0, 1e4);
 /// What a repetition takes from a logit.
 pub const PENALTY: Limit<f32> = Limit::new(-1e4, 1e4);
+/// Bits a parameter, everything counted.
+pub const AVERAGE_BITS: Limit<f64> = Limit::new(0.1, 32.0);
 /// How many times smaller.
 pub const RATIO: Limit<f64> = Limit::new(1.0, 1e4);
 

@@ -29,6 +29,12 @@ fn inspect_adds_up() {
     assert_eq!(report["run"]["kv_cache"], 256 * 100 * 3);
     let train = report["train"].as_array().unwrap();
     assert!(train[1]["total"].as_u64() < train[0]["total"].as_u64());
+    // A configuration alone says the same of its bytes, and what running takes is no less than what it takes.
+    let described = fourfold(args!["inspect", dir.path().join("config.json"), "--json"]).json();
+    assert_eq!((&described["weight_bytes"], &described["by_role"]), (&report["weight_bytes"], &report["by_role"]));
+    let run = fourfold(args!["generate", dir.path(), "-p", "the", "-n", "8", "-c", "100", "--json"]).json();
+    let planned = described["run"]["total"].as_f64().unwrap();
+    assert!(run["peak_memory"].as_f64().is_none_or(|peak| planned > 0.98 * peak), "{planned} {run}");
     let words = fourfold(args!["inspect", dir.path(), "--tensors"]);
     assert!(words.stdout.contains("model.layers.1.mlp.down_proj.weight") && words.stdout.contains("blocks 0–1, each"));
 }

@@ -232,6 +232,29 @@ fn plans_are_made_of_a_configuration_alone() {
         report["rows"].as_array().unwrap().iter().map(|row| row["total"].as_u64().unwrap()).collect();
     assert!(totals.len() > 3 && totals[0] > totals[totals.len() - 1], "{totals:?}");
     assert_eq!(report["choice"][0], "baseline");
+    // Running it, from as it is down: the smaller the weights, the less of all.
+    let run = report["run"].as_array().unwrap();
+    let of = |size: &serde_json::Value, part: &str| size[part].as_u64().unwrap();
+    assert!(run.len() > 5 && run[0]["bits"].is_null());
+    for pair in run.windows(2) {
+        assert!(["weights", "total"].iter().all(|part| of(&pair[0], part) > of(&pair[1], part)), "{pair:?}");
+    }
+    assert!(run.iter().all(|size| of(size, "weights") + of(size, "kv_cache") + of(size, "rest") == of(size, "total")));
+    // What is advised fits: here as it is, and in less only when it has been made smaller.
+    let advised = |memory: u64| {
+        let report = fourfold(["plan", &config, "--memory", &format!("{memory}B"), "--json"]).json();
+        for advice in report["advice"].as_array().unwrap() {
+            assert!(of(advice, "total") <= memory, "{advice}");
+        }
+        report["advice"][0]["commands"].clone()
+    };
+    assert_eq!(advised(100_000_000).as_array().unwrap().len(), 1);
+    assert_eq!(advised(of(&run[0], "total")).as_array().unwrap().len(), 1);
+    let made = advised(of(&run[0], "total") - 1);
+    assert!(made[0].as_str().unwrap().starts_with("fourfold compress MODEL OUT --bits 8.0"), "{made}");
+    let asked = fourfold(["plan", &config, "--ratio", "4", "--json"]).json();
+    assert_eq!(of(&asked["run"][1], "weights"), of(&run[0], "weights") / 4);
     let run = fourfold(["plan", &config, "--memory", "1MB"]);
+    assert!(run.error().contains("running it at 2.0 bits"), "{}", run.stderr);
     assert!(run.error().contains("nothing fits into 1.0 MB"), "{}", run.stderr);
 }

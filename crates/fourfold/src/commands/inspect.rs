@@ -5,19 +5,21 @@ use std::collections::HashMap;
 use anyhow::Result;
 use clap::Args;
 use fourfold_infer::PROMPT_BATCH;
-use fourfold_models::Role;
+use fourfold_models::{ModelSpec, Role};
+use fourfold_tensor::TensorInfo;
 use fourfold_train::memory;
 use fourfold_train::recipe::Recipe;
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::described::Described;
 use crate::model::{self, OpenModel, Opening};
 use crate::output::Report;
-use crate::{human, limits};
+use crate::{fit, human, limits};
 
 #[derive(Args)]
 pub struct InspectArgs {
-    /// A directory, a .gguf file, or a name on the hub.
+    /// A directory, a .gguf file, a name on the hub, or a config.json alone: weights as it says, FP8 or bf16.
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of context to plan memory for [default: the model's, at most 4096].
@@ -55,6 +57,8 @@ struct RunReport {
     kv_cache: u64,
     activations: u64,
     logits: u64,
+    /// The program and its tokenizer.
+    program: u64,
     total: u64,
 }
 
@@ -99,15 +103,45 @@ struct InspectReport {
 }
 
 pub fn run(args: &InspectArgs, context: &Context) -> Result<()> {
-    let model = model::open_for(&args.model, Opening::Listed, context)?;
-    context.print(&report(args, context, &model))
+    let subject = match Described::read(&args.model)? {
+        Some(described) => Subject::described(&args.model, described),
+        None => Subject::open(model::open_for(&args.model, Opening::Listed, context)?),
+    };
+    context.print(&report(args, context, &subject))
 }
 
-fn report(args: &InspectArgs, context: &Context, model: &OpenModel) -> InspectReport {
-    let OpenModel { checkpoint, spec } = model;
+/// What is looked at: a checkpoint, or what a configuration describes.
+struct Subject {
+    name: String,
+    spec: ModelSpec,
+    tensors: Vec<TensorInfo>,
+    unused: Vec<String>,
+    weight_bytes: u64,
+}
+
+impl Subject {
+    fn open(model: OpenModel) -> Self {
+        let OpenModel { checkpoint, spec } = model;
+        Self {
+            name: checkpoint.path.display().to_string(),
+            tensors: checkpoint.weights.tensors().to_vec(),
+            unused: spec.unused(&*checkpoint.weights),
+            weight_bytes: checkpoint.weight_bytes,
+            spec,
+        }
+    }
+
+    fn described(name: &str, described: Described) -> Self {
+        let Described { spec, tensors } = described;
+        let weight_bytes = tensors.iter().map(|t| t.bytes).sum();
+        Self { name: name.to_owned(), spec, tensors, unused: Vec::new(), weight_bytes }
+    }
+}
+
+fn report(args: &InspectArgs, context: &Context, subject: &Subject) -> InspectReport {
+    let Subject { name, spec, tensors: infos, unused, weight_bytes } = subject;
     let known: HashMap<String, (Role, Option<usize>)> =
         spec.weights().into_iter().map(|w| (w.name, (w.role, w.block))).collect();
-    let infos = checkpoint.weights.tensors();
     let layer = |name: &str| match known.get(name) {
         Some((_, Some(block))) => format!("block {block}"),
         Some((role, None)) => role_name(*role).to_owned(),
@@ -142,7 +176,7 @@ fn report(args: &InspectArgs, context: &Context, model: &OpenModel) -> InspectRe
     let parameters = spec.parameters();
     let recipes = [("f32 AdamW", Recipe::BASELINE), ("quarter", Recipe::QUARTER)];
     InspectReport {
-        model: checkpoint.path.display().to_string(),
+        model: name.clone(),
         architecture: spec.architecture.clone(),
         parameters,
         active_parameters: spec.active_parameters(),
@@ -151,18 +185,18 @@ fn report(args: &InspectArgs, context: &Context, model: &OpenModel) -> InspectRe
         vocab_size: spec.vocab_size,
         max_positions: spec.max_positions,
         tied_embeddings: spec.tied,
-        weight_bytes: checkpoint.weight_bytes,
-        bits_per_parameter: checkpoint.weight_bytes as f64 * 8.0 / parameters as f64,
+        weight_bytes: *weight_bytes,
+        bits_per_parameter: *weight_bytes as f64 * 8.0 / parameters as f64,
         kv_bytes_per_token: spec.kv_bytes_per_token(context.kv),
         by_storage: by_size(groups(&|_, storage| storage.to_owned())),
         by_role: by_size(groups(&|name, _| role(name))),
         by_layer,
-        unused: spec.unused(&*checkpoint.weights),
+        unused: unused.clone(),
         missing,
         context: tokens,
         batch: args.batch as u64,
-        run: run_memory(model, context, tokens as u64, args.batch as u64),
-        train: recipes.map(|(name, recipe)| train_memory(model, name, recipe, args.batch as u64, tokens as u64)).into(),
+        run: run_memory(subject, context, tokens as u64, args.batch as u64),
+        train: recipes.map(|(name, recipe)| train_memory(spec, name, recipe, args.batch as u64, tokens as u64)).into(),
         peak_memory: crate::memory::peak_resident(),
         tensors: args.tensors.then(|| {
             let one = |info: &fourfold_tensor::TensorInfo| TensorReport {
@@ -196,14 +230,16 @@ pub fn role_name(role: Role) -> &'static str {
     }
 }
 
-fn run_memory(model: &OpenModel, context: &Context, tokens: u64, batch: u64) -> RunReport {
-    let m = model.spec.run_memory(model.checkpoint.weight_bytes, tokens, PROMPT_BATCH as u64, context.kv);
+fn run_memory(subject: &Subject, context: &Context, tokens: u64, batch: u64) -> RunReport {
+    let m = subject.spec.run_memory(subject.weight_bytes, tokens, PROMPT_BATCH as u64, context.kv);
     let (kv_cache, logits, activations) = (m.kv_cache * batch, m.logits * batch, m.activations + m.rotary_tables);
-    RunReport { weights: m.weights, kv_cache, activations, logits, total: m.weights + kv_cache + activations + logits }
+    let program = fit::program(subject.spec.vocab_size);
+    let total = m.weights + kv_cache + activations + logits + program;
+    RunReport { weights: m.weights, kv_cache, activations, logits, program, total }
 }
 
-fn train_memory(model: &OpenModel, name: &'static str, recipe: Recipe, batch: u64, tokens: u64) -> TrainReport {
-    let m = memory::train_memory(&model.spec, &recipe, &memory::Work::sequences(batch, tokens, 1, &recipe));
+fn train_memory(spec: &ModelSpec, name: &'static str, recipe: Recipe, batch: u64, tokens: u64) -> TrainReport {
+    let m = memory::train_memory(spec, &recipe, &memory::Work::sequences(batch, tokens, 1, &recipe));
     TrainReport {
         recipe: name,
         weights: m.weights,
@@ -280,6 +316,7 @@ impl InspectReport {
         row("  KV cache", Some(self.run.kv_cache), |_| None);
         row("  activations", Some(self.run.activations), |t| Some(t.activations));
         row("  logits", Some(self.run.logits), |t| Some(t.logits));
+        row("  program", Some(self.run.program), |_| None);
         row("  total", Some(self.run.total), |t| Some(t.total));
         human::table(&rows)
     }

@@ -1,4 +1,6 @@
-//! `fourfold plan`: the peak memory of a training run, before anything is allocated; and what fits into a given memory.
+//! `fourfold plan`: the peak memory of running and of training a model, before anything is allocated; and what fits into a given memory.
+
+mod sizes;
 
 use std::path::PathBuf;
 
@@ -6,15 +8,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use fourfold_formats::regular;
 use fourfold_models::layers::LoraSpec;
-use fourfold_models::{ConvNetSpec, ModelSpec, Role, WeightSpec, spec_from_config};
+use fourfold_models::{ConvNetSpec, ModelSpec};
 use fourfold_train::image_memory::image_memory;
 use fourfold_train::memory::{Adapters, TrainMemory, Work, train_memory};
 use fourfold_train::recipe::Recipe;
 use serde::Serialize;
 use serde_json::Value;
 
+use self::sizes::{Advice, Size, Sizes};
 use super::train::{largest, matrix_bytes};
 use crate::context::Context;
+use crate::described::Described;
 use crate::model;
 use crate::output::Report;
 use crate::{human, limits};
@@ -24,7 +28,7 @@ pub struct PlanArgs {
     /// A directory, a .gguf file, a name on the hub, or a config.json alone.
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Tokens of a sequence [default: 256, or fewer where the model has fewer positions].
+    /// Tokens of a sequence [default: 256 for training and 4096 for running, or fewer where the model has fewer positions].
     #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = limits::TRAIN_CONTEXT)]
     context: Option<usize>,
     /// Sequences or images of a step; with --memory, the most to try.
@@ -33,6 +37,12 @@ pub struct PlanArgs {
     /// Batches whose gradients are summed for one step.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = limits::BATCH)]
     gradient_accumulation: usize,
+    /// What the model takes once `compress --bits` has made it this small, everything counted; without it several sizes are shown.
+    #[arg(long, value_name = "BITS", value_parser = limits::AVERAGE_BITS, conflicts_with = "ratio")]
+    bits: Option<f64>,
+    /// The same for `compress --ratio`.
+    #[arg(long, value_name = "R", value_parser = limits::RATIO)]
+    ratio: Option<f64>,
     /// Low-rank adapters of this rank are trained, as by `train --lora-rank`, and the model stays as it is stored; a config.json alone
     /// is taken for bf16, or for FP8 where it says so.
     #[arg(long, value_name = "RANK", value_parser = limits::RANK)]
@@ -70,15 +80,31 @@ struct PlanReport {
     memory: Option<u64>,
     /// The first preset that fits, and its largest batch.
     choice: Option<(String, u64)>,
+    /// Tokens that running is planned for; none for networks that read images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_context: Option<u64>,
+    /// What running takes, by size of the weights.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    run: Vec<Size>,
+    /// Commands that fit into the memory.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    advice: Vec<Advice>,
 }
 
 pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
     if let Some(spec) = images(&args.model, context)? {
         ensure!(args.lora_rank.is_none(), "--lora-rank: adapters are for language models");
         let predict = |recipe: &Recipe, batch| image_memory(&spec, recipe, batch, args.gradient_accumulation as u64);
-        return report(args, context, spec.parameters(), None, &predict);
+        ensure!(args.bits.is_none() && args.ratio.is_none(), "--bits and --ratio are for language models");
+        return report(args, context, spec.parameters(), None, &predict, None);
     }
-    let (spec, base) = spec(&args.model, context)?;
+    let (spec, stored) = spec(&args.model, context)?;
+    let bits = match (args.bits, args.ratio) {
+        (None, Some(ratio)) => Some(stored as f64 / ratio * 8.0 / spec.parameters() as f64),
+        (bits, _) => bits,
+    };
+    // Adapters are trained on what is asked for.
+    let base = bits.map_or(stored, |bits| (bits * spec.parameters() as f64 / 8.0) as u64);
     let lora = args.lora_rank.map(|rank| LoraSpec {
         rank,
         alpha: 1.0,
@@ -100,8 +126,23 @@ pub fn run(args: &PlanArgs, context: &Context) -> Result<()> {
         let work = Work::sequences(batch, tokens, args.gradient_accumulation as u64, recipe);
         train_memory(&spec, recipe, &work.with_adapters(adapters))
     };
-    report(args, context, spec.parameters(), Some(tokens), &predict)
+    let default = LoraSpec { rank: ADAPTER_RANK, alpha: 1.0, targets: Vec::new() };
+    let sizes = Sizes {
+        spec: &spec,
+        // A configuration alone can be neither compressed nor run.
+        model: if args.model.ends_with(".json") { "MODEL" } else { &args.model },
+        stored,
+        lora: lora.as_ref().unwrap_or(&default),
+        context: args.context.unwrap_or(4096).min(positions) as u64,
+        train_context: tokens,
+        bits,
+        kv: context.kv,
+    };
+    report(args, context, spec.parameters(), Some(tokens), &predict, Some(&sizes))
 }
+
+/// Rank of the adapters that are planned where none is given.
+const ADAPTER_RANK: usize = 16;
 
 /// Prints what `predict` says of every preset; `tokens` are those of a sequence.
 fn report(
@@ -110,6 +151,7 @@ fn report(
     parameters: u64,
     tokens: Option<u64>,
     predict: &dyn Fn(&Recipe, u64) -> TrainMemory,
+    sizes: Option<&Sizes>,
 ) -> Result<()> {
     let candidates = candidates();
     let fits = |memory: u64| {
@@ -120,6 +162,12 @@ fn report(
     };
     let rows =
         candidates.iter().map(|r| row(name(r), args.batch_size as u64, &predict(r, args.batch_size as u64))).collect();
+    let run = sizes.map(Sizes::all).unwrap_or_default();
+    let advice = match (sizes, args.memory) {
+        (Some(sizes), Some(memory)) => sizes.advice(&run, memory),
+        (_, _) => Vec::new(),
+    };
+    let cheapest = sizes.and_then(|sizes| sizes.cheapest(&run)).map(|words| format!("; {words}")).unwrap_or_default();
     let report = PlanReport {
         model: args.model.clone(),
         parameters,
@@ -127,12 +175,15 @@ fn report(
         rows,
         memory: args.memory,
         choice: args.memory.and_then(fits),
+        run_context: sizes.map(|sizes| sizes.context),
+        run,
+        advice,
     };
     context.print(&report)?;
-    if let (Some(memory), None) = (report.memory, &report.choice) {
+    if let (Some(memory), None, true) = (report.memory, &report.choice, report.advice.is_empty()) {
         let least = predict(&Recipe::EIGHTH, 1);
         bail!(
-            "nothing fits into {}: `eighth` with one {} takes {}, {} of it weights and optimizer",
+            "nothing fits into {}: training by `eighth` with one {} takes {}, {} of it weights and optimizer{cheapest}",
             human::bytes(memory),
             if tokens.is_some() { "sequence" } else { "image" },
             human::bytes(least.total()),
@@ -173,47 +224,13 @@ fn images(name: &str, context: &Context) -> Result<Option<ConvNetSpec>> {
 
 /// The model, and the bytes of its matrices as they are stored.
 fn spec(name: &str, context: &Context) -> Result<(ModelSpec, u64)> {
-    let path = PathBuf::from(name);
-    if path.extension().is_none_or(|e| e != "json") {
-        let open = model::open(name, context)?;
-        let bytes = matrix_bytes(&open.spec, &*open.checkpoint.weights);
-        return Ok((open.spec, bytes));
+    if let Some(described) = Described::read(name)? {
+        let bytes = described.tensors.iter().filter(|t| t.shape.len() > 1).map(|t| t.bytes).sum();
+        return Ok((described.spec, bytes));
     }
-    let text = regular::read_text(&path, limits::MOST_BYTES).with_context(|| name.to_owned())?;
-    let config: Value = serde_json::from_str(&text).with_context(|| name.to_owned())?;
-    let spec = spec_from_config(&config).with_context(|| name.to_owned())?;
-    let bytes = described_bytes(&spec, &config);
-    Ok((spec, bytes))
-}
-
-/// Bytes of the matrices that a configuration alone describes: bf16, and linear layers in DeepSeek's FP8 where it says so.
-fn described_bytes(spec: &ModelSpec, config: &Value) -> u64 {
-    let section = &config["quantization_config"];
-    let block = |i: usize| section["weight_block_size"][i].as_u64().filter(|&size| size > 0);
-    let blocks = match (section["quant_method"] == "fp8", block(0), block(1)) {
-        (true, Some(rows), Some(cols)) => Some((rows, cols)),
-        _ => None,
-    };
-    let bytes = |weight: WeightSpec| {
-        let is_linear = match weight.role {
-            Role::Attention | Role::Mlp | Role::SharedExpert | Role::RoutedExpert => true,
-            Role::Embedding
-            | Role::LmHead
-            | Role::Router
-            | Role::Norm
-            | Role::Bias
-            | Role::Convolution
-            | Role::RunningMean
-            | Role::RunningVariance => false,
-        };
-        match (blocks, is_linear, weight.shape.as_slice()) {
-            (Some(block), true, &[rows, cols]) => {
-                weight.elements() + 4 * (rows as u64).div_ceil(block.0) * (cols as u64).div_ceil(block.1)
-            }
-            _ => 2 * weight.elements(),
-        }
-    };
-    spec.weights().into_iter().filter(|weight| weight.shape.len() > 1).map(bytes).sum()
+    let open = model::open(name, context)?;
+    let bytes = matrix_bytes(&open.spec, &*open.checkpoint.weights);
+    Ok((open.spec, bytes))
 }
 
 fn row(preset: String, batch_size: u64, m: &TrainMemory) -> Row {
@@ -258,8 +275,21 @@ impl Report for PlanReport {
             self.context.map_or("images".to_owned(), |tokens| format!("x {tokens} tokens")),
             human::table(&rows)
         );
-        if let (Some(memory), Some((preset, batch))) = (self.memory, &self.choice) {
-            text += &format!("\n{} is enough for: {preset}, batch size {batch}\n", human::bytes(memory));
+        if let Some(context) = self.run_context {
+            text += &format!("\n{}", sizes::table(&self.run, context, self.memory));
+        }
+        let Some(memory) = self.memory else { return text };
+        text += &format!("\n{} is enough", human::bytes(memory));
+        for advice in &self.advice {
+            text += &format!("\n  to {} ({}):", advice.what, human::bytes(advice.total));
+            text.extend(advice.commands.iter().map(|command| format!("\n    {command}")));
+        }
+        match &self.choice {
+            Some((preset, batch)) => {
+                text += &format!("\n  to train all weights: --preset {preset} --batch-size {batch}\n");
+            }
+            None if self.advice.is_empty() => text += " for nothing of this\n",
+            None => text += "\n  not to train all weights\n",
         }
         text
     }
