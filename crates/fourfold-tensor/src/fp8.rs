@@ -117,7 +117,7 @@ impl Fp8 {
         if let Some(index) = (0..scales.len()).find(|&i| !is_sound(scales.get(i))) {
             return Err(Fp8Error::Scale { index, value: scales.get(index).to_string() });
         }
-        if let Some(at) = codes.iter().position(|&code| code & 0x7f == 0x7f) {
+        if let Some(at) = first_nan(&codes) {
             return Err(Fp8Error::NotANumber { row: at / cols, col: at % cols });
         }
         Ok(Self { rows, cols, codes, block, scales })
@@ -176,6 +176,15 @@ impl Fp8 {
             out.iter_mut().zip(codes).for_each(|(out, &code)| *out = E4M3[usize::from(code)] * scale);
         }
     }
+}
+
+/// The first code that is no number. Runs are looked at as a whole, for which there are vectors.
+fn first_nan(codes: &[u8]) -> Option<usize> {
+    const RUN: usize = 4096;
+    let is_nan = |code: u8| code & 0x7f == 0x7f;
+    let holds = |run: &[u8]| run.iter().fold(false, |any, &code| any | is_nan(code));
+    let run = codes.chunks(RUN).position(holds)? * RUN;
+    codes[run..].iter().position(|&code| is_nan(code)).map(|at| run + at)
 }
 
 #[cfg(test)]

@@ -4,9 +4,11 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::Stdio;
 
 use common::{command, config, folder, fourfold, fourfold_with_input, model, text, weights};
+use serde_json::json;
 
 #[test]
 fn inspect_adds_up() {
@@ -331,5 +333,60 @@ fn usage_errors_are_two() {
     }
     for help in [&["--help"][..], &["compress", "--help"], &["--version"]] {
         assert_eq!(fourfold(help).code, Some(0));
+    }
+}
+
+/// `--activations f32` holds for a classifier too: weights in bf16 compute as the same numbers in f32.
+#[test]
+fn a_classifier_in_bf16_is_evaluated_in_f32_when_told_to() {
+    let place = folder();
+    let (narrow, wide, data) = (place.path().join("bf16"), place.path().join("f32"), place.path().join("data.tsv"));
+    let lines: String = (0..24).map(|i| format!("the fox number {i} jumps over\t{}\n", i % 3)).collect();
+    fs::write(&data, lines).unwrap();
+    let mut config = common::config();
+    config["architectures"] = json!(["LlamaForSequenceClassification"]);
+    config["id2label"] = json!({"0": "0", "1": "1", "2": "2"});
+    config["pad_token_id"] = json!(0);
+    let stored = common::weights(&config);
+    let file = safetensors::SafeTensors::deserialize(&stored).unwrap();
+    let widened: Vec<(String, Vec<usize>, Vec<u8>)> = file
+        .iter()
+        .map(|(name, view)| {
+            // The upper half of an f32.
+            let bytes = view.data().chunks_exact(2).flat_map(|pair| [0, 0, pair[0], pair[1]]).collect();
+            (name.to_owned(), view.shape().to_vec(), bytes)
+        })
+        .collect();
+    let views = widened.iter().map(|(name, shape, data)| {
+        (name.clone(), safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap())
+    });
+    let widened = safetensors::serialize(views, None).unwrap();
+    for (dir, weights) in [(&narrow, &stored), (&wide, &widened)] {
+        common::model(dir);
+        fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        fs::write(dir.join("model.safetensors"), weights).unwrap();
+    }
+    let loss = |model: &Path, more: &[&str]| {
+        let mut arguments = args!["eval", model, "--data", &data, "--json"].to_vec();
+        arguments.extend(more.iter().map(|word| word.into()));
+        fourfold(arguments).json()["loss"].as_f64().unwrap()
+    };
+    let exact = loss(&wide, &["--activations", "f32"]);
+    for isa in ["portable", "avx2", "avx512"] {
+        let mut arguments =
+            args!["eval", &narrow, "--data", &data, "--json", "--activations", "f32", "--isa", isa].to_vec();
+        arguments.extend(args!["-q"]);
+        let run = fourfold(arguments);
+        if run.code == Some(0) {
+            let error = (run.json()["loss"].as_f64().unwrap() - exact).abs();
+            assert!(error < 1e-6, "{isa}: the loss differs by {error}");
+        } else {
+            assert!(run.stderr.contains(isa), "{}", run.stderr);
+        }
+    }
+    let rounded = fourfold(args!["eval", &narrow, "--data", &data, "--json", "--float-products", "int16"]);
+    if rounded.code == Some(0) {
+        let error = (rounded.json()["loss"].as_f64().unwrap() - exact).abs();
+        assert!(error > 0.0, "rounded activations give the same bits");
     }
 }

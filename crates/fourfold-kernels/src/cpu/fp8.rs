@@ -197,9 +197,14 @@ macro_rules! for_vectors {
             while $at < end {
                 let ($n, $j) = ((end - $at).min(S::LANES), 0);
                 let mut lanes = [0u8; MAX_LANES];
-                lanes[..$n].copy_from_slice(&codes[$at..$at + $n]);
-                // SAFETY: the array has LANES elements or more.
-                let $w = $s.mul(unsafe { $s.load_e4m3(lanes.as_ptr()) }, factor);
+                let from = if $n == S::LANES {
+                    codes[$at..$at + S::LANES].as_ptr()
+                } else {
+                    lanes[..$n].copy_from_slice(&codes[$at..$at + $n]);
+                    lanes.as_ptr()
+                };
+                // SAFETY: LANES codes follow, or the array has LANES elements or more.
+                let $w = $s.mul(unsafe { $s.load_e4m3(from) }, factor);
                 $body
                 $at += $n;
             }
