@@ -158,22 +158,27 @@ def model(args, work):
     directory = work / "tokens"
     run(args.fourfold, "export", gguf, directory, "--format", "safetensors", "--overwrite", "--quiet")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    text = pathlib.Path(args.text).read_text(errors="ignore")
-    wrong = 0
-    pieces = strings(text)
-    for i, piece in enumerate(pieces):
-        (work / "piece.txt").write_bytes(piece.encode())
-        said = run(args.llama / "llama-tokenize", "-m", gguf, "-f", work / "piece.txt", "--ids", "--log-disable", "--no-bos", "--no-escape")
-        theirs = json.loads(re.search(r"\[[0-9, ]*\]", said)[0])
-        mine = tokenizer.encode(piece, add_special_tokens=False).ids
-        if theirs != mine:
-            wrong += 1
-            if wrong <= 5:
-                print(f"string {i}, {piece!r}: fourfold {mine}, llama.cpp {theirs}")
-        if i + 1 >= args.strings:
-            break
-    count = min(len(pieces), args.strings)
-    print(f"{wrong} of {count} strings have other tokens")
+    # One run for all strings: a control token between them, at which both programs cut a text.
+    between = json.loads((directory / "tokenizer_config.json").read_text())["eos_token"]
+    cut = tokenizer.token_to_id(between)
+    pieces = [p for p in strings(pathlib.Path(args.text).read_text(errors="ignore")) if between not in p]
+    (work / "pieces.txt").write_bytes(between.join(pieces).encode())
+    said = run(args.llama / "llama-tokenize", "-m", gguf, "-f", work / "pieces.txt", "--ids", "--no-bos", "--no-escape")
+    theirs = [[]]
+    for token in json.loads(re.search(r"^\[[0-9, ]*\]", said, re.MULTILINE)[0]):
+        if token == cut:
+            theirs.append([])
+        else:
+            theirs[-1].append(token)
+    mine = [tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces]
+    if len(theirs) != len(mine):
+        print(f"{len(mine)} strings became {len(theirs)} in llama.cpp")
+        return False
+    different = [i for i in range(len(mine)) if mine[i] != theirs[i]]
+    for i in different[:5]:
+        print(f"string {i}, {pieces[i]!r}: fourfold {mine[i]}, llama.cpp {theirs[i]}")
+    wrong = len(different)
+    print(f"{wrong} of {len(pieces)} strings have other tokens")
     return good and wrong == 0
 
 
@@ -185,7 +190,6 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--text")
     parser.add_argument("--chunks", type=int, default=8)
-    parser.add_argument("--strings", type=int, default=2000)
     args = parser.parse_args()
     args.fourfold, args.llama = args.fourfold.resolve(), args.llama.resolve()
     good = True

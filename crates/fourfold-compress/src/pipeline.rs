@@ -44,6 +44,9 @@ pub enum Goal {
     Bytes(u64),
 }
 
+/// Second moments of a weight's inputs, of which it has so many.
+pub type Moments<'a> = dyn Fn(&str, usize) -> Option<Vec<f32>> + 'a;
+
 /// A compression.
 pub struct CompressJob<'a> {
     /// The model.
@@ -69,6 +72,8 @@ pub struct CompressJob<'a> {
     pub scope: Scope,
     /// Bytes of the output's file headers, for [`Goal::Ratio`] and [`Goal::Bytes`]; [`CompressJob::new`] counts none.
     pub header: &'a HeaderBytes<'a>,
+    /// Second moments E[x_i²] of a weight's inputs, by its name, where there is no text to run: an importance matrix.
+    pub moments: &'a Moments<'a>,
     /// Bytes of a tensor in the output; [`CompressJob::new`] counts as safetensors does.
     pub bytes: &'a TensorBytes<'a>,
     /// Measures how much each tensor's error matters, for [`Goal::Ratio`] and [`Goal::Bytes`]; without it a rule by role and place is
@@ -111,6 +116,7 @@ impl<'a> CompressJob<'a> {
             scope: Scope::default(),
             header: &|_| 0,
             bytes: SAFETENSORS_BYTES,
+            moments: &|_, _| None,
             backward: None,
         }
     }
@@ -157,6 +163,7 @@ impl<'a> CompressJob<'a> {
             sensitivity: &sensitivity,
             header: self.header,
             bytes: self.bytes,
+            moments: self.moments,
         };
         let mut planned = job.plan(progress)?;
         if self.uniform && planned.uniform.is_none() {
@@ -483,9 +490,12 @@ impl<'a> Run<'a> {
             return Ok(done);
         }
         let source = self.job.source;
-        let entry = self.entry(name)?;
         let weight = source.load(name)?;
-        let moments = hessian.map(Hessian::diagonal);
+        let moments = match hessian {
+            Some(hessian) => Some(hessian.diagonal()),
+            None => (self.job.moments)(name, weight.cols()),
+        };
+        let entry = self.entry(name)?;
         let out = entry.method()?.compress(&weight, stats(hessian, &moments)).map_err(|e| e.of(name))?;
         drop(weight);
         entry.error = (entry.method != "keep").then_some(shown(out.error));

@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, CpuOptions, FloatProducts, Isa, KvDtype};
 
 use crate::commands::{
-    bench, chat, compare, compress, demo, devices, eval, export, generate, inspect, merge, plan, serve, train, verify,
+    bench, chat, compare, compress, demo, devices, eval, export, generate, imatrix, inspect, merge, plan, serve, train,
+    verify,
 };
 use crate::device::DeviceArg;
 use crate::human;
@@ -42,6 +43,8 @@ pub enum Command {
     Compress(Box<compress::CompressArgs>),
     /// Write a model as GGUF (llama.cpp, Ollama, LM Studio), or as a plain Hugging Face checkpoint.
     Export(Box<export::ExportArgs>),
+    /// Write llama.cpp's importance matrix of a model over some text.
+    Imatrix(imatrix::ImatrixArgs),
     /// Measure a model on a text, alone or against the original.
     Eval(Box<eval::EvalArgs>),
     /// Put two models side by side: bytes, memory, speed, errors, samples; as one HTML page, Markdown or JSON.

@@ -224,6 +224,43 @@ fn a_size_in_gguf_is_kept_and_calibration_loses_less() {
 }
 
 #[test]
+fn an_importance_matrix_stands_in_for_text() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name);
+    let source = at("model");
+    wide(&source);
+    let calibration = text(dir.path(), 3000);
+    for name in ["im.gguf", "im.dat"] {
+        let words = args!["imatrix", &source, at(name), "--text", &calibration, "--context", "64", "--chunks", "8"];
+        let report = fourfold(words.into_iter().chain(args!["--json", "--quiet"])).json();
+        assert_eq!((report["entries"].as_u64(), report["tokens"].as_u64()), (Some(14), Some(512)));
+    }
+    let imatrix = |name: &str| fourfold_formats::gguf::imatrix::Imatrix::read(&at(name)).unwrap();
+    let (new, old) = (imatrix("im.gguf"), imatrix("im.dat"));
+    for (name, entry) in &new.entries {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * a.abs();
+        assert!(entry.means.iter().zip(&old.entries[name].means).all(close), "{name}");
+    }
+    // Inputs that are weak count less: the error weighted by their squares falls.
+    let matrix = "model.layers.1.mlp.down_proj.weight";
+    let squares = &new.entries["blk.1.ffn_down.weight"].means;
+    let values = open(&source).unwrap().weights.load(matrix).unwrap().to_f32();
+    let lost = |file: &str| -> f32 {
+        let stored = open(&at(file)).unwrap().weights.load(matrix).unwrap().to_f32();
+        values.iter().zip(&stored).enumerate().map(|(i, (a, b))| squares[i % 512] * (a - b) * (a - b)).sum()
+    };
+    fourfold(args!["export", &source, at("plain.gguf"), "--type", "q3_k", "--quiet"]).succeeded();
+    let words = args!["export", &source, at("with.gguf"), "--type", "q3_k", "--quiet", "--imatrix", at("im.gguf")];
+    fourfold(words).succeeded();
+    assert!(lost("with.gguf") < lost("plain.gguf"), "{} {}", lost("with.gguf"), lost("plain.gguf"));
+    let words = args!["compress", &source, at("mix.gguf"), "--bits", "4.6", "--quiet", "--imatrix", at("im.dat")];
+    fourfold(words).succeeded();
+    fs::write(at("no.dat"), "no imatrix").unwrap();
+    let run = fourfold(args!["export", &source, at("x.gguf"), "--type", "q3_k", "--imatrix", at("no.dat")]);
+    assert!(run.error().contains("imatrix"), "{}", run.error());
+}
+
+#[test]
 fn experts_of_a_layer_get_one_type() {
     let dir = folder();
     let at = |name: &str| dir.path().join(name);

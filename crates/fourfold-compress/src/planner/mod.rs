@@ -23,6 +23,7 @@ use crate::CompressError;
 use crate::calibrate::{Collector, Hidden};
 use crate::hessian::Hessian;
 use crate::methods::Stats;
+use crate::pipeline::Moments;
 use crate::plan::{Choice, HeaderBytes, Plan, Scope, TensorBytes, alike, allocate};
 use crate::progress::Progress;
 use crate::sensitivity::Sensitivity;
@@ -47,6 +48,8 @@ pub struct PlanJob<'a> {
     pub sensitivity: &'a Sensitivity,
     /// Bytes of the output's headers, which count too.
     pub header: &'a HeaderBytes<'a>,
+    /// Second moments of a weight's inputs where there is no text.
+    pub moments: &'a Moments<'a>,
     /// Bytes of a tensor in the output.
     pub bytes: &'a TensorBytes<'a>,
 }

@@ -79,7 +79,12 @@ impl PlanJob<'_> {
             Some(hessian) => Some(gptq::factor_of(hessian, crate::pipeline::damping(spec.role)).map_err(named)?),
             None => None,
         };
-        let estimator = Estimator::new(&weight, factor.as_ref(), SAMPLED_ROWS).map_err(named)?;
+        let moments = if factor.is_none() { (self.moments)(&spec.name, cols) } else { None };
+        let estimator = match &moments {
+            Some(moments) => Estimator::weighted(&weight, moments, SAMPLED_ROWS),
+            None => Estimator::new(&weight, factor.as_ref(), SAMPLED_ROWS),
+        };
+        let estimator = estimator.map_err(named)?;
         let energies = match hessian {
             Some(hessian) => Some(Energies::of(hessian, estimator.energy(), estimator.row_energy())),
             None if spec.role == Role::Embedding => {

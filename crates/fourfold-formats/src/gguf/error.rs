@@ -258,6 +258,9 @@ pub enum GgufError {
         /// The others'.
         others: &'static str,
     },
+    /// An importance matrix that cannot be read.
+    #[error("imatrix: {0}")]
+    Imatrix(String),
     /// A tokenizer that GGUF has no words for.
     #[error("tokenizer: {0}")]
     Inexpressible(String),

@@ -17,6 +17,7 @@ mod config;
 mod error;
 mod ggml_type;
 pub mod header;
+pub mod imatrix;
 mod keys;
 pub mod metadata;
 mod rope;
@@ -25,7 +26,7 @@ mod split;
 pub mod tokenizer;
 pub mod write;
 
-pub use arch::Arch;
+pub use arch::{Arch, Target};
 pub use blocks::{decode, encode};
 pub use error::GgufError;
 pub use ggml_type::GgmlType;

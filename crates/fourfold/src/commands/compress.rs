@@ -27,7 +27,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::choice::{Bits, ChoiceArgs, bits};
-use super::calibration::CalibrationArgs;
+use super::calibration::{CalibrationArgs, Sequences};
 use crate::context::Context;
 use crate::gguf::{Sizes, is_named};
 use crate::model;
@@ -121,6 +121,9 @@ struct OutputArgs {
     /// packed one) and, with --bits, symmetric (it cannot load zero points). `gguf`, which OUT.gguf says too: ggml's types.
     #[arg(long, value_name = "FORMAT", default_value = "fourfold")]
     format: FormatArg,
+    /// GGUF: an importance matrix (.gguf or .dat, as `fourfold imatrix` and llama-imatrix write them) in the place of calibration text.
+    #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
+    imatrix: Option<PathBuf>,
     /// GGUF: split into files of at most so many bytes of tensors, named as llama.cpp names them.
     #[arg(long, value_name = "SIZE", value_parser = human::parse_bytes)]
     split_size: Option<u64>,
@@ -312,7 +315,10 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     }
     let open = model::open(&args.model, context)?;
     let asked = args.method.as_ref().map(|words| words.method.clone().map_err(Error::msg)).transpose()?;
-    let sequences = args.calibration.sequences(&open)?;
+    let sequences = match args.output.imatrix {
+        Some(_) => Sequences::default(),
+        None => args.calibration.sequences(&open)?,
+    };
     // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
     let method = match asked {
         Some(method) if method.needs_text() && sequences.calibration.is_empty() => {
@@ -360,6 +366,9 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
         gguf_bytes = |name: &str, form: &Form| sizes.tensor(name, form);
         (job.header, job.bytes) = (&gguf_header, &gguf_bytes);
     }
+    let moments = args.output.imatrix.as_ref().map(|file| crate::gguf::moments(file, &open.spec)).transpose()?;
+    let moments = |name: &str, inputs: usize| moments.as_ref().and_then(|of| of(name, inputs));
+    job.moments = &moments;
     job.uniform = args.choice.uniform;
     let all = if is_gguf { block_candidates() } else { candidates(interchange) };
     job.candidates = restrict(all, &args.choice.only, &args.choice.exclude);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use fourfold_compress::plan::{Entry, Plan, is_compressible};
-use fourfold_compress::{CompressJob, Goal, Scope, compress};
+use fourfold_compress::{CompressJob, Goal, compress};
 use fourfold_disk::{Inputs, Use, output_directory, write_whole};
 use fourfold_formats::gguf::write::GgufWriter;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions};
@@ -41,6 +41,9 @@ pub struct ExportArgs {
     /// `fourfold compress MODEL OUT.gguf --calibration TEXT` loses less at the same size.
     #[arg(long = "type", value_name = "TYPE", default_value = "auto", value_parser = parse_type)]
     kind: TypeArg,
+    /// An importance matrix (.gguf or .dat), as `fourfold imatrix` and llama-imatrix write them: rounding to blocks goes by it.
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
     /// Split into files of at most so many bytes of tensors, named as llama.cpp names them; the first is the one to open.
     #[arg(long, value_name = "SIZE", value_parser = human::parse_bytes)]
     split_size: Option<u64>,
@@ -77,7 +80,8 @@ struct ExportReport {
 pub fn run(args: &ExportArgs, context: &Context) -> Result<()> {
     let start = Instant::now();
     let Some(out) = args.out.as_ref().or(args.out_flag.as_ref()) else { bail!("OUT is missing") };
-    let inputs = [("MODEL".to_owned(), PathBuf::from(&args.model))];
+    let mut inputs = vec![("MODEL".to_owned(), PathBuf::from(&args.model))];
+    inputs.extend(args.imatrix.iter().map(|file| ("--imatrix".to_owned(), file.clone())));
     let place = match args.format {
         FormatArg::Gguf => {
             if !gguf::is_named(out) {
@@ -89,8 +93,8 @@ pub fn run(args: &ExportArgs, context: &Context) -> Result<()> {
             gguf::check_out(out, &inputs, args.overwrite)?
         }
         FormatArg::Safetensors => {
-            if args.kind != TypeArg::Auto || args.split_size.is_some() || args.modelfile {
-                bail!("--type, --split-size and --modelfile go with --format gguf");
+            if args.kind != TypeArg::Auto || args.split_size.is_some() || args.modelfile || args.imatrix.is_some() {
+                bail!("--type, --imatrix, --split-size and --modelfile go with --format gguf");
             }
             let place = output_directory(out, &inputs, Use::Replaced)?;
             SafetensorsWriter::check(&place, args.overwrite)?;
@@ -126,7 +130,7 @@ fn to_gguf(args: &ExportArgs, open: &OpenModel, place: &Path, context: &Context)
     let name = model_name(&args.model);
     let described = gguf::model(open, &name, gguf::file_type(&open.spec, &plan), context)?;
     let sink = GgufWriter::new(place, described, args.split_size, args.overwrite);
-    let dropped = follow(open, plan, Box::new(sink), Scope { stacked: true, ..Scope::default() }, context)?;
+    let dropped = follow(open, plan, Box::new(sink), args.imatrix.as_deref(), context)?;
     let files = gguf::written_files(place);
     if args.modelfile {
         write_modelfile(open, &files, place)?;
@@ -139,12 +143,14 @@ fn follow(
     open: &OpenModel,
     plan: Plan,
     sink: Box<dyn WeightSink + '_>,
-    scope: Scope,
+    imatrix: Option<&Path>,
     context: &Context,
 ) -> Result<Vec<String>> {
     let checkpoint = &open.checkpoint;
     let mut job = CompressJob::new(&open.spec, &*checkpoint.weights, checkpoint.weight_bytes, Goal::Plan(plan));
-    job.scope = scope;
+    let moments = imatrix.map(|file| gguf::moments(file, &open.spec)).transpose()?;
+    let moments = |name: &str, inputs: usize| moments.as_ref().and_then(|of| of(name, inputs));
+    job.moments = &moments;
     let mut stages = Stages::new(context.progress, "export", &[("compress", 1.0)]);
     let done = compress(&job, sink, &mut stages)?;
     stages.finish();
@@ -172,7 +178,7 @@ fn to_safetensors(args: &ExportArgs, open: &OpenModel, place: &Path, context: &C
     let options =
         WriteOptions { max_shard_bytes: args.max_shard_size, overwrite: args.overwrite, identity, interchange: false };
     let sink = SafetensorsWriter::create(place, ModelFiles::of(&open.checkpoint), options)?;
-    let dropped = follow(open, plan, Box::new(sink), Scope::default(), context)?;
+    let dropped = follow(open, plan, Box::new(sink), None, context)?;
     let mut files: Vec<PathBuf> = std::fs::read_dir(place)?.filter_map(|e| Some(e.ok()?.path())).collect();
     files.retain(|file| file.extension().is_some_and(|e| e == "safetensors"));
     files.sort();

@@ -10,6 +10,7 @@ pub mod devices;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod imatrix;
 pub mod inspect;
 pub mod merge;
 pub mod plan;
@@ -36,6 +37,7 @@ pub fn run(cli: Cli) -> Result<()> {
         );
     }
     match command {
+        Command::Imatrix(args) => imatrix::run(&args, &context),
         Command::Inspect(args) => inspect::run(&args, &context),
         Command::Compress(args) => compress::run(&args, &context),
         Command::Export(args) => export::run(&args, &context),
@@ -59,6 +61,7 @@ fn on_the_processor(command: &Command) -> Option<&'static str> {
     match command {
         Command::Compress(_) => Some("compress"),
         Command::Export(_) => Some("export"),
+        Command::Imatrix(_) => Some("imatrix"),
         Command::Serve(_) => Some("serve"),
         Command::Train(_) => Some("train"),
         Command::Merge(_) => Some("merge"),

@@ -18,12 +18,12 @@ struct Writer {
     remarks: Vec<String>,
 }
 
-/// Describes a model.
+/// GGUF's architecture of a model.
 ///
 /// # Errors
-/// An architecture that GGUF does not have, or something that llama.cpp does not compute.
-pub fn describe(spec: &ModelSpec, name: &str, file_type: u32) -> Result<Described> {
-    let arch = match spec.architecture.as_str() {
+/// It has none.
+pub fn architecture(spec: &ModelSpec) -> Result<Arch> {
+    Ok(match spec.architecture.as_str() {
         "llama" => Arch::Llama,
         "qwen2" => Arch::Qwen2,
         "qwen3" => Arch::Qwen3,
@@ -31,7 +31,15 @@ pub fn describe(spec: &ModelSpec, name: &str, file_type: u32) -> Result<Describe
         other => bail!(
             "model_type {other:?} cannot be written as GGUF; llama, qwen2, qwen3, deepseek_v2 and deepseek_v3 can"
         ),
-    };
+    })
+}
+
+/// Describes a model.
+///
+/// # Errors
+/// An architecture that GGUF does not have, or something that llama.cpp does not compute.
+pub fn describe(spec: &ModelSpec, name: &str, file_type: u32) -> Result<Described> {
+    let arch = architecture(spec)?;
     if spec.classes.is_some() {
         bail!("a sequence classifier cannot be written as GGUF");
     }

@@ -10,6 +10,7 @@ use fourfold_compress::Plan;
 use fourfold_compress::methods::quantize::blocks::Blocks;
 use fourfold_compress::plan::{Entry, is_compressible, kept_in_gguf};
 use fourfold_disk::output_file;
+use fourfold_formats::gguf::imatrix::Imatrix;
 use fourfold_formats::gguf::write::{GgufModel, MetaValue, file_names, tokenizer};
 use fourfold_formats::{TokenizerSource, regular};
 use fourfold_models::{ModelSpec, WeightSpec};
@@ -19,6 +20,19 @@ use serde_json::json;
 use crate::context::Context;
 use crate::limits;
 use crate::model::OpenModel;
+
+pub use metadata::{architecture, describe};
+
+/// An importance matrix for a model: mean squares of a weight's inputs, by its name and their number.
+pub fn moments(file: &Path, spec: &ModelSpec) -> Result<impl Fn(&str, usize) -> Option<Vec<f32>> + use<>> {
+    let (imatrix, arch) = (Imatrix::read(file)?, architecture(spec)?);
+    let known =
+        spec.weights().iter().filter(|w| w.shape.len() == 2).any(|w| imatrix.of(arch, &w.name, w.shape[1]).is_some());
+    if !known {
+        bail!("{}: it holds nothing of this model's weights", file.display());
+    }
+    Ok(move |name: &str, inputs: usize| imatrix.of(arch, name, inputs).map(<[f32]>::to_vec))
+}
 
 /// Whether an output's name asks for GGUF.
 pub fn is_named(out: &Path) -> bool {

@@ -38,6 +38,7 @@ pub const PARSERS: &[Parser] = &[
     parser("hub_files", models::hub_files),
     parser("idx_images", data::idx_images),
     parser("idx_labels", data::idx_labels),
+    parser("imatrix", models::imatrix),
     parser("index", models::index),
     parser("jpeg", data::jpeg),
     parser("journal", runs::journal),

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use fourfold_compress::Plan;
+use fourfold_formats::gguf::Arch;
+use fourfold_formats::gguf::imatrix::Imatrix;
 use fourfold_formats::safetensors::Index;
 use fourfold_formats::{Access, Checkpoint, OpenOptions, hub, open_with};
 use fourfold_infer::{Sampler, SamplerSettings, generation_remarks};
@@ -18,6 +20,7 @@ use fourfold_train::store::ParameterStore;
 use serde_json::{Value, json};
 
 use super::{files, put, texts};
+use crate::gguf::describe as gguf_metadata;
 use crate::model::adaptable;
 use crate::tokenizer::TokenizerText;
 
@@ -78,6 +81,15 @@ pub(super) fn safetensors(input: &[u8], dir: &Path) -> bool {
     read().is_some()
 }
 
+/// An importance matrix, as GGUF or in the older form.
+pub(super) fn imatrix(input: &[u8], _: &Path) -> bool {
+    let Ok(found) = Imatrix::parse(input) else { return false };
+    let _ = found.of(Arch::Llama, "model.layers.0.self_attn.q_proj.weight", 8);
+    let _ = found.of(Arch::DeepSeek2, "model.layers.0.mlp.experts.1.up_proj.weight", 8);
+    let (new, old) = (found.to_gguf(), found.to_dat());
+    new.len() + old.len() > 0
+}
+
 /// `model.safetensors.index.json`.
 pub(super) fn index(input: &[u8], dir: &Path) -> bool {
     let read = || {
@@ -100,6 +112,7 @@ pub(super) fn config(input: &[u8], _: &Path) -> bool {
         let spec = spec_from_config(&config).ok()?;
         config_remarks(&config).ok()?;
         let _ = adaptable(&spec);
+        let _ = gguf_metadata(&spec, "model", 0);
         let tokens = spec.max_positions.clamp(2, 256) as u64;
         let _ = train_memory(&spec, &Recipe::QUARTER, &Work::sequences(8, tokens, 1, &Recipe::QUARTER));
         Some(())

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+use fourfold_formats::gguf::write::tokenizer as gguf_tokenizer;
+use fourfold_formats::{SpecialTokens, tokenizer_files};
 use fourfold_infer::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 
@@ -45,6 +47,9 @@ pub(super) fn tokenizer(input: &[u8], dir: &Path) -> bool {
             put(dir, name, bytes)?;
         }
         let text = TokenizerText::file(&dir.join(names[0]), &json!({"bos_token_id": 0, "eos_token_id": 1})).ok()?;
+        if let (Ok(json), Ok(beside)) = (serde_json::from_slice(files::<4>(input)[0]), tokenizer_files(dir)) {
+            let _ = gguf_tokenizer::metadata(&json, &SpecialTokens::default(), &beside, 300);
+        }
         use_tokenizer(&text).then_some(())
     };
     read().is_some()

@@ -7,6 +7,7 @@ use std::path::Path;
 use fourfold_compress::recipe::Recipe;
 use fourfold_compress::{Plan, Scope};
 use fourfold_disk::Identity;
+use fourfold_formats::gguf::imatrix::{Imatrix, Importance};
 use fourfold_formats::{ModelFiles, SafetensorsWriter, WriteOptions};
 use fourfold_models::testing::RandomWeights;
 use fourfold_models::{ModelSpec, spec_from_config};
@@ -332,6 +333,20 @@ fn models(seeds: &mut Vec<Seed>) {
         ("m.weight_term1_down", Dtype::F32, &[1, 8], ones(8)),
     ]);
     seeds.push(("safetensors", "forms", joined(&[forms.to_string().as_bytes(), &model])));
+
+    let entry = |means: &[f32], counts: &[f32]| Importance { means: means.to_vec(), counts: counts.to_vec() };
+    let imatrix = Imatrix {
+        entries: [
+            ("blk.0.attn_q.weight".to_owned(), entry(&[1.0, 2.0, 0.5, 4.0], &[1024.0])),
+            ("blk.1.ffn_up_exps.weight".to_owned(), entry(&[1.0, 2.0, 3.0, 4.0], &[8.0, 16.0])),
+        ]
+        .into(),
+        datasets: vec!["wiki.txt".to_owned()],
+        chunks: 2,
+        chunk_size: 512,
+    };
+    seeds.push(("imatrix", "new", imatrix.to_gguf()));
+    seeds.push(("imatrix", "old", imatrix.to_dat()));
 
     let spec = tiny();
     for (name, recipe) in [("quantize", "quantize:4"), ("prune", "magnitude:0.5"), ("sum", "quantize:3,svd:2")] {

@@ -62,6 +62,23 @@ impl Estimator {
         })
     }
 
+    /// As [`Estimator::new`], with an error in a column weighted by its input's second moment.
+    ///
+    /// # Errors
+    /// A value that is not finite, moments of another width.
+    pub fn weighted(weight: &Weight, moments: &[f32], most: usize) -> Result<Self, MethodError> {
+        let mut estimator = Self::new(weight, None, most)?;
+        if moments.len() != estimator.cols {
+            return Err(MethodError::Width { found: moments.len(), expected: estimator.cols });
+        }
+        let row = |row: &[f32]| {
+            row.iter().zip(moments).map(|(&v, &m)| f64::from(m) * f64::from(v) * f64::from(v)).sum::<f64>()
+        };
+        estimator.energy = estimator.rows.chunks_exact(estimator.cols.max(1)).map(row).sum();
+        estimator.costs = moments.to_vec();
+        Ok(estimator)
+    }
+
     /// Energy of the whole weight's outputs, `tr(W·H·Wᵀ)`, from the rows read.
     pub fn energy(&self) -> f64 {
         self.energy * self.share

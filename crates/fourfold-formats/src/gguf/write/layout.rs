@@ -269,6 +269,22 @@ impl Layout {
     }
 }
 
+/// A header for F32 tensors, and where each of them goes behind it.
+pub(super) fn header(metadata: &[(String, MetaValue)], tensors: &[(&str, &[u64])]) -> (Vec<u8>, Vec<u64>) {
+    let entry = |(name, shape): &(&str, &[u64])| Entry {
+        name: (*name).to_owned(),
+        shape: shape.to_vec(),
+        ggml_type: GgmlType::F32,
+        offset: 0,
+        file: 0,
+        bytes: bytes_of(GgmlType::F32, shape),
+    };
+    let mut layout = Layout { entries: tensors.iter().map(entry).collect(), ..Layout::default() };
+    layout.assign(None);
+    layout.write_headers(&GgufModel { metadata: metadata.to_vec(), ..GgufModel::default() });
+    (layout.headers.swap_remove(0), layout.entries.iter().map(|e| e.offset).collect())
+}
+
 /// At most the bytes that tensors of these forms take in headers and padding, metadata apart.
 ///
 /// # Errors

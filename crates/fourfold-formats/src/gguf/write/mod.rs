@@ -73,6 +73,11 @@ impl GgufModel {
     }
 }
 
+/// A file's header for F32 tensors of these names and shapes, padded, and each tensor's place behind it.
+pub(super) fn put_header(metadata: &[(String, MetaValue)], tensors: &[(&str, &[u64])]) -> (Vec<u8>, Vec<u64>) {
+    layout::header(metadata, tensors)
+}
+
 /// The names of a model's files: `out` itself, or `NAME-00001-of-00003.gguf` and so on.
 pub fn file_names(out: &Path, count: usize) -> Vec<PathBuf> {
     if count <= 1 {

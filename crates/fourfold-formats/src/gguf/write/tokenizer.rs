@@ -12,6 +12,9 @@ use crate::{SpecialTokens, TokenizerFiles};
 /// The mark SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
+/// Longest piece whose cuts are tried one by one.
+const MAX_PIECE: usize = 512;
+
 /// Token types (`tokenizer.ggml.token_type`).
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
@@ -279,6 +282,9 @@ fn scores(tokens: &Tokens, merges: &[(String, String)]) -> Result<Vec<f32>, Gguf
         known.insert((left, right));
     }
     for (id, text) in tokens.texts.iter().enumerate().filter(|(id, _)| tokens.types[*id] == NORMAL) {
+        if text.len() > MAX_PIECE {
+            return refuse(format!("token {id} is {} bytes long", text.len()));
+        }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
             let normal = |t: &str| tokens.ids.get(t).is_some_and(|&id| tokens.types[id as usize] == NORMAL);

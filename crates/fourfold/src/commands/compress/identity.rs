@@ -15,6 +15,7 @@ use crate::identity;
 pub fn check_outputs(args: &CompressArgs) -> Result<Option<PathBuf>> {
     let mut inputs = vec![("MODEL".to_owned(), PathBuf::from(&args.model))];
     inputs.extend(args.plan.iter().map(|file| ("--plan".to_owned(), file.clone())));
+    inputs.extend(args.output.imatrix.iter().map(|file| ("--imatrix".to_owned(), file.clone())));
     inputs.extend(args.calibration.files().iter().map(|file| ("--calibration".to_owned(), file.clone())));
     if let Some(file) = args.write_plan.as_deref().filter(|file| *file != Path::new("-")) {
         output_file(file, &inputs)?;
@@ -45,11 +46,12 @@ pub fn of(args: &CompressArgs, model: &Path, context: &Context) -> Result<Identi
         choice: ChoiceArgs { exclude, only, fusible, uniform, no_gate },
         grid: GridArgs { group_size, symmetric: _, asymmetric, learned_levels, scales, scale_rule },
         calibration,
-        output: OutputArgs { format, split_size: _, max_shard_size, overwrite: _ },
+        output: OutputArgs { format, imatrix, split_size: _, max_shard_size, overwrite: _ },
     } = args;
     let mut inputs = Inputs::default();
     identity::model(&mut inputs, "MODEL", model)?;
     identity::files(&mut inputs, "--plan", plan.as_slice())?;
+    identity::files(&mut inputs, "--imatrix", imatrix.as_slice())?;
     identity::files(&mut inputs, "--calibration", calibration.files())?;
     let mut identity = identity::of(&inputs, context)?;
     // What is left to its default is that of one size: four times smaller.

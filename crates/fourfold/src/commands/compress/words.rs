@@ -16,7 +16,7 @@ pub fn before(args: &CompressArgs, open: &OpenModel, scope: &Scope, calibration:
     let mut remarks = Vec::new();
     remarks.extend(quantized_source(open));
     let tokens: usize = calibration.iter().map(Vec::len).sum();
-    if !args.calibration.is_given() {
+    if !args.calibration.is_given() && args.output.imatrix.is_none() {
         remarks.push(match (tokens, &args.method) {
             (0, None) => {
                 "note: the model has no tokenizer for calibration text: weights are rounded to nearest, which \
