@@ -255,6 +255,10 @@ fn an_importance_matrix_stands_in_for_text() {
     assert!(lost("with.gguf") < lost("plain.gguf"), "{} {}", lost("with.gguf"), lost("plain.gguf"));
     let words = args!["compress", &source, at("mix.gguf"), "--bits", "4.6", "--quiet", "--imatrix", at("im.dat")];
     fourfold(words).succeeded();
+    let other = at("other");
+    model(&other);
+    let run = fourfold(args!["export", &other, at("x.gguf"), "--type", "q4_0", "--imatrix", at("im.gguf")]);
+    assert!(run.error().contains("another width"), "{}", run.error());
     fs::write(at("no.dat"), "no imatrix").unwrap();
     let run = fourfold(args!["export", &source, at("x.gguf"), "--type", "q3_k", "--imatrix", at("no.dat")]);
     assert!(run.error().contains("imatrix"), "{}", run.error());

@@ -135,16 +135,29 @@ impl Imatrix {
 
     /// The mean squares for a weight of Hugging Face's name with so many inputs; `None` where the file has none of it, or of another width.
     pub fn of(&self, arch: Arch, tensor: &str, inputs: usize) -> Option<&[f32]> {
+        let (entry, expert) = self.find(arch, tensor)?;
+        let Some(expert) = expert else { return (entry.means.len() == inputs).then_some(&entry.means) };
+        let fits = entry.counts.len() == 1 || entry.means.len() == inputs.checked_mul(entry.counts.len())?;
+        let from = expert.checked_mul(inputs)?;
+        entry
+            .means
+            .get(from..from.checked_add(inputs)?)
+            .filter(|_| fits && entry.means.len().is_multiple_of(inputs.max(1)))
+    }
+
+    /// Whether the file has anything for a weight.
+    pub fn has(&self, arch: Arch, tensor: &str) -> bool {
+        self.find(arch, tensor).is_some()
+    }
+
+    fn find(&self, arch: Arch, tensor: &str) -> Option<(&Importance, Option<usize>)> {
         let (name, index) = match arch.target(tensor)? {
-            Target::Tensor(name) | Target::QueryRows(name) | Target::KeyRows(name) => (name, 0),
-            Target::Expert(name, index) => (name, index as usize),
+            Target::Tensor(name) | Target::QueryRows(name) | Target::KeyRows(name) => (name, None),
+            Target::Expert(name, index) => (name, Some(index as usize)),
             // Its halves are multiplied with other inputs.
             Target::KeyValueUp { .. } => return None,
         };
-        let entry = self.entries.get(&name)?;
-        // Of one matrix for all experts each has the same.
-        let index = if entry.means.len() == inputs { 0 } else { index };
-        entry.means.get(index.checked_mul(inputs)?..(index + 1).checked_mul(inputs)?)
+        Some((self.entries.get(&name)?, index))
     }
 
     /// The file as GGUF.

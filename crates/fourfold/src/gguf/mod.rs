@@ -26,6 +26,16 @@ pub use metadata::{architecture, describe};
 /// An importance matrix for a model: mean squares of a weight's inputs, by its name and their number.
 pub fn moments(file: &Path, spec: &ModelSpec) -> Result<impl Fn(&str, usize) -> Option<Vec<f32>> + use<>> {
     let (imatrix, arch) = (Imatrix::read(file)?, architecture(spec)?);
+    for weight in spec.weights().iter().filter(|w| w.shape.len() == 2) {
+        if imatrix.has(arch, &weight.name) && imatrix.of(arch, &weight.name, weight.shape[1]).is_none() {
+            bail!(
+                "{}: its entry for {} has another width than {:?}: it is of another model",
+                file.display(),
+                weight.name,
+                weight.shape
+            );
+        }
+    }
     let known =
         spec.weights().iter().filter(|w| w.shape.len() == 2).any(|w| imatrix.of(arch, &w.name, w.shape[1]).is_some());
     if !known {
