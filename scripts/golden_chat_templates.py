@@ -2,8 +2,11 @@
 
     python scripts/golden_chat_templates.py [folder of .jinja files] > crates/fourfold-infer/tests/golden/chat_templates.json
 
-Snippets of the language stand in scripts/chat_templates/snippets.txt, one a line. Templates of models (Apache-2.0 and MIT) lie beside it.
-With a folder, the templates in it are rendered instead: a check of more families, for a file that is not kept.
+Snippets of the language stand in scripts/chat_templates/snippets.txt, one a line. The templates beside it, and their licences, are listed in
+scripts/chat_templates/README.md. With a folder, the templates in it are rendered instead: a check of more families, for a file that is not kept:
+
+    python scripts/golden_chat_templates.py FOLDER > other.json
+    FOURFOLD_CHAT_TEMPLATES=other.json cargo test --release -p fourfold-infer --test chat_templates
 """
 
 import json
@@ -42,6 +45,10 @@ CONVERSATIONS = {
     "answered": ([SYSTEM, USER, DONE], None),
     "tools": ([SYSTEM, USER, CALL, RESULT], TOOLS),
     "out of turn": ([DONE, USER, USER], None),
+    "several": ([SYSTEM, USER, DONE, {"role": "user", "content": "  Und morgen?\n"}, REASONED, USER], None),
+    "answered tools": ([USER, CALL, RESULT, DONE, USER], TOOLS),
+    "two tools": ([USER, {**CALL, "content": "Let me look.", "tool_calls": CALL["tool_calls"] * 2}, RESULT, RESULT], TOOLS * 2),
+    "parts": ([{"role": "user", "content": [{"type": "text", "text": "Grüße "}, {"type": "text", "text": "🙂"}]}], None),
 }
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 

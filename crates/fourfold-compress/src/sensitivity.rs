@@ -138,7 +138,12 @@ impl Sensitivity {
         let mut backs: Vec<Tensor> = Vec::with_capacity(sequences.len());
         for (ids, x) in sequences.iter().zip(depths.pop().unwrap_or_default()) {
             let documents = std::slice::from_ref(&(0..ids.len())).to_vec();
-            let pass = TrainPass { backend: backward, documents: &documents, positions: &positions[..ids.len()] };
+            let pass = TrainPass {
+                backend: backward,
+                documents: &documents,
+                positions: &positions[..ids.len()],
+                dropout: None,
+            };
             let mut targets = ids[1..].to_vec();
             targets.push(IGNORE);
             backs.push(head.loss_backward(x, &Goals::targets(&targets), 1.0, CHUNK, &pass, &mut gradients).1);
@@ -151,7 +156,12 @@ impl Sensitivity {
             let inputs = depths.pop().unwrap_or_default();
             for (back, x) in backs.iter_mut().zip(inputs) {
                 let documents = std::slice::from_ref(&(0..x.rows())).to_vec();
-                let pass = TrainPass { backend: backward, documents: &documents, positions: &positions[..x.rows()] };
+                let pass = TrainPass {
+                    backend: backward,
+                    documents: &documents,
+                    positions: &positions[..x.rows()],
+                    dropout: None,
+                };
                 let (_, saved) = block.train_forward(x, &pass);
                 let dy = std::mem::replace(back, Tensor::zeros(0, 0));
                 *back = block.backward(saved, dy, &pass, &mut gradients);

@@ -23,6 +23,8 @@ pub enum Stop {
     EndOfText,
     /// It has as many tokens as asked for.
     Length,
+    /// A text came that ends it.
+    StopString,
     /// The context is full.
     Context,
     /// The caller asked.

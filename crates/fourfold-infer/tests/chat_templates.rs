@@ -5,7 +5,11 @@ use serde_json::Value;
 
 #[test]
 fn templates_of_models_and_snippets_render_as_transformers_does() {
-    let golden: Value = serde_json::from_str(include_str!("golden/chat_templates.json")).unwrap();
+    let kept = include_str!("golden/chat_templates.json").to_owned();
+    // Templates that are not kept: the script's file of another folder.
+    let other = std::env::var_os("FOURFOLD_CHAT_TEMPLATES");
+    let text = other.as_ref().map_or(kept, |file| std::fs::read_to_string(file).unwrap());
+    let golden: Value = serde_json::from_str(&text).unwrap();
     let tokens = golden["tokens"].as_object().unwrap();
     let tokens: Vec<(String, String)> =
         tokens.iter().map(|(key, token)| (key.clone(), token.as_str().unwrap().to_owned())).collect();
@@ -35,5 +39,10 @@ fn templates_of_models_and_snippets_render_as_transformers_does() {
         let source = snippet[0].as_str().unwrap();
         check(source, &snippet[1], render(source, &golden["conversations"]["tools"], true));
     }
-    assert!(same > 100 && refused > 20, "{same} alike, {refused} refused by both");
+    println!("{same} alike, {refused} refused by both");
+    let families = golden["templates"].as_object().unwrap().len();
+    assert!(
+        other.is_some() || same > 350 && refused > 60 && families >= 30,
+        "{families}: {same} alike, {refused} refused by both"
+    );
 }

@@ -244,3 +244,22 @@ fn an_expression_that_backtracks_without_end_is_an_error() {
         assert_eq!(tokenizer.encode_text("the").unwrap(), [259], "a failure is forgotten");
     }
 }
+
+/// The text that follows another has the space that its first token begins with; a text's own beginning has none.
+#[test]
+fn a_stream_goes_on_from_tokens_before() {
+    for (tokenizer, first) in [(byte_fallback(), "a a"), (self::tokenizer(), "the cat")] {
+        let ids = tokenizer.encode_fragment(&format!("{first} a 猫 a")).unwrap();
+        let whole = tokenizer.decode(&ids).unwrap();
+        for cut in 0..=ids.len() {
+            let mut stream = tokenizer.detokenizer_after(&ids[..cut]).unwrap();
+            let mut text: String = ids[cut..].iter().map(|&id| stream.push(id).unwrap()).collect();
+            text += &stream.finish().unwrap();
+            let before = tokenizer.decode(&ids[..cut]).unwrap();
+            // Where the cut lies inside of a character, its parts are broken on one side.
+            if !before.contains('\u{fffd}') {
+                assert_eq!(before + &text, whole, "{cut}");
+            }
+        }
+    }
+}

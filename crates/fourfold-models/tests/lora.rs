@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 
 use fourfold_kernels::{KvDtype, Reference};
-use fourfold_models::layers::{Gradients, LORA_A, LORA_B, LORA_SCALING, LoraSpec, Trained};
+use fourfold_models::layers::{Dropout, Gradients, LORA_A, LORA_B, LORA_SCALING, LoraSpec, Trained};
 use fourfold_models::{Model, ModelSpec};
 use fourfold_tensor::WeightSource;
 use support::With;
@@ -19,9 +19,16 @@ fn values(len: usize, salt: usize) -> Vec<f32> {
 }
 
 fn adapted<'a>(spec: &ModelSpec, base: &'a dyn WeightSource) -> With<'a> {
+    moved(spec, base, 0.0)
+}
+
+/// With adapters some way along a direction of their own.
+fn moved<'a>(spec: &ModelSpec, base: &'a dyn WeightSource, by: f32) -> With<'a> {
     let mut source = With::new(base);
     for (salt, weight) in LORA.weights(spec).iter().enumerate() {
-        source.set(&weight.name, &weight.shape, values(weight.elements() as usize, salt));
+        let mut at = values(weight.elements() as usize, salt);
+        at.iter_mut().zip(values(weight.elements() as usize, salt + 50)).for_each(|(v, d)| *v += by * d);
+        source.set(&weight.name, &weight.shape, at);
         if let Some(stem) = weight.name.strip_suffix(LORA_A) {
             source.set(&format!("{stem}{LORA_SCALING}"), &[1], vec![LORA.scaling()]);
         }
@@ -108,5 +115,45 @@ fn adapter_gradients_are_those_of_the_weights_and_nothing_else_is_computed() {
             checked += 1;
         }
         assert!(checked > 0, "{}", case.name);
+    }
+}
+
+/// The slope of the loss along some direction is the gradients' product with it, with elements of every adapter's input dropped; and with
+/// the same key the same ones are.
+#[test]
+fn gradients_with_dropout_are_those_of_finite_differences() {
+    for case in support::cases() {
+        let spec = case.spec();
+        let names: Vec<String> = LORA.weights(&spec).into_iter().map(|w| w.name).collect();
+        let (ids, targets) = (&case.ids, support::next_tokens(&case.ids));
+        let documents = [0..9, 9..ids.len()];
+        let step = |source: &With, dropout: Option<Dropout>| {
+            let trained = Trained::Only(names.iter().cloned().collect());
+            support::train_step_with(&spec, source, (ids, &targets), &documents, trained, dropout)
+        };
+        let moved = |by: f32| moved(&spec, &case.weights, by);
+        let dropout = Dropout::new(0.3, 11);
+        let mut here = step(&moved(0.0), dropout);
+        assert_eq!(here.loss, step(&moved(0.0), dropout).loss, "{}", case.name);
+        assert_ne!(here.loss, step(&moved(0.0), Dropout::new(0.3, 12)).loss, "{}", case.name);
+        assert_ne!(here.loss, step(&moved(0.0), None).loss, "{}", case.name);
+        let found = here.gradients.take_all();
+        let slope: f64 = LORA
+            .weights(&spec)
+            .iter()
+            .enumerate()
+            .filter_map(|(salt, weight)| {
+                let gradient = found.get(&weight.name)?.host();
+                let towards = values(gradient.len(), salt + 50);
+                Some(gradient.iter().zip(towards).map(|(&g, d)| f64::from(g) * f64::from(d)).sum::<f64>())
+            })
+            .sum();
+        let by = 0.02;
+        let measured = (step(&moved(by), dropout).loss - step(&moved(-by), dropout).loss) / (2.0 * f64::from(by));
+        assert!(
+            (slope - measured).abs() < 0.02 * measured.abs().max(0.01),
+            "{}: {slope}, {measured} measured",
+            case.name
+        );
     }
 }

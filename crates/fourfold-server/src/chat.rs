@@ -50,7 +50,7 @@ pub async fn complete(state: Arc<State>, body: Value) -> Result<Response, ApiErr
             on_event: Box::new(|_| true),
         };
         let text = AnswerText::new(&choices.stops, state.thinks, prompt.opens_thoughts, format);
-        answers.push(run::start(&state, request, text)?);
+        answers.push(run::start(&state, request, text, false)?);
     }
     let shape = Box::new(Chat { wants_logprobs: logprobs.is_some(), called: vec![0; choices.n] });
     Answers::new(Arc::clone(&state), "chatcmpl", answers, shape).respond(choices.stream, choices.include_usage).await

@@ -55,7 +55,7 @@ pub async fn complete(state: Arc<State>, body: Value) -> Result<Response, ApiErr
                 embed: false,
                 on_event: Box::new(|_| true),
             };
-            answers.push(run::start(&state, request, AnswerText::new(&choices.stops, false, false, None))?);
+            answers.push(run::start(&state, request, AnswerText::new(&choices.stops, false, false, None), true)?);
             begins.push(if echo { text.clone() } else { String::new() });
         }
     }

@@ -28,6 +28,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use answer::{AnswerText, Delta};
 pub use error::ApiError;
 pub use state::{Limits, Served};
 pub use tools::{ToolCall, ToolFormat};

@@ -44,18 +44,25 @@ pub struct Done {
     pub reasoning_tokens: usize,
 }
 
-/// Begins an answer; the request's own listener is replaced. Nobody listening ends it within one token.
+/// Begins an answer; the request's own listener is replaced. Nobody listening ends it within one token. `continues`: whether the
+/// answer goes on with the prompt's text, instead of being a text of its own.
 ///
 /// # Errors
 /// The engine does not take the request.
-pub fn start(state: &Arc<State>, request: Request, text: AnswerText) -> Result<Receiver<Step>, ApiError> {
+pub fn start(
+    state: &Arc<State>,
+    request: Request,
+    text: AnswerText,
+    continues: bool,
+) -> Result<Receiver<Step>, ApiError> {
     let (sender, events) = mpsc::unbounded_channel();
     let prompt = request.ids.len();
+    let before = if continues { request.ids.clone() } else { Vec::new() };
     let request = Request { on_event: Box::new(move |event| sender.send(event).is_ok()), ..request };
     state.served.engine.submit(request)?;
     let (steps, receiver) = mpsc::channel(STEPS_AHEAD);
     let state = Arc::clone(state);
-    tokio::spawn(async move { follow(&state, events, text, prompt, &steps).await });
+    tokio::spawn(async move { follow(&state, events, text, prompt, &before, &steps).await });
     Ok(receiver)
 }
 
@@ -65,11 +72,18 @@ async fn follow(
     mut events: UnboundedReceiver<Event>,
     text: AnswerText,
     prompt: usize,
+    before: &[u32],
     steps: &mpsc::Sender<Step>,
 ) {
     let deadline = tokio::time::Instant::now() + state.limits.answer_time;
     let mut progress = Progress { text, prompt, cached: 0, tokens: Vec::new(), count: 0, reasoning: 0 };
-    let mut stream = state.served.tokenizer.detokenizer();
+    let mut stream = match state.served.tokenizer.detokenizer_after(before) {
+        Ok(stream) => stream,
+        Err(error) => {
+            let _ = steps.send(Step::Failed(failure(error))).await;
+            return;
+        }
+    };
     loop {
         let event = tokio::select! {
             event = events.recv() => event,
@@ -140,7 +154,7 @@ impl Progress {
         let mut steps = self.rest(text);
         let reason = match finish.stop {
             _ if self.text.called() => "tool_calls",
-            Stop::EndOfText => "stop",
+            Stop::EndOfText | Stop::StopString => "stop",
             Stop::Length | Stop::Context | Stop::Interrupted => "length",
         };
         let reason = if self.text.stopped() { "stop" } else { reason };

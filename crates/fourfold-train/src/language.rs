@@ -102,7 +102,12 @@ impl Network for LanguageModel {
 
     fn evaluate(&self, store: &ParameterStore, batch: &Batch, run: &Run) -> Result<Score, BatchError> {
         let backend: Arc<dyn Backend> = run.backend.clone();
-        let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
+        let pass = TrainPass {
+            backend: &*run.backend,
+            documents: &batch.documents,
+            positions: &batch.positions,
+            dropout: run.dropout.map(|dropout| dropout.part(0)),
+        };
         let taught = self.teach(batch, run)?;
         let embedding = Embedding::load(&self.spec, store.weights(), &backend)?;
         let x = forward(&self.spec, store, &embedding, batch, run)?;
@@ -122,7 +127,12 @@ impl Network for LanguageModel {
         apply: Apply,
     ) -> Result<f64, TrainError> {
         let backend: Arc<dyn Backend> = run.backend.clone();
-        let pass = TrainPass { backend: &*run.backend, documents: &batch.documents, positions: &batch.positions };
+        let pass = TrainPass {
+            backend: &*run.backend,
+            documents: &batch.documents,
+            positions: &batch.positions,
+            dropout: run.dropout.map(|dropout| dropout.part(0)),
+        };
         let recompute = run.recipe.recompute;
         let parts = parts(&batch.documents, if recompute { run.recipe.block_tokens } else { usize::MAX });
         let trained = &*run.backend;
@@ -306,7 +316,12 @@ struct Part {
 
 impl Part {
     fn pass<'a>(&'a self, batch: &'a Batch, run: &'a Run) -> TrainPass<'a> {
-        TrainPass { backend: &*run.backend, documents: &self.documents, positions: &batch.positions[self.rows.clone()] }
+        TrainPass {
+            backend: &*run.backend,
+            documents: &self.documents,
+            positions: &batch.positions[self.rows.clone()],
+            dropout: run.dropout.map(|dropout| dropout.part(self.rows.start)),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
-use fourfold_models::layers::Gradients;
+use fourfold_models::layers::{Dropout, Gradients};
 use fourfold_models::{ModelError, WeightSpec};
 use fourfold_tensor::DType;
 use half::f16;
@@ -168,6 +168,8 @@ pub struct Run<'a> {
     pub recipe: &'a Recipe,
     /// Whether this pass counts: a batch that is run twice in a step is counted once in running statistics.
     pub counts: bool,
+    /// Dropout of adapters' inputs, where there is any.
+    pub dropout: Option<Dropout>,
 }
 
 impl Run<'_> {

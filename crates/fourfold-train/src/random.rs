@@ -18,6 +18,11 @@ impl Stream {
         Self { low: key as u32, high: (key >> 32) as u32 }
     }
 
+    /// What the stream is made of.
+    pub fn key(self) -> u64 {
+        u64::from(self.high) << 32 | u64::from(self.low)
+    }
+
     /// Word `index`.
     #[inline(always)]
     pub fn word(self, index: usize) -> u32 {

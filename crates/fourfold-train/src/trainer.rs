@@ -11,6 +11,7 @@ use std::sync::Arc;
 use fourfold_kernels::Tensor;
 use fourfold_kernels::backward::Backward;
 use fourfold_models::ModelError;
+use fourfold_models::layers::Dropout;
 use fourfold_tensor::DType;
 use thiserror::Error;
 
@@ -19,6 +20,7 @@ use crate::checkpoint::State;
 use crate::loss_scale::LossScaler;
 use crate::network::{BatchError, Examples, Network, Run, Score};
 use crate::optim::{OptimError, Optimizer, sum_of_squares};
+use crate::random::Stream;
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
 use crate::store::{ParameterStore, Update};
@@ -88,8 +90,10 @@ pub struct Hyperparameters {
     /// Largest norm of all gradients together; larger ones are scaled down to it. Exact: with gradient release it costs a
     /// second backward pass.
     pub max_gradient_norm: Option<f64>,
-    /// Seed of the stochastic rounding.
+    /// Seed of the stochastic rounding, and of dropout.
     pub seed: u64,
+    /// Share of the elements of adapters' inputs that are dropped: at least 0 and below 1.
+    pub lora_dropout: f32,
 }
 
 /// A model in training.
@@ -164,7 +168,7 @@ impl<N: Network> Trainer<N> {
     /// As [`Trainer::step`], but for the optimizer's.
     pub fn evaluate(&self, batch: &N::Batch) -> Result<Score, TrainError> {
         self.check(batch)?;
-        let run = Run { backend: self.backend.clone(), recipe: &self.recipe, counts: false };
+        let run = Run { backend: self.backend.clone(), recipe: &self.recipe, counts: false, dropout: None };
         self.network.evaluate(&self.store, batch, &run).map_err(|source| self.refused(source))
     }
 
@@ -233,8 +237,12 @@ impl<N: Network> Trainer<N> {
         let gathers = !self.recipe.release;
         let mut sums = Sums::new(!gathers, self.hyper.seed, report.step);
         let mut loss = 0.0;
-        for batch in before.iter().chain(gathers.then_some(last)) {
-            loss += self.backward(batch, factor, true, &mut |_, name, gradient| {
+        // Each batch of a step drops others; the last one, where it is run twice, the same ones.
+        let key = |batch: usize| Stream::new(self.hyper.seed, report.step, batch as u64).key();
+        let of_last = key(before.len());
+        let keys: Vec<u64> = (0..batches.len()).map(key).collect();
+        for (batch, key) in before.iter().chain(gathers.then_some(last)).zip(keys) {
+            loss += self.backward(batch, factor, true, key, &mut |_, name, gradient| {
                 sums.add(name, gradient);
                 Ok(())
             })?;
@@ -270,7 +278,7 @@ impl<N: Network> Trainer<N> {
         if self.hyper.max_gradient_norm.is_some() || self.scaler.is_some() {
             // All gradients once, for their norm alone.
             report.loss = loss
-                + self.backward(last, factor, false, &mut |_, name, mut gradient| {
+                + self.backward(last, factor, false, of_last, &mut |_, name, mut gradient| {
                     sums.add_to(&name, &mut gradient);
                     squares += sum_of_squares(gradient.host());
                     Ok(())
@@ -283,7 +291,7 @@ impl<N: Network> Trainer<N> {
         }
         let mut refused = None;
         let mut updated = false;
-        loss += self.backward(last, factor, true, &mut |store, name, mut gradient| {
+        loss += self.backward(last, factor, true, of_last, &mut |store, name, mut gradient| {
             sums.add_to(&name, &mut gradient);
             sums.release(&name);
             squares += sum_of_squares(gradient.host());
@@ -319,15 +327,18 @@ impl<N: Network> Trainer<N> {
         report.loss.is_finite() && (report.gradient_norm as f32).powi(2).is_finite()
     }
 
-    /// Sum of the batch's losses, with each tensor's gradient of `factor` times the sum given to `apply`. `counts`: see [`Run`].
+    /// Sum of the batch's losses, with each tensor's gradient of `factor` times the sum given to `apply`. `counts`: see [`Run`]; `key`
+    /// decides what is dropped.
     fn backward(
         &mut self,
         batch: &N::Batch,
         factor: f32,
         counts: bool,
+        key: u64,
         apply: &mut dyn FnMut(&mut ParameterStore, String, Tensor) -> Result<(), TrainError>,
     ) -> Result<f64, TrainError> {
-        let run = Run { backend: self.backend.clone(), recipe: &self.recipe, counts };
+        let dropout = Dropout::new(self.hyper.lora_dropout, key);
+        let run = Run { backend: self.backend.clone(), recipe: &self.recipe, counts, dropout };
         self.network.backward(&mut self.store, batch, factor, &run, &mut |store, gradients| {
             gradients.take_all().into_iter().try_for_each(|(name, mut gradient)| {
                 run.narrow(&mut gradient);

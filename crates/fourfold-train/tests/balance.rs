@@ -35,8 +35,14 @@ fn trainer(rate: f32, recipe: Recipe) -> Trainer<LanguageModel> {
     let mut store = ParameterStore::initialize(&spec(), 0.2, 3, &recipe);
     store.count(BIAS, |_| vec![0.6, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
     let schedule = Schedule { warmup_steps: 0, total_steps: 1000, decay: Decay::Constant, floor: 1.0 };
-    let hyper =
-        Hyperparameters { optimizer: AdamW::default().into(), lr: 1e-4, schedule, max_gradient_norm: None, seed: 3 };
+    let hyper = Hyperparameters {
+        optimizer: AdamW::default().into(),
+        lr: 1e-4,
+        schedule,
+        max_gradient_norm: None,
+        seed: 3,
+        lora_dropout: 0.0,
+    };
     Trainer::new(LanguageModel::new(spec()).balanced(rate), store, Arc::new(Reference), recipe, hyper, 0)
 }
 
@@ -88,6 +94,7 @@ fn a_step_counts_every_token_once() {
             schedule,
             max_gradient_norm: clip,
             seed: 3,
+            lora_dropout: 0.0,
         };
         let network = LanguageModel::new(spec()).balanced(0.25);
         let mut trainer = Trainer::new(network, store, Arc::new(Reference), recipe, hyper, 0);

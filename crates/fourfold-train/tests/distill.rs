@@ -130,7 +130,14 @@ const SOFT: SoftTargets = SoftTargets { temperature: 1.0, weight: 1.0 };
 
 fn trainer(network: LanguageModel, store: ParameterStore, recipe: Recipe, lr: f64) -> Trainer<LanguageModel> {
     let schedule = Schedule { warmup_steps: 0, total_steps: 100, decay: Decay::Constant, floor: 1.0 };
-    let hyper = Hyperparameters { optimizer: AdamW::default().into(), lr, schedule, max_gradient_norm: None, seed: 3 };
+    let hyper = Hyperparameters {
+        optimizer: AdamW::default().into(),
+        lr,
+        schedule,
+        max_gradient_norm: None,
+        seed: 3,
+        lora_dropout: 0.0,
+    };
     Trainer::new(network, store, Arc::new(Reference), recipe, hyper, 0)
 }
 
@@ -179,7 +186,7 @@ fn gradients(
     let scored = batch.targets.iter().filter(|&&t| t < VOCABULARY).count() as f32;
     // Blocks are run anew, so that several parts of a tensor's gradient are added up.
     let recipe = Recipe { recompute: true, block_tokens: 8, loss_chunk: 5, ..Recipe::BASELINE };
-    let run = Run { backend: backend.clone(), recipe: &recipe, counts: true };
+    let run = Run { backend: backend.clone(), recipe: &recipe, counts: true, dropout: None };
     let mut found = BTreeMap::new();
     let loss = network.backward(store, &batch, 1.0 / scored, &run, &mut |_, gradients| {
         found.extend(gradients.take_all().into_iter().map(|(name, g)| (name, g.into_host())));

@@ -47,7 +47,14 @@ fn trainer(recipe: Recipe, steps: u64, max_gradient_norm: Option<f64>, tied: boo
     let spec = spec(tied);
     let store = ParameterStore::initialize(&spec, 0.1, 5, &recipe);
     let schedule = Schedule { warmup_steps: 5, total_steps: steps, decay: Decay::Cosine, floor: 0.1 };
-    let hyper = Hyperparameters { optimizer: AdamW::default().into(), lr: 1e-2, schedule, max_gradient_norm, seed: 9 };
+    let hyper = Hyperparameters {
+        optimizer: AdamW::default().into(),
+        lr: 1e-2,
+        schedule,
+        max_gradient_norm,
+        seed: 9,
+        lora_dropout: 0.0,
+    };
     let backend: Arc<dyn Backward> = Arc::new(Reference);
     Trainer::new(LanguageModel::new(spec), store, backend, recipe, hyper, 0)
 }

@@ -90,7 +90,7 @@ fn backends() -> [Arc<dyn Backward>; 2] {
 fn gradients(source: &Tensors, backend: &Arc<dyn Backward>) -> (f64, BTreeMap<String, Vec<f32>>) {
     let recipe = Recipe::BASELINE;
     let mut store = ParameterStore::load(&spec().weights(), source, &recipe).unwrap();
-    let run = Run { backend: backend.clone(), recipe: &recipe, counts: true };
+    let run = Run { backend: backend.clone(), recipe: &recipe, counts: true, dropout: None };
     let mut found = BTreeMap::new();
     let loss = Classifier::new(spec()).backward(&mut store, &batch(), 1.0 / 6.0, &run, &mut |_, gradients| {
         found.extend(gradients.take_all().into_iter().map(|(name, g)| (name, g.into_host())));
@@ -138,8 +138,14 @@ fn gradients_of_kept_elements_are_those_of_the_dense_weight_and_of_finite_differ
 fn trainer(recipe: Recipe, source: &Tensors) -> Trainer<Classifier> {
     let store = ParameterStore::load(&spec().weights(), source, &recipe).unwrap();
     let schedule = Schedule { warmup_steps: 0, total_steps: 60, decay: Decay::Constant, floor: 1.0 };
-    let hyper =
-        Hyperparameters { optimizer: AdamW::default().into(), lr: 1e-2, schedule, max_gradient_norm: None, seed: 1 };
+    let hyper = Hyperparameters {
+        optimizer: AdamW::default().into(),
+        lr: 1e-2,
+        schedule,
+        max_gradient_norm: None,
+        seed: 1,
+        lora_dropout: 0.0,
+    };
     Trainer::new(Classifier::new(spec()), store, Arc::new(Reference), recipe, hyper, 0)
 }
 

@@ -34,7 +34,7 @@ fn trainer(recipe: Recipe, store: ParameterStore, steps_done: u64) -> Trainer<La
         OptimizerKind::AdamW => AdamW::default().into(),
         OptimizerKind::Sgd => Sgd { momentum: 0.9, ..Sgd::default() }.into(),
     };
-    let hyper = Hyperparameters { optimizer, lr: 1e-2, schedule, max_gradient_norm: None, seed: 3 };
+    let hyper = Hyperparameters { optimizer, lr: 1e-2, schedule, max_gradient_norm: None, seed: 3, lora_dropout: 0.0 };
     Trainer::new(LanguageModel::new(spec()), store, Arc::new(Reference), recipe, hyper, steps_done)
 }
 

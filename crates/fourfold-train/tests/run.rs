@@ -138,7 +138,14 @@ fn go_with(output: &Path, watcher: &mut Watcher, lr: f64, recipe: Recipe, fault:
     let begin = State::begin(&recipe, 6);
     let state = resume(output, &mut store, &begin, &mut |_, _| {}).unwrap().map_or(begin, |(_, state)| state);
     let schedule = Schedule { warmup_steps: 2, total_steps: 12, decay: Decay::Cosine, floor: 0.0 };
-    let hyper = Hyperparameters { optimizer: AdamW::default().into(), lr, schedule, max_gradient_norm: None, seed: 6 };
+    let hyper = Hyperparameters {
+        optimizer: AdamW::default().into(),
+        lr,
+        schedule,
+        max_gradient_norm: None,
+        seed: 6,
+        lora_dropout: 0.0,
+    };
     let network = Faulty { inner: LanguageModel::new(spec()), fault };
     let mut trainer = Trainer::new(network, store, Arc::new(Reference), recipe, hyper, state.step);
     let corpus = corpus();
@@ -178,7 +185,7 @@ fn a_torn_step_without_a_checkpoint_ends_the_run() {
     let store = ParameterStore::initialize(&spec(), 0.1, 6, &recipe);
     let schedule = Schedule { warmup_steps: 0, total_steps: 2, decay: Decay::Constant, floor: 0.0 };
     let optimizer = AdamW::default().into();
-    let hyper = Hyperparameters { optimizer, lr: 1e-2, schedule, max_gradient_norm: None, seed: 6 };
+    let hyper = Hyperparameters { optimizer, lr: 1e-2, schedule, max_gradient_norm: None, seed: 6, lora_dropout: 0.0 };
     let network = Faulty { inner: LanguageModel::new(spec()), fault: Fault::LastGradient };
     let mut trainer = Trainer::new(network, store, Arc::new(Reference), recipe, hyper, 0);
     let corpus = corpus();

@@ -20,7 +20,14 @@ fn trainer(recipe: Recipe, max_gradient_norm: Option<f64>) -> Trainer<Classifier
     let spec = ConvNetSpec::from_config(&config).unwrap();
     let store = initialize(&spec, 3, &recipe);
     let schedule = Schedule { warmup_steps: 0, total_steps: 10, decay: Decay::Constant, floor: 1.0 };
-    let hyper = Hyperparameters { optimizer: AdamW::default().into(), lr: 1e-3, schedule, max_gradient_norm, seed: 1 };
+    let hyper = Hyperparameters {
+        optimizer: AdamW::default().into(),
+        lr: 1e-3,
+        schedule,
+        max_gradient_norm,
+        seed: 1,
+        lora_dropout: 0.0,
+    };
     Trainer::new(Classifier::new(spec), store, Arc::new(Reference), recipe, hyper, 0)
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use fourfold_infer::PROMPT_BATCH;
 
 use crate::context::Context;
+use crate::device::DeviceArg;
 use crate::model::OpenModel;
 use crate::{human, memory};
 
@@ -21,6 +22,11 @@ pub fn program(vocab_size: usize) -> u64 {
 
 /// The ratio beyond which no compression is advised.
 const MOST_RATIO: f64 = 8.0;
+
+/// Positions that are given whatever memory there is.
+const FEWEST: usize = 512;
+/// Most positions on a card whose free memory is not known here.
+const ON_A_CARD: usize = 8192;
 
 /// What a run of a model is to hold.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +73,32 @@ impl Need {
     pub fn total(&self) -> u64 {
         self.weights + self.kv_cache + self.activations + self.logits + self.program
     }
+}
+
+/// Positions of context where none are asked for: as many as the model has, or as keys and values of `sequences` sequences find room for
+/// in half of the memory that the model leaves, which is said.
+pub fn positions(asked: Option<usize>, open: &OpenModel, sequences: usize, context: &Context) -> usize {
+    let most = open.spec.max_positions;
+    if let Some(asked) = asked {
+        return asked.min(most);
+    }
+    if matches!(context.global.device, DeviceArg::Gpu(_)) {
+        return most.min(ON_A_CARD);
+    }
+    let Some(free) = memory::available() else { return most };
+    let need = Need::of(open, Room::sequence(0), context);
+    let left = (free + memory::resident_now().unwrap_or(0)).saturating_sub(need.total());
+    let a_token = (open.spec.kv_bytes_per_token(context.kv) * sequences).max(1) as u64;
+    let fit = usize::try_from(left / 2 / a_token).unwrap_or(usize::MAX).max(FEWEST);
+    if fit < most {
+        context.remark(&format!(
+            "The context is {fit} of the model's {most} tokens: keys and values of all would take {}, and {} are left beside the \
+             model (--ctx-size)",
+            human::bytes(a_token * most as u64),
+            human::bytes(left),
+        ));
+    }
+    fit.min(most)
 }
 
 /// Refuses a model that would not fit, with what takes the room and what fits instead.

@@ -66,7 +66,7 @@ fn killed_and_resumed_adapters_of_a_packed_model() {
             model(&base);
             fourfold(args!["compress", &base, &packed, "--bits", "4", "--method", "rtn", "--json"]).json();
         }
-        train_on(place, &packed, output, &["--lora-rank", "4"])
+        train_on(place, &packed, output, &["--lora-rank", "4", "--lora-dropout", "0.25"])
     };
     killed_ends_as_uninterrupted(&of, "adapter_model.safetensors");
 }
@@ -221,6 +221,26 @@ fn a_merged_adapter_is_the_adapter() {
         let again = fourfold(args!["merge", base, &adapter, &out]);
         assert!(again.error().contains(name), "{}", again.stderr);
     }
+}
+
+#[test]
+fn dropout_of_adapters_is_part_of_the_run() {
+    let place = folder();
+    let base = place.path().join("base");
+    model(&base);
+    let run = |output: &str, more: &[&str]| {
+        fourfold(train_on(place.path(), &base, output, &[&["--steps", "3", "--lora-rank", "4"], more].concat()))
+    };
+    let weights = |output: &str| fs::read(place.path().join(output).join("final/adapter_model.safetensors")).unwrap();
+    run("none", &[]).json();
+    run("zero", &["--lora-dropout", "0"]).json();
+    run("some", &["--lora-dropout", "0.3"]).json();
+    assert!(weights("none") == weights("zero") && weights("none") != weights("some"));
+    let config = fs::read_to_string(place.path().join("some/final/adapter_config.json")).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&config).unwrap()["lora_dropout"], 0.3);
+    let other = run("some", &["--lora-dropout", "0.1", "--resume"]);
+    assert!(other.error().contains("--lora-dropout"), "{}", other.stderr);
+    assert_eq!(run("wrong", &["--lora-dropout", "1"]).code, Some(2));
 }
 
 #[test]

@@ -28,6 +28,18 @@ impl<'a> Detokenizer<'a> {
         Self { tokenizer, window: Vec::new(), given: 0, limit: MOST }
     }
 
+    /// The same for tokens that follow `before`, whose text is not given: a decoder may treat a text's beginning otherwise
+    /// than its middle (SentencePiece's space).
+    pub(super) fn after(mut self, before: &[u32]) -> Result<Self, InferError> {
+        for &id in &before[before.len().saturating_sub(REACH)..] {
+            self.push(id)?;
+        }
+        // Bytes that are held back are given too where they are whole.
+        let text = self.tokenizer.decode(&self.window)?;
+        self.given = text.trim_end_matches('\u{fffd}').len();
+        Ok(self)
+    }
+
     /// Text that is settled with this token; empty while a character is incomplete.
     ///
     /// # Errors

@@ -351,6 +351,14 @@ impl Tokenizer {
         Detokenizer::new(self)
     }
 
+    /// The same for tokens that go on from `before`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn detokenizer_after(&self, before: &[u32]) -> Result<Detokenizer<'_>, InferError> {
+        Detokenizer::new(self).after(before)
+    }
+
     /// Whether byte tokens are joined to text.
     fn joins_bytes(&self) -> bool {
         self.joins_bytes

@@ -80,7 +80,7 @@ impl Block {
 
     /// As [`Block::forward`], for the rows of several sequences: `segments` says whose they are, in order.
     pub fn forward_batch(&self, mut x: Tensor, segments: &mut [Segment], observer: &mut dyn Observer) -> Tensor {
-        let mut pass = Pass { backend: &*self.backend, observer };
+        let mut pass = Pass { backend: &*self.backend, observer, dropout: None };
         let normed = self.input_norm.forward(&x, &pass);
         match &self.attention {
             Attention::Gqa(gqa) => gqa.forward_add(&normed, segments, &mut x, &mut pass),

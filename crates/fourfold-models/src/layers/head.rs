@@ -82,7 +82,7 @@ impl Head {
 
     /// The final norm: x `[tokens, hidden]` to the same shape.
     pub fn norm(&self, x: &Tensor) -> Tensor {
-        self.norm.forward(x, &Pass { backend: &*self.backend, observer: &mut NoObserver })
+        self.norm.forward(x, &Pass { backend: &*self.backend, observer: &mut NoObserver, dropout: None })
     }
 
     /// Scores of every token of the vocabulary, `[rows, vocab]`, from normed hidden rows `[rows, hidden]`.
@@ -92,7 +92,7 @@ impl Head {
 
     /// As [`Head::logits`], with the projection's input shown to `observer`.
     pub fn logits_observed(&self, x: &Tensor, observer: &mut dyn Observer) -> Tensor {
-        self.lm_head.forward(x, &mut Pass { backend: &*self.backend, observer })
+        self.lm_head.forward(x, &mut Pass { backend: &*self.backend, observer, dropout: None })
     }
 
     /// Loss of x `[tokens, hidden]` (before the final norm) against `goals`: each token's loss in nats, and the gradient of

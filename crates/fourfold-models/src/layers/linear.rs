@@ -96,7 +96,7 @@ impl Linear {
     pub(crate) fn rows(&self, x: &Tensor, rows: Range<usize>, backend: &dyn Backend) -> Tensor {
         let mut y = backend.linear_rows(x, &self.weight, rows.clone());
         if let Some(lora) = &self.lora {
-            lora.add_to(&mut y, x, rows, backend);
+            lora.add_to(&mut y, x, rows, None, backend);
         }
         y
     }
@@ -105,7 +105,7 @@ impl Linear {
     pub(crate) fn transposed(&self, x: &Tensor, rows: Range<usize>, backend: &dyn Backend) -> Tensor {
         let mut y = backend.linear_transposed(x, &self.weight, rows.clone());
         if let Some(lora) = &self.lora {
-            lora.add_transposed_to(&mut y, x, rows, backend);
+            lora.add_transposed_to(&mut y, x, rows, None, backend);
         }
         y
     }
@@ -135,7 +135,7 @@ impl Linear {
         let mut outputs = pass.backend.linear(x, &args);
         for (layer, y) in layers.into_iter().zip(&mut outputs) {
             if let Some(lora) = &layer.lora {
-                lora.add_to(y, x, 0..layer.weight.rows(), pass.backend);
+                lora.add_to(y, x, 0..layer.weight.rows(), pass.dropout, pass.backend);
             }
         }
         outputs.try_into().unwrap_or_else(|_| unreachable!("one output a weight"))
@@ -190,7 +190,7 @@ impl Linear {
         let dy = dy.into();
         let mut dx = pass.backend.input_gradient(dy, &self.weight, sum);
         if let Some(lora) = &self.lora {
-            lora.add_transposed_to(&mut dx, dy.tensor(), 0..self.weight.rows(), pass.backend);
+            lora.add_transposed_to(&mut dx, dy.tensor(), 0..self.weight.rows(), pass.dropout, pass.backend);
         }
         dx
     }

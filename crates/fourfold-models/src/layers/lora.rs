@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::{Backend, DeviceWeight, Tensor};
 
-use super::{Gradients, LinearSpec, TrainPass};
+use super::{Dropout, Gradients, LinearSpec, TrainPass};
 use crate::loader::Loader;
 use crate::{ModelError, ModelSpec, Role, WeightSpec};
 
@@ -94,15 +94,41 @@ impl Lora {
     }
 
     /// `y += scaling · (x · Aᵀ) · B[rows, :]ᵀ`: x `[tokens, inputs]`, y `[tokens, rows.len()]`.
-    pub fn add_to(&self, y: &mut Tensor, x: &Tensor, rows: Range<usize>, backend: &dyn Backend) {
-        let down = backend.linear_rows(x, &self.a, 0..self.a.rows());
+    pub fn add_to(
+        &self,
+        y: &mut Tensor,
+        x: &Tensor,
+        rows: Range<usize>,
+        dropout: Option<Dropout>,
+        backend: &dyn Backend,
+    ) {
+        let down = self.down(x, dropout, backend);
         self.add_scaled(y, &backend.linear_rows(&down, &self.b, rows), backend);
     }
 
     /// `dx += scaling · (dy · B[rows, :]) · A`: dy `[tokens, rows.len()]`, dx `[tokens, inputs]`.
-    pub fn add_transposed_to(&self, dx: &mut Tensor, dy: &Tensor, rows: Range<usize>, backend: &dyn Backend) {
+    pub fn add_transposed_to(
+        &self,
+        dx: &mut Tensor,
+        dy: &Tensor,
+        rows: Range<usize>,
+        dropout: Option<Dropout>,
+        backend: &dyn Backend,
+    ) {
         let down = backend.linear_transposed(dy, &self.b, rows);
-        self.add_scaled(dx, &backend.linear_transposed(&down, &self.a, 0..self.a.rows()), backend);
+        let mut share = backend.linear_transposed(&down, &self.a, 0..self.a.rows());
+        if let Some(dropout) = dropout {
+            dropout.apply(&self.names[0], &mut share);
+        }
+        self.add_scaled(dx, &share, backend);
+    }
+
+    /// `x · Aᵀ`, with dropout of x.
+    fn down(&self, x: &Tensor, dropout: Option<Dropout>, backend: &dyn Backend) -> Tensor {
+        match dropout {
+            None => backend.linear_rows(x, &self.a, 0..self.a.rows()),
+            Some(dropout) => backend.linear_rows(&dropout.of(&self.names[0], x, backend), &self.a, 0..self.a.rows()),
+        }
     }
 
     /// Adds the gradients of A, `scaling · (dy · B)ᵀ · x`, and of B, `scaling · dyᵀ · (x · Aᵀ)`.
@@ -110,10 +136,11 @@ impl Lora {
         let backend = pass.backend;
         if let Some(da) = gradients.of(&self.names[0], self.a.rows(), self.a.cols()) {
             let d_down = backend.linear_transposed(dy, &self.b, 0..self.b.rows());
-            backend.linear_weight_gradient(x, &self.scaled(&d_down, backend), da);
+            let dropped = pass.dropout.map(|dropout| dropout.of(&self.names[0], x, backend));
+            backend.linear_weight_gradient(dropped.as_ref().unwrap_or(x), &self.scaled(&d_down, backend), da);
         }
         if let Some(db) = gradients.of(&self.names[1], self.b.rows(), self.b.cols()) {
-            let down = backend.linear_rows(x, &self.a, 0..self.a.rows());
+            let down = self.down(x, pass.dropout, backend);
             backend.linear_weight_gradient(&self.scaled(&down, backend), dy, db);
         }
     }

@@ -6,6 +6,7 @@
 mod batch_norm;
 mod block;
 mod conv2d;
+mod dropout;
 mod embedding;
 mod gqa;
 mod head;
@@ -27,6 +28,7 @@ use crate::Observer;
 pub use batch_norm::{BatchNorm, BatchNormSpec, Statistic};
 pub use block::{Block, BlockSaved};
 pub use conv2d::{Conv2d, Conv2dSpec};
+pub use dropout::Dropout;
 pub(crate) use embedding::EMBEDDING;
 pub use embedding::Embedding;
 pub use gqa::{Gqa, GqaSaved, GqaSpec};
@@ -50,4 +52,6 @@ pub struct Pass<'a> {
     pub backend: &'a dyn Backend,
     /// Sees the linear layers' inputs.
     pub observer: &'a mut dyn Observer,
+    /// Dropout of adapters' inputs, in training.
+    pub dropout: Option<Dropout>,
 }

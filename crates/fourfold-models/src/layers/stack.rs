@@ -401,7 +401,7 @@ impl Layer {
         match (self, saved) {
             (Self::Conv2d(conv), LayerSaved::Input(x)) => conv.backward(&x, &dy, wants_input, backend, gradients),
             (Self::Linear(linear), LayerSaved::Input(x)) => {
-                let pass = super::TrainPass { backend, documents: &[], positions: &[] };
+                let pass = super::TrainPass { backend, documents: &[], positions: &[], dropout: None };
                 Some(linear.backward(&*x, &dy, &pass, gradients))
             }
             (Self::BatchNorm(norm), LayerSaved::Normed(x, moments)) => {

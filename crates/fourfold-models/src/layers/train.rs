@@ -12,7 +12,7 @@ use fourfold_kernels::backward::Backward;
 use fourfold_kernels::{Input, Tensor};
 use fourfold_tensor::{Mask, Tuning};
 
-use super::Pass;
+use super::{Dropout, Pass};
 use crate::NoObserver;
 
 /// A packed batch: documents side by side, all rows of one matrix.
@@ -24,12 +24,14 @@ pub struct TrainPass<'a> {
     pub documents: &'a [Range<usize>],
     /// Position of each row in its document.
     pub positions: &'a [usize],
+    /// Dropout of adapters' inputs.
+    pub dropout: Option<Dropout>,
 }
 
 impl TrainPass<'_> {
     /// Runs part of the forward that is the same in training, unobserved.
     pub(crate) fn run<R>(&self, f: impl FnOnce(&mut Pass) -> R) -> R {
-        f(&mut Pass { backend: self.backend, observer: &mut NoObserver })
+        f(&mut Pass { backend: self.backend, observer: &mut NoObserver, dropout: self.dropout })
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use fourfold_kernels::backward::IGNORE;
 use fourfold_kernels::{Activations, Backend, Cpu, CpuOptions, Reference, Tensor};
-use fourfold_models::layers::{Goals, Gradients, TrainPass, Trained};
+use fourfold_models::layers::{Dropout, Goals, Gradients, TrainPass, Trained};
 use fourfold_models::{Block, Embedding, Head, Model, ModelSpec, spec_from_config};
 use fourfold_tensor::{DType, Dense, SourceError, TensorInfo, Weight, WeightSource};
 use half::bf16;
@@ -200,9 +200,21 @@ pub fn train_step(
     documents: &[Range<usize>],
     trained: Trained,
 ) -> Step {
+    train_step_with(spec, source, (ids, targets), documents, trained, None)
+}
+
+/// As [`train_step`], with dropout of adapters' inputs.
+pub fn train_step_with(
+    spec: &ModelSpec,
+    source: &dyn WeightSource,
+    (ids, targets): (&[u32], &[u32]),
+    documents: &[Range<usize>],
+    trained: Trained,
+    dropout: Option<Dropout>,
+) -> Step {
     let backend: Arc<dyn Backend> = Arc::new(Reference);
     let positions: Vec<usize> = documents.iter().flat_map(|document| 0..document.len()).collect();
-    let pass = TrainPass { backend: &Reference, documents, positions: &positions };
+    let pass = TrainPass { backend: &Reference, documents, positions: &positions, dropout };
     let embedding = Embedding::load(spec, source, &backend).unwrap();
     let head = Head::load_sharing(spec, source, &backend, &embedding).unwrap();
     let blocks: Vec<Block> = (0..spec.blocks.len()).map(|i| Block::load(spec, i, source, &backend).unwrap()).collect();

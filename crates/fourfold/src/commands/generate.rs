@@ -1,18 +1,21 @@
 //! `fourfold generate`: continues a prompt.
 
+use std::cell::RefCell;
 use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use fourfold_formats::regular;
-use fourfold_infer::{Detokenizer, GenerationSettings, Sampler, SamplerSettings, Session, Stop, generate};
+use fourfold_infer::{GenerationSettings, Message, Role, Sampler, SamplerSettings, Session, Stop, generate};
 use serde::Serialize;
+use serde_json::Value;
 
+use super::answer::{AnswerArgs, Printer, Thinking, stop_of};
 use super::sampling::SamplingArgs;
 use crate::context::Context;
 use crate::device::{self, DeviceReport};
-use crate::fit::Room;
+use crate::fit::{self, Room};
 use crate::model;
 use crate::output::{self, Report};
 use crate::tokenizer::remark_tokenizer;
@@ -35,15 +38,23 @@ pub struct GenerateArgs {
     /// Most tokens to produce [default: until the text ends or the context is full].
     #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N", value_parser = limits::SOME_TOKENS)]
     predict: Option<usize>,
-    /// Positions of context [default: the model's, at most 4096].
+    /// Positions of context [default: the model's, as far as memory allows].
     #[arg(short, long = "ctx-size", visible_alias = "context", value_name = "TOKENS", value_parser = limits::TOKENS)]
     context: Option<usize>,
     /// Go on where the model would end its text.
     #[arg(long)]
     ignore_eos: bool,
-    /// Print the continuation alone.
+    /// Print the continuation alone, without the prompt of -p before it.
     #[arg(long)]
     no_display_prompt: bool,
+    /// Take the text for one message of a conversation: the model's chat template goes around it, the answer is printed alone.
+    #[arg(long)]
+    chat: bool,
+    /// With --chat: instructions before the message.
+    #[arg(long, visible_alias = "system", value_name = "TEXT", requires = "chat")]
+    system_prompt: Option<String>,
+    #[command(flatten)]
+    answer: AnswerArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -77,30 +88,50 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let open = model::open_adapted(&args.model, args.adapter.as_deref(), context)?;
     let tokenizer = open.tokenizer()?;
     remark_tokenizer(&tokenizer, open.spec.vocab_size, context);
-    let ids = tokenizer.encode_text(&prompt)?;
-    let positions = args.context.unwrap_or(4096);
-    let room = Room::sequence(positions.min(open.spec.max_positions));
-    let model = open.load_on_device(room, context)?;
-    let stop_ids = if args.ignore_eos { Vec::new() } else { open.stop_ids(&tokenizer) };
-    let settings = GenerationSettings { max_tokens: args.predict, stop_ids };
+    let mut stop_ids = open.stop_ids(&tokenizer);
+    let (ids, thinking) = if args.chat {
+        let (template, own) = open.chat_template()?;
+        if !own {
+            context.remark(
+                "The model ships no chat template: ChatML is used. A base model will not answer as an assistant.",
+            );
+            stop_ids.extend(tokenizer.token_to_id("<|im_end|>"));
+        }
+        let message = |role, content: &str| Value::from(&Message { role, content: content.to_owned() });
+        let system = args.system_prompt.iter().map(|text| message(Role::System, text));
+        let messages: Vec<Value> = system.chain([message(Role::User, prompt.trim_end_matches('\n'))]).collect();
+        let text = template.render(&messages, None, true)?;
+        let ids = if own { tokenizer.encode_fragment(&text)? } else { tokenizer.encode_beginning(&text)? };
+        (ids, Thinking::of(open.checkpoint.chat_template.as_deref(), &tokenizer, &text))
+    } else {
+        (tokenizer.encode_text(&prompt)?, Thinking::default())
+    };
+    let positions = fit::positions(args.context, &open, 1, context);
+    let model = open.load_on_device(Room::sequence(positions), context)?;
+    let settings =
+        GenerationSettings { max_tokens: args.predict, stop_ids: if args.ignore_eos { Vec::new() } else { stop_ids } };
     let sampling = args.sampling.settings(open.checkpoint.generation_config.as_ref(), context)?;
     let weight_bytes = model.weight_bytes() as u64;
     let mut session = Session::new(model.clone(), context.kv, positions);
     let mut sampler = Sampler::new(sampling.clone());
 
     let streaming = !context.json;
-    if streaming && !args.no_display_prompt {
+    if streaming && args.prompt.is_some() && !args.chat && !args.no_display_prompt {
         output::write(&prompt)?;
     }
     let _cooperation = interrupt::cooperate();
-    let mut printer = Printer::new(tokenizer.detokenizer(), streaming);
-    let answer = generate(&mut session, &mut sampler, &ids, &settings, &interrupt::requested, |id| printer.push(id))?;
+    let stream = if args.chat { tokenizer.detokenizer() } else { tokenizer.detokenizer_after(&ids)? };
+    let printer = RefCell::new(Printer::new(stream, streaming, &args.answer, thinking));
+    let ended = || interrupt::requested() || printer.borrow().stopped();
+    let answer = generate(&mut session, &mut sampler, &ids, &settings, &ended, |id| printer.borrow_mut().push(id))?;
+    let mut printer = printer.into_inner();
     printer.finish()?;
+    let stop = stop_of(&answer, &printer);
     let report = GenerateReport {
         model: args.model.clone(),
         prompt,
         text: printer.text,
-        stop: answer.stop,
+        stop,
         prompt_tokens: answer.prompt_tokens,
         tokens: answer.ids.len(),
         prompt_tokens_per_second: answer.prompt_rate(),
@@ -117,7 +148,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     } else {
         context.print(&report)?;
     }
-    if answer.stop == Stop::Interrupted {
+    if stop == Stop::Interrupted {
         anyhow::bail!("interrupted");
     }
     Ok(())
@@ -139,7 +170,7 @@ fn prompt(args: &GenerateArgs) -> Result<String> {
 pub(super) fn cut_short(stop: Stop, context: usize) -> Option<String> {
     match stop {
         Stop::Context => Some(format!("stopped: the context of {context} tokens is full (--ctx-size)")),
-        Stop::EndOfText | Stop::Length | Stop::Interrupted => None,
+        Stop::EndOfText | Stop::Length | Stop::StopString | Stop::Interrupted => None,
     }
 }
 
@@ -156,39 +187,4 @@ fn summary(report: &GenerateReport, context: usize) -> String {
         human::bytes(report.weight_bytes),
         human::bytes(report.kv_bytes),
     )
-}
-
-/// Prints text as tokens arrive, and keeps it.
-pub(super) struct Printer<'a> {
-    stream: Detokenizer<'a>,
-    prints: bool,
-    /// All of it.
-    pub text: String,
-}
-
-impl<'a> Printer<'a> {
-    /// With `prints` unset, only keeps the text.
-    pub fn new(stream: Detokenizer<'a>, prints: bool) -> Self {
-        Self { stream, prints, text: String::new() }
-    }
-
-    /// One more token.
-    pub fn push(&mut self, id: u32) -> Result<()> {
-        let piece = self.stream.push(id)?;
-        self.print(piece)
-    }
-
-    /// The end of the text: what is still held back.
-    pub fn finish(&mut self) -> Result<()> {
-        let piece = self.stream.finish()?;
-        self.print(piece)
-    }
-
-    fn print(&mut self, piece: String) -> Result<()> {
-        if self.prints && !piece.is_empty() {
-            output::write(&piece)?;
-        }
-        self.text += &piece;
-        Ok(())
-    }
 }

@@ -1,5 +1,6 @@
 //! One file a command: its options, its run, its report.
 
+mod answer;
 pub mod bench;
 pub mod calibration;
 pub mod chat;

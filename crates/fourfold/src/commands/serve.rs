@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::sampling::SamplingArgs;
 use crate::context::Context;
-use crate::fit::Room;
+use crate::fit::{self, Room};
 use crate::{human, interrupt, memory, model, output};
 
 /// Time between two looks at whether the server is to end.
@@ -46,7 +46,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 256, env = "FOURFOLD_QUEUE",
           value_parser = clap::value_parser!(u32).range(1..=65536))]
     queue: u32,
-    /// Positions of context of each request [default: the model's, at most 8192].
+    /// Positions of context of each request [default: the model's, as far as memory allows].
     #[arg(short, long = "ctx-size", visible_alias = "context", value_name = "TOKENS", env = "FOURFOLD_CTX_SIZE",
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     context: Option<u32>,
@@ -90,8 +90,9 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<()> {
             .remark("The model ships no chat template: ChatML is used. A base model will not answer as an assistant.");
         stop_ids.extend(tokenizer.token_to_id("<|im_end|>"));
     }
-    let positions = args.context.map_or(8192, |tokens| tokens as usize);
-    let room = Room::sequence(positions.min(open.spec.max_positions));
+    let sequences = args.parallel as usize;
+    let positions = fit::positions(args.context.map(|tokens| tokens as usize), &open, sequences, context);
+    let room = Room::sequence(positions);
     let loaded = open.load_here(room, context)?;
     let settings = EngineSettings {
         parallel: args.parallel as usize,

@@ -55,7 +55,7 @@ pub fn run(name: &str, data: &Path, context: &Context) -> Result<()> {
     let recipe = Recipe::QUARTER;
     let weights: Arc<dyn WeightSource> = Arc::from(open.checkpoint.weights);
     let store = ParameterStore::frozen(weights, &recipe);
-    let run = Run { backend: context.backward.clone(), recipe: &recipe, counts: false };
+    let run = Run { backend: context.backward.clone(), recipe: &recipe, counts: false, dropout: None };
     let network = LanguageModel::new(open.spec);
     let _cooperation = interrupt::cooperate();
     let start = Instant::now();

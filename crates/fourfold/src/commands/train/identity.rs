@@ -46,6 +46,7 @@ pub(super) fn of(settings: &Settings, context: &Context) -> Result<Identity> {
         show_data: _,
         held_out,
         lora,
+        lora_dropout,
         teacher,
         tune,
         output: _,
@@ -110,6 +111,9 @@ pub(super) fn of(settings: &Settings, context: &Context) -> Result<Identity> {
         set("--lora-rank", rank.to_string());
         set("--lora-alpha", alpha.to_string());
         set("--lora-targets", if targets.is_empty() { "all-linear".to_owned() } else { targets.join(",") });
+    }
+    if *lora_dropout > 0.0 {
+        set("--lora-dropout", lora_dropout.to_string());
     }
     if let Some(TeacherSettings { soft, .. }) = teacher {
         set("--distill-temperature", soft.temperature.to_string());

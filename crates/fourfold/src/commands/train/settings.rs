@@ -114,6 +114,9 @@ pub struct TrainArgs {
     /// Layers that get an adapter: names such as q_proj,v_proj, or all-linear [default: all-linear].
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "lora_rank")]
     lora_targets: Vec<String>,
+    /// Share of the elements of the adapters' inputs that are dropped in training [default: 0].
+    #[arg(long, value_name = "SHARE", requires = "lora_rank", value_parser = limits::DECAY_RATE)]
+    lora_dropout: Option<f32>,
     /// Learn this model's distribution over the vocabulary instead of the text's next tokens: after compression, the original. It is read as
     /// it is stored.
     #[arg(long, value_name = "MODEL", requires = "model")]
@@ -249,6 +252,8 @@ pub struct Settings {
     pub show_data: bool,
     pub held_out: f64,
     pub lora: Option<LoraSpec>,
+    /// Share of the elements of adapters' inputs that are dropped.
+    pub lora_dropout: f32,
     pub teacher: Option<TeacherSettings>,
     /// What little is trained of a model that otherwise stays; `None` for all of it.
     pub tune: Option<Tune>,
@@ -346,6 +351,7 @@ impl Settings {
             targets.clear();
         }
         let alpha = pick!(lora_alpha, ALPHA);
+        let lora_dropout = pick!(lora_dropout, DECAY_RATE).unwrap_or(0.0);
         let lora =
             pick!(lora_rank, RANK).map(|rank| LoraSpec { rank, alpha: alpha.unwrap_or(2.0 * rank as f32), targets });
         let tune = match pick!(trainable).as_deref() {
@@ -399,6 +405,7 @@ impl Settings {
             show_data: flags.show_data || file.show_data,
             held_out: pick!(held_out, HELD_OUT).unwrap_or(0.05),
             lora,
+            lora_dropout,
             teacher,
             tune,
             output,
@@ -518,6 +525,7 @@ impl Settings {
             schedule,
             max_gradient_norm: self.max_grad_norm,
             seed: self.seed,
+            lora_dropout: self.lora_dropout,
         }
     }
 

@@ -54,7 +54,7 @@ impl Start {
                 let opening = if texts.is_some() { Opening::WithoutHead } else { Opening::Whole };
                 let open = model::open_for(name, opening, context)?;
                 match (&settings.lora, settings.tune) {
-                    (Some(lora), _) => Self::adapted(lora, name, open),
+                    (Some(lora), _) => Self::adapted(lora, settings.lora_dropout, name, open),
                     (None, Some(tune)) => Self::tuning(tune, name, open, settings),
                     (None, None) => {
                         if let Some(remark) = widened(&open) {
@@ -105,7 +105,7 @@ impl Start {
         Ok(Self { spec, description, weights })
     }
 
-    fn adapted(lora: &LoraSpec, name: &str, open: OpenModel) -> Result<Self> {
+    fn adapted(lora: &LoraSpec, dropout: f32, name: &str, open: OpenModel) -> Result<Self> {
         let targets = lora.weights(&open.spec);
         for target in &lora.targets {
             let part = format!(".{target}.");
@@ -119,7 +119,7 @@ impl Start {
             generation_config: None,
             tokenizer: TokenizerText::of(&open.checkpoint)?,
             template: open.chat_template().map(Some),
-            adapter: Some(adapter_config(lora, name, &targets)),
+            adapter: Some(adapter_config(lora, dropout, name, &targets)),
             packed: None,
         };
         Ok(Self { spec: open.spec, description, weights: Begin::Adapters(open.checkpoint, lora.clone()) })
@@ -211,7 +211,7 @@ fn widened(open: &OpenModel) -> Option<String> {
 const FLOATS: [&str; 4] = ["F64", "F32", "F16", "BF16"];
 
 /// PEFT's `adapter_config.json`.
-fn adapter_config(lora: &LoraSpec, base: &str, weights: &[WeightSpec]) -> Value {
+fn adapter_config(lora: &LoraSpec, dropout: f32, base: &str, weights: &[WeightSpec]) -> Value {
     let parts = weights.iter().filter_map(|w| w.name.strip_suffix(LORA_A)?.rsplit('.').next());
     let parts: std::collections::BTreeSet<&str> = parts.collect();
     serde_json::json!({
@@ -220,7 +220,7 @@ fn adapter_config(lora: &LoraSpec, base: &str, weights: &[WeightSpec]) -> Value 
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": dropout.to_string().parse::<f64>().unwrap_or_default(),
         "target_modules": parts,
         "bias": "none",
         "fan_in_fan_out": false,
