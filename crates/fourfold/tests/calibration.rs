@@ -113,3 +113,27 @@ fn a_model_that_does_not_fit_is_refused_before_it_is_loaded() {
     }
     generate("64").succeeded();
 }
+
+#[test]
+fn effort_decides_how_much_is_tried() {
+    let dir = folder();
+    let source = dir.path().join("model");
+    model(&source);
+    let of = |effort: &str| {
+        let out = dir.path().join(effort);
+        let run =
+            compress(&source, &out, &["--bits", "6.0", "--effort", effort, "--calibration-length", "64", "--json"]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let report = fs::read(out.join("compression_report.json")).unwrap();
+        let probes = serde_json::from_slice::<Value>(&report).unwrap()["probes"].clone();
+        let kinds = probes.to_string();
+        (run.json(), ["sparse", "low-rank"].map(|kind| kinds.contains(kind)))
+    };
+    let ((none, _), (little, few), (more, all)) = (of("0"), of("1"), of("2"));
+    let tokens = |report: &Value| report["calibration_tokens"].as_u64().unwrap();
+    assert_eq!((tokens(&none), tokens(&little), tokens(&more)), (0, 16 * 64, 32 * 64));
+    assert!(none["gate"].is_null() && little["gate"].is_null() && more["gate"].is_object());
+    assert_eq!((few, all), ([false, false], [true, true]));
+    let refused = compress(&source, &dir.path().join("4"), &["--effort", "4"]);
+    assert_eq!(refused.code, Some(2));
+}

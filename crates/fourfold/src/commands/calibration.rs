@@ -24,7 +24,7 @@ pub struct CalibrationArgs {
     /// training images are taken.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
-    /// Most sequences taken from the text, or images [default: 32 sequences, 512 images].
+    /// Most sequences taken from the text, or images [default: by --effort, 16, 32 or 128 sequences; 512 images].
     #[arg(long, value_name = "N", value_parser = limits::WINDOWS)]
     calibration_samples: Option<u32>,
     /// Tokens of a sequence [default: 512, or fewer where the model has fewer positions].
@@ -76,23 +76,24 @@ impl CalibrationArgs {
         Ok(batches.iter().map(|batch| normalized(spec, &batch.pixels)).collect())
     }
 
-    /// Sequences of the files that were named, or of the text that comes with fourfold. None where that gives no
-    /// whole sequence with the model's tokenizer, or where there is no tokenizer: what was named is an error then.
-    pub fn sequences(&self, open: &OpenModel) -> Result<Sequences> {
+    /// `samples` sequences (or as many as were asked for) of the files that were named, or of the text that comes with fourfold.
+    /// None where that gives no whole sequence with the model's tokenizer, or where there is no tokenizer: what was named is an error then.
+    pub fn sequences(&self, open: &OpenModel, samples: u32) -> Result<Sequences> {
+        let samples = self.calibration_samples.unwrap_or(samples) as usize;
         if self.is_given() {
             let named = |file: &PathBuf| Ok((file.display().to_string(), data_files::text(file)?));
-            return self.cut(&self.calibration.iter().map(named).collect::<Result<Vec<_>>>()?, open);
+            return self.cut(&self.calibration.iter().map(named).collect::<Result<Vec<_>>>()?, samples, open);
         }
         if open.checkpoint.tokenizer == TokenizerSource::None {
             return Ok(Sequences::default());
         }
         let (template, is_own) = open.chat_template()?;
-        self.cut(&included_text::texts(is_own.then_some(&template))?, open)
+        self.cut(&included_text::texts(is_own.then_some(&template))?, samples, open)
     }
 
     /// Sequences of equal length from all texts, as many from each: a text is cut into pieces, and pieces are picked at random. Those to
     /// calibrate on, and a quarter as many beside them that are held out. Of a text that has no more than the first, the last is held out.
-    fn cut(&self, texts: &[(String, String)], open: &OpenModel) -> Result<Sequences> {
+    fn cut(&self, texts: &[(String, String)], samples: usize, open: &OpenModel) -> Result<Sequences> {
         let tokenizer = open.tokenizer()?;
         let positions = open.spec.max_positions;
         let length = self.calibration_length.unwrap_or(positions.min(512));
@@ -100,7 +101,6 @@ impl CalibrationArgs {
             bail!("--calibration-length {length}: the model has {positions} positions");
         }
         let mut random = self.seed;
-        let samples = self.calibration_samples.unwrap_or(32) as usize;
         let share = samples.div_ceil(texts.len());
         let apart = share.div_ceil(4);
         let (mut sequences, mut held_out) = (Vec::new(), Vec::new());

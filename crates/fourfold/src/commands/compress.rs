@@ -26,7 +26,7 @@ use fourfold_tensor::{Form, WeightSink};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::choice::{Bits, ChoiceArgs, bits};
+use self::choice::{Bits, ChoiceArgs, Effort, bits};
 use super::calibration::{CalibrationArgs, Sequences};
 use crate::context::Context;
 use crate::gguf::{Sizes, is_named};
@@ -315,9 +315,10 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     }
     let open = model::open(&args.model, context)?;
     let asked = args.method.as_ref().map(|words| words.method.clone().map_err(Error::msg)).transpose()?;
+    let effort = args.choice.effort(args.calibration.is_given());
     let sequences = match args.output.imatrix {
         Some(_) => Sequences::default(),
-        None => args.calibration.sequences(&open)?,
+        None => args.calibration.sequences(&open, effort.samples())?,
     };
     // Round to nearest goes by the weights alone: it is the plain method that others are compared with.
     let method = match asked {
@@ -325,7 +326,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
             bail!("this --method needs --calibration FILE, and a tokenizer beside the model")
         }
         Some(method) => method,
-        None if sequences.calibration.is_empty() => MethodArg::Rtn,
+        None if sequences.calibration.is_empty() || effort == Effort::Seconds => MethodArg::Rtn,
         None => MethodArg::Gptq,
     };
     let calibration: &[Vec<u32>] = if method == MethodArg::Rtn { &[] } else { &sequences.calibration };
@@ -371,12 +372,18 @@ pub fn run(args: &CompressArgs, context: &Context) -> Result<()> {
     job.moments = &moments;
     job.uniform = args.choice.uniform;
     let all = if is_gguf { block_candidates() } else { candidates(interchange) };
-    job.candidates = restrict(all, &args.choice.only, &args.choice.exclude);
+    let only = match args.choice.only.as_slice() {
+        // The types of GGUF are of one kind.
+        [] if !is_gguf => effort.kinds(),
+        only => only,
+    };
+    job.candidates = restrict(all, only, &args.choice.exclude);
     if !calibration.is_empty() {
         job.backend = Some(context.backend.clone());
         job.backward = Some(context.backward.clone());
         job.calibration = calibration;
-        job.held_out = if args.choice.no_gate { &[] } else { &sequences.held_out };
+        let has_gate = effort.has_gate() && !args.choice.no_gate;
+        job.held_out = if has_gate { &sequences.held_out } else { &[] };
     }
     let estimated_seconds = time::estimate(&job);
     if let Some(seconds) = estimated_seconds {

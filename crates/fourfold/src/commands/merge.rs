@@ -78,7 +78,7 @@ pub fn run(args: &MergeArgs, context: &Context) -> Result<()> {
     let base = model::open(&args.base, context)?;
     let base_bytes = base.checkpoint.weight_bytes - base.unread_bytes();
     let open = base.adapted(&args.adapter)?;
-    let calibration = args.calibration.sequences(&open)?.calibration;
+    let calibration = args.calibration.sequences(&open, 32)?.calibration;
     let files = ModelFiles::of(&open.checkpoint);
     let OpenModel { checkpoint, spec } = open;
     let packed = match args.packed {

@@ -3,10 +3,52 @@
 use clap::Args;
 use fourfold_compress::planner::Kind;
 
+/// How much work goes into a compression that is left to choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effort {
+    /// Round to nearest by the weights alone: seconds.
+    Seconds,
+    /// GPTQ on 16 sequences, quantized formats alone, no gate: a minute for a model of 135 million parameters on two cores.
+    Minute,
+    /// GPTQ on 32 sequences, every kind of storage, the plan held against the best uniform choice.
+    Minutes,
+    /// The same on 128 sequences.
+    Most,
+}
+
+impl Effort {
+    /// Sequences to calibrate on.
+    pub fn samples(self) -> u32 {
+        match self {
+            Self::Seconds | Self::Minute => 16,
+            Self::Minutes => 32,
+            Self::Most => 128,
+        }
+    }
+
+    /// Whether the plan has to beat the best uniform choice.
+    pub fn has_gate(self) -> bool {
+        self >= Self::Minutes
+    }
+
+    /// The kinds that linear layers may get.
+    pub fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Seconds | Self::Minute => &[Kind::Symmetric, Kind::Learned, Kind::Affine],
+            Self::Minutes | Self::Most => &[],
+        }
+    }
+}
+
 /// What a plan is made of.
 #[derive(Args)]
 #[command(next_help_heading = "Choice (with --ratio, --bits N.N, --bytes)")]
 pub struct ChoiceArgs {
+    /// How much work to put in: 0 rounds to nearest (seconds); 1 is GPTQ on little text with quantized formats alone (a minute for 135
+    /// million parameters on two cores); 2 tries every kind of storage on more text and holds the plan against the best uniform
+    /// choice (three times as long); 3 does so on four times the text [default: 1, or 2 with --calibration].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=3))]
+    pub effort: Option<u8>,
     /// Kinds of storage that are not to be chosen: symmetric, learned, affine (quantized), sparse (pruned), low-rank (decomposed), corrected
     /// (quantized, and factors of the error), low-rank-sparse.
     #[arg(long, value_name = "KIND", num_args = 1.., conflicts_with = "plan")]
@@ -24,6 +66,18 @@ pub struct ChoiceArgs {
     /// as two compressions.
     #[arg(long)]
     pub no_gate: bool,
+}
+
+impl ChoiceArgs {
+    /// What was asked for, or what a text of one's own deserves.
+    pub fn effort(&self, has_own_text: bool) -> Effort {
+        match (self.effort, has_own_text) {
+            (Some(0), _) => Effort::Seconds,
+            (Some(1), _) | (None, false) => Effort::Minute,
+            (Some(2), _) | (None, true) => Effort::Minutes,
+            (Some(_), _) => Effort::Most,
+        }
+    }
 }
 
 /// What --bits says.

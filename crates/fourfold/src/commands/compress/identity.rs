@@ -43,7 +43,7 @@ pub fn of(args: &CompressArgs, model: &Path, context: &Context) -> Result<Identi
         method,
         quantize_biases,
         embedding,
-        choice: ChoiceArgs { exclude, only, fusible, uniform, no_gate },
+        choice: choice @ ChoiceArgs { effort: _, exclude, only, fusible, uniform, no_gate },
         grid: GridArgs { group_size, symmetric: _, asymmetric, learned_levels, scales, scale_rule },
         calibration,
         output: OutputArgs { format, imatrix, split_size: _, max_shard_size, overwrite: _ },
@@ -65,6 +65,7 @@ pub fn of(args: &CompressArgs, model: &Path, context: &Context) -> Result<Identi
     set("--method", method.as_ref().map_or("the default".to_owned(), |words| words.text.clone()));
     set("--quantize-biases", format!("{quantize_biases:?}"));
     set("--embedding", format!("{embedding:?}"));
+    set("--effort", format!("{:?}", choice.effort(calibration.is_given())));
     set("--exclude", format!("{exclude:?}"));
     set("--only", format!("{only:?}"));
     set("--fusible", fusible.to_string());

@@ -25,7 +25,7 @@ pub fn before(args: &CompressArgs, open: &OpenModel, scope: &Scope, calibration:
             }
             (0, Some(_)) => return remarks,
             (tokens, _) => format!(
-                "calibrating on {tokens} tokens of {}; --calibration FILE takes your own, --method rtn takes none",
+                "calibrating on {tokens} tokens of {}; --calibration FILE takes your own, --effort 2 works longer, --method rtn reads none",
                 included_text::CONTENT
             ),
         });
