@@ -148,7 +148,7 @@ fn gradients_with_dropout_are_those_of_finite_differences() {
                 Some(gradient.iter().zip(towards).map(|(&g, d)| f64::from(g) * f64::from(d)).sum::<f64>())
             })
             .sum();
-        let by = 0.02;
+        let by = 0.002;
         let measured = (step(&moved(by), dropout).loss - step(&moved(-by), dropout).loss) / (2.0 * f64::from(by));
         assert!(
             (slope - measured).abs() < 0.02 * measured.abs().max(0.01),

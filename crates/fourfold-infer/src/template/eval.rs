@@ -391,8 +391,34 @@ impl<'t> Machine<'t> {
     }
 
     fn binary(&mut self, operator: Operator, left: &'t Expr, right: &'t Expr) -> Res<Value> {
-        let (left, right) = (self.eval(left)?, self.eval(right)?);
+        let marked = (is_marked_safe(left), is_marked_safe(right));
+        let (mut left, mut right) = (self.eval(left)?, self.eval(right)?);
+        match (operator, marked) {
+            // As markupsafe has it: what is added to a text marked safe is escaped.
+            (Operator::Add, (true, false)) => right = self.escaped(right)?,
+            (Operator::Add, (false, true)) => left = self.escaped(left)?,
+            (Operator::Modulo, (true, _)) => return Err(Fail::error("`%` of a text marked `safe` is not done")),
+            _ => {}
+        }
         operators::binary(operator, &left, &right, &mut self.budget)
+    }
+
+    /// A text with HTML's characters escaped; anything else as it is.
+    fn escaped(&mut self, value: Value) -> Res<Value> {
+        let Value::Str(text) = &value else { return Ok(value) };
+        let mut escaped = String::with_capacity(text.len());
+        for character in text.chars() {
+            match character {
+                '&' => escaped.push_str("&amp;"),
+                '<' => escaped.push_str("&lt;"),
+                '>' => escaped.push_str("&gt;"),
+                '"' => escaped.push_str("&#34;"),
+                '\'' => escaped.push_str("&#39;"),
+                other => escaped.push(other),
+            }
+        }
+        self.budget.bytes(escaped.len())?;
+        Ok(Value::str(escaped))
     }
 
     fn compare(&mut self, first: &'t Expr, rest: &'t [(Comparison, Expr)]) -> Res<Value> {
@@ -512,5 +538,14 @@ impl<'t> Machine<'t> {
         let text = self.capture(|m| m.nodes(&body.body))?;
         self.scopes = outer;
         Ok(Value::str(text))
+    }
+}
+
+/// Whether an expression is a text marked by the filter `safe`, or a sum with one.
+fn is_marked_safe(expr: &Expr) -> bool {
+    match &expr.kind {
+        ExprKind::Filter(_, name, _) => name == "safe",
+        ExprKind::Binary(Operator::Add, left, right) => is_marked_safe(left) || is_marked_safe(right),
+        _ => false,
     }
 }
