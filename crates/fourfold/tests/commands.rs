@@ -282,13 +282,14 @@ fn a_plan_is_written_edited_and_followed() {
 fn a_reader_that_leaves_is_no_failure() {
     let dir = folder();
     model(dir.path());
-    let mut child = command(args!["generate", dir.path(), "-p", "the", "-n", "200", "--ignore-eos"])
-        .stdout(Stdio::piped())
+    // It has left before the program starts, so that there is no race.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = command(args!["generate", dir.path(), "-p", "the", "-n", "200", "--ignore-eos"])
+        .stdout(writer)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It leaves while the program starts, so that there is no race.
-    drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
