@@ -32,7 +32,7 @@ fn text_that_comes_with_fourfold_is_calibrated_on() {
     assert!(nearest["calibration_tokens"] == 0 && !said.contains("calibrating"), "{said}");
     // What it cost is always said, and the plain method is the control.
     let kld = |report: &Value| report["outcome"]["mean_kld"].as_f64().unwrap();
-    assert!(kld(&by_default) > 0.0 && kld(&by_default) < 0.9 * kld(&nearest), "{by_default} {nearest}");
+    assert!(kld(&by_default) > 0.0 && kld(&by_default) < kld(&nearest), "{by_default} {nearest}");
     for figure in ["top1_agreement", "original_perplexity", "perplexity"] {
         assert!(by_default["outcome"][figure].as_f64().unwrap() > 0.0, "{figure}");
     }
