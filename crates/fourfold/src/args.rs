@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fourfold_kernels::{Activations, CpuOptions, FloatProducts, Isa, KvDtype};
 
 use crate::commands::{
-    bench, chat, compare, compress, demo, devices, eval, export, generate, imatrix, inspect, merge, plan, serve, train,
-    verify,
+    bench, chat, compare, compress, demo, devices, docs, eval, export, generate, imatrix, inspect, merge, plan, serve,
+    train, verify,
 };
 use crate::device::DeviceArg;
 use crate::human;
@@ -67,6 +67,8 @@ pub enum Command {
     Merge(Box<merge::MergeArgs>),
     /// Compare every file of an output with its checksums: 0 where all are as they were written, 1 with the name of each that is not.
     Verify(verify::VerifyArgs),
+    /// Print the completions of a shell, or write the manual's pages.
+    Docs(docs::DocsArgs),
     /// Compress the small model that comes with fourfold and show what that cost (the default without a command).
     Demo(demo::DemoArgs),
 }

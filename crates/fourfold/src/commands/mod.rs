@@ -8,6 +8,7 @@ pub mod compare;
 pub mod compress;
 pub mod demo;
 pub mod devices;
+pub mod docs;
 pub mod eval;
 pub mod export;
 pub mod generate;
@@ -53,6 +54,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),
         Command::Verify(args) => verify::run(&args, &context),
+        Command::Docs(args) => docs::run(&args),
         Command::Demo(args) => demo::run(&args, &context),
     }
 }
