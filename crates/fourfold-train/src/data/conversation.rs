@@ -105,23 +105,40 @@ fn turn(value: &Value) -> Result<(Value, bool), String> {
         None if members.contains_key("tool_calls") => {}
         None => return Err(format!("`{content}` is missing")),
     }
-    // OpenAI's and axolotl's marks of turns that are not learned.
+    let is_learned = learned(&mut members)?;
+    turn.extend(members);
+    Ok((turn.into(), is_learned))
+}
+
+/// Takes the marks of turns that are not learned: OpenAI's `weight`, axolotl's `train` and `training`, ms-swift's `loss`.
+///
+/// # Errors
+/// A mark is neither yes nor no, or one that is not known here.
+fn learned(members: &mut Map<String, Value>) -> Result<bool, String> {
     let mut is_learned = true;
-    if let Some(weight) = members.shift_remove("weight") {
+    for mark in ["weight", "loss_weight", "loss_scale"] {
+        let Some(weight) = members.shift_remove(mark) else { continue };
         is_learned &= match weight.as_f64() {
             Some(1.0) => true,
             Some(0.0) => false,
-            _ => return Err(format!("`weight` {weight}: a turn is learned (1) or not (0)")),
+            _ => return Err(format!("`{mark}` {weight}: a turn is learned (1) or not (0)")),
         };
     }
-    if let Some(train) = members.shift_remove("train") {
+    for mark in ["train", "training", "trainable", "loss"] {
+        let Some(train) = members.shift_remove(mark) else { continue };
         let Value::Bool(train) = train else {
-            return Err(format!("`train`: {} where true or false is expected", kind(&train)));
+            return Err(format!("`{mark}`: {} where true or false is expected", kind(&train)));
         };
         is_learned &= train;
     }
-    turn.extend(members);
-    Ok((turn.into(), is_learned))
+    for mark in ["train_detail", "training_detail", "mask", "masked", "loss_mask", "ignore_loss"] {
+        if members.contains_key(mark) {
+            return Err(format!(
+                "`{mark}`: this mark is not read; `train` (true, false) says whether a turn is learned"
+            ));
+        }
+    }
+    Ok(is_learned)
 }
 
 /// LLaMA-Factory's turn that calls tools: its text is a call or a list of calls.

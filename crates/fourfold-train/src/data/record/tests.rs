@@ -79,6 +79,21 @@ fn tools_and_marks_of_turns_are_kept() {
     let record = one(call);
     assert_eq!(chat(&record).messages[0]["tool_calls"][0]["function"]["name"], "f");
     assert_eq!(turns(chat(&record)), [("assistant", "", true)]);
+    let marks = [
+        ("\"loss\": false", false),
+        ("\"loss\": true", true),
+        ("\"loss\": null", true),
+        ("\"training\": false", false),
+        ("\"trainable\": false", false),
+        ("\"loss_weight\": 0", false),
+        ("\"loss_scale\": 1.0, \"train\": true", true),
+        ("\"loss_scale\": 1.0, \"train\": false", false),
+    ];
+    for (mark, is_learned) in marks {
+        let record = one(&format!("{{\"messages\": [{{\"role\": \"assistant\", \"content\": \"a\", {mark}}}]}}"));
+        assert_eq!(turns(chat(&record)), [("assistant", "a", is_learned)], "{mark}");
+        assert_eq!(chat(&record).messages[0].as_object().unwrap().len(), 2, "{mark}: templates do not see it");
+    }
 }
 
 #[test]
@@ -116,6 +131,9 @@ fn what_is_not_understood_is_named() {
             "part of type `image_url`",
         ),
         ("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0.3}]}", "`weight` 0.3"),
+        ("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"loss\": 0.5}]}", "`loss`: a number where"),
+        ("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"loss_scale\": 2}]}", "`loss_scale` 2"),
+        ("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"masked\": true}]}", "`masked`: this mark"),
         ("{\"instruction\": \"a\", \"output\": [\"b\"]}", "column `output`: a list where a string"),
         ("{\"instruction\": \"a\", \"output\": \"b\", \"history\": [\"c\"]}", "column `history`"),
         (
