@@ -138,6 +138,38 @@ fn rows_with_nothing_to_learn_are_left_out_before_the_split() {
 }
 
 #[test]
+fn what_a_template_does_not_write_is_counted() {
+    let place = Place::new();
+    let template = "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}\n{% endfor %}\
+                    {% if add_generation_prompt %}[assistant]{% endif %}";
+    fs::write(place.base.join("chat_template.jinja"), template).unwrap();
+    let call = json!([{"type": "function", "function": {"name": "weather", "arguments": {}}}]);
+    let tools = json!([{"type": "function", "function": {"name": "weather", "parameters": {}}}]);
+    let user = json!({"role": "user", "content": "hi"});
+    let answer = json!({"role": "assistant", "content": "yo"});
+    let rows = [
+        json!({"messages": [user, {"role": "assistant", "content": "yo", "reasoning_content": "hm m"}]}),
+        json!({"messages": [{"role": "system", "content": "be nice"}, user, answer]}),
+        json!({"tools": tools, "messages": [user, answer]}),
+        json!({"tools": tools, "messages": [user, {"role": "assistant", "content": null, "tool_calls": call}]}),
+    ];
+    let all: String = (0..5).flat_map(|_| rows.iter().map(|row| format!("{row}\n"))).collect();
+    let run = place.train(&place.write("rows.jsonl", &all), &[]);
+    assert_eq!(run.json()["steps"], 1);
+    let said = "the chat template does not write what rows hold: calls of tools (5 rows), system messages (5 rows), thoughts (5 rows), \
+                tools (10 rows)";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    assert!(run.stderr.contains("5 of 20 rows have nothing to learn and are left out, the first: "), "{}", run.stderr);
+    // A template that writes all of it.
+    let template = "{{ tools | tojson if tools }}{% for m in messages %}[{{ m.role }}]{{ m.reasoning_content }}{{ m.content }}\
+                    {{ m.tool_calls | tojson if m.tool_calls }}\n{% endfor %}";
+    fs::write(place.base.join("chat_template.jinja"), template).unwrap();
+    let run = place.train(&place.write("rows.jsonl", &all), &[]);
+    assert_eq!(run.json()["steps"], 1);
+    assert!(!run.stderr.contains("does not write") && !run.stderr.contains("left out"), "{}", run.stderr);
+}
+
+#[test]
 fn what_is_not_understood_is_refused_by_name() {
     let place = Place::new();
     let utf16: Vec<u8> = "{\"text\": \"hello\"}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();

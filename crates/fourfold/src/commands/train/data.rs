@@ -68,6 +68,9 @@ fn read(
         let mut encoder = Encoder::new(settings, tokenizer, template, length, Spool::new(name, file));
         encoder.documents(paths)?;
         encoder.seen.remark(context);
+        if let Some(unwritten) = encoder.rows.unwritten() {
+            context.remark(&unwritten);
+        }
         Ok::<_, anyhow::Error>(encoder.spool.finish()?)
     };
     let learned = documents(&settings.data)?;

@@ -4,6 +4,8 @@
 //! chat template writes it at the end of a conversation. Where the template writes an answer differently once others follow (thoughts are
 //! dropped from the past), the conversation becomes several documents, each with the history that its answers have.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -27,12 +29,21 @@ const MARK: &str = "QxjZvAnswerMarkQxjZv";
 pub(super) struct RowEncoder<'a> {
     tokenizer: &'a Tokenizer,
     template: &'a Template,
+    /// What rows held and the template did not write, with the number of these rows.
+    unwritten: RefCell<BTreeMap<&'static str, u64>>,
 }
 
 impl<'a> RowEncoder<'a> {
     /// With the model's tokenizer, and its template for conversations.
     pub(super) fn new(tokenizer: &'a Tokenizer, template: &'a Template) -> Self {
-        Self { tokenizer, template }
+        Self { tokenizer, template, unwritten: RefCell::default() }
+    }
+
+    /// What rows so far held and the template did not write, for people.
+    pub(super) fn unwritten(&self) -> Option<String> {
+        let unwritten = self.unwritten.borrow();
+        let all: Vec<String> = unwritten.iter().map(|(what, n)| format!("{what} ({n} rows)")).collect();
+        (!all.is_empty()).then(|| format!("the chat template does not write what rows hold: {}", all.join(", ")))
     }
 
     /// The documents of a row, usually one. A document without anything to learn is among them.
@@ -109,11 +120,18 @@ impl<'a> RowEncoder<'a> {
         }
         let render = |messages: &[Value], open| template.render(messages, conversation.tools.as_ref(), open);
         let mut documents: Vec<Rendered> = Vec::new();
+        let mut unwritten = BTreeSet::new();
         for i in (0..messages.len()).filter(|&i| messages[i]["role"] == "assistant") {
             if conversation.given.contains(&i) {
                 continue;
             }
             let closed = render(&messages[..=i], false)?;
+            let lost = left_out(&messages[..=i], conversation.tools.as_ref(), &closed);
+            unwritten.extend(&lost);
+            if lost.contains(&CALLS) && text(&messages[i]).is_empty() {
+                // The answer is a call that is not written: learning it would be learning to say nothing.
+                continue;
+            }
             let answer = match self.answer(&messages[..=i], &closed, &render) {
                 Ok(begin) => begin..closed.len(),
                 Err(error) => return Err(error.context(format!("message {}", i + 1))),
@@ -126,6 +144,9 @@ impl<'a> RowEncoder<'a> {
                 }
                 _ => documents.push(Rendered { text: closed, learned: vec![answer] }),
             }
+        }
+        for what in unwritten {
+            *self.unwritten.borrow_mut().entry(what).or_default() += 1;
         }
         documents.iter().map(|document| self.rendered(document, is_own)).collect()
     }
@@ -188,6 +209,38 @@ struct Rendered {
     text: String,
     /// Bytes, ascending.
     learned: Vec<Range<usize>>,
+}
+
+const CALLS: &str = "calls of tools";
+
+/// What a message says, without spaces around it.
+fn text(message: &Value) -> &str {
+    message.get("content").and_then(Value::as_str).unwrap_or_default().trim()
+}
+
+/// What of a conversation that ends with an answer stands nowhere in the text that a template made of it: the system message, the names
+/// of tools, those of the tools that the answer calls, its thoughts.
+fn left_out(messages: &[Value], tools: Option<&Value>, written: &str) -> Vec<&'static str> {
+    let name = |tool: &Value| {
+        let function = tool.get("function").unwrap_or(tool);
+        function.get("name").and_then(Value::as_str).map(str::to_owned)
+    };
+    let names = |tools: Option<&Value>| -> Vec<String> {
+        tools.and_then(Value::as_array).into_iter().flatten().filter_map(name).collect()
+    };
+    let is_lost = |texts: &[String]| texts.iter().any(|text| !written.contains(text.trim()));
+    let answer = messages.last().unwrap_or(&Value::Null);
+    let thoughts = ["reasoning_content", "thinking", "reasoning"].iter().find_map(|key| answer.get(*key)?.as_str());
+    let system = messages.iter().filter(|message| message["role"] == "system").map(|message| text(message).to_owned());
+    [
+        ("system messages", is_lost(&system.collect::<Vec<_>>())),
+        ("tools", is_lost(&names(tools))),
+        (CALLS, is_lost(&names(answer.get("tool_calls")))),
+        ("thoughts", is_lost(&thoughts.map(str::to_owned).into_iter().collect::<Vec<_>>())),
+    ]
+    .into_iter()
+    .filter_map(|(what, is_lost)| is_lost.then_some(what))
+    .collect()
 }
 
 /// Bytes that two texts have in common at their beginning, in whole characters.
