@@ -27,7 +27,7 @@ mod spec;
 pub mod testing;
 mod tied;
 
-pub use arch::{ConvNetSpec, architectures, config_remarks, knows_key, spec_from_config};
+pub use arch::{ConvNetSpec, architectures, config_remarks, knows_key, spec_from_config, training_remarks};
 pub use batch::{Segment, Sequence};
 pub use cache::{BlockCache, Cache};
 pub use checkpoint::{check_tensors, holds_floats};

@@ -46,7 +46,9 @@ pub fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     // Requests are small work: two threads leave the others to the kernels.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // tokio panics where the system gives it no thread.
+    let start = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = fourfold_infer::guarded("tokio", start).map_err(std::io::Error::other)??;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind(address).await?;
         listening(listener.local_addr()?);

@@ -212,43 +212,13 @@ impl From<KvArg> for KvDtype {
 
 #[cfg(test)]
 mod tests {
-    use std::any::TypeId;
-
-    use clap::error::ErrorKind;
-    use clap::{Arg, Command as Clap, CommandFactory};
+    use clap::CommandFactory;
 
     use super::*;
+    use crate::parsers::{is_number, takes};
 
     /// Numbers of which any is right.
     const ANY: [&str; 1] = ["seed"];
-
-    /// Whether an option's value is a number, and of which kind: whole or not.
-    fn number(arg: &Arg) -> Option<bool> {
-        let id = arg.get_value_parser().type_id();
-        let is = |ids: &[TypeId]| ids.iter().any(|known| id == *known);
-        let whole = [TypeId::of::<u8>(), TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>()];
-        let more = [TypeId::of::<usize>(), TypeId::of::<i32>(), TypeId::of::<i64>(), TypeId::of::<isize>()];
-        match () {
-            () if is(&whole) || is(&more) => Some(true),
-            () if is(&[TypeId::of::<f32>(), TypeId::of::<f64>()]) => Some(false),
-            () => None,
-        }
-    }
-
-    /// What an option's own parser says to a value: the option alone is given, so that no other one matters.
-    fn takes(arg: &Arg, value: &str) -> bool {
-        let option = format!("--{}={value}", arg.get_long().unwrap());
-        let command = Clap::new("one").no_binary_name(true).disable_help_flag(true).arg(arg.clone());
-        match command.try_get_matches_from([option]) {
-            Err(e) if e.kind() == ErrorKind::ValueValidation => {
-                assert!(e.to_string().contains("invalid value"), "{e}");
-                false
-            }
-            Err(e) if e.kind() == ErrorKind::InvalidValue => false,
-            // What else is wrong is about other options.
-            _ => true,
-        }
-    }
 
     /// A new option is looked at as soon as it is there.
     #[test]
@@ -258,7 +228,7 @@ mod tests {
         let mut looked_at = 0;
         for command in cli.get_subcommands().chain([&cli]) {
             for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
-                let Some(whole) = number(arg) else { continue };
+                let Some(whole) = is_number(arg) else { continue };
                 let name = format!("{} --{}", command.get_name(), arg.get_id());
                 looked_at += 1;
                 let huge = ["18446744073709551615", "9000000000000000000", "100000000000000000000"];

@@ -92,16 +92,14 @@ impl Context {
 /// Starts the threads of work outside the kernels, fewer where the system gives no more, and says how many there are.
 fn start_threads(wanted: usize) -> Result<usize> {
     let mut threads = wanted;
-    loop {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        // A single one is this thread itself, so that none has to be started.
-        let started = if threads == 1 { pool.use_current_thread().build_global() } else { pool.build_global() };
-        match started {
-            Ok(()) => return Ok(threads),
-            Err(_) if threads > 1 => threads /= 2,
-            Err(error) => return Err(error).context("cannot start threads"),
-        }
+    // The lasting ones are asked for once, whatever comes of it: whether the system gives so many is tried before.
+    while threads > 1 && rayon::ThreadPoolBuilder::new().num_threads(threads).build().is_err() {
+        threads /= 2;
     }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    // A single one is this thread itself, so that none has to be started.
+    let started = if threads == 1 { pool.use_current_thread().build_global() } else { pool.build_global() };
+    started.map(|()| threads).context("cannot start threads")
 }
 
 /// The CPU backend with some number of threads.

@@ -49,9 +49,9 @@ pub fn usage(error: Error) -> Error {
     Error::new(Usage(chain(&error)))
 }
 
-/// Whether the command was given wrongly.
+/// Whether the command was given wrongly: a refusal that begins with an option's name is one of its value, whenever that was judged.
 pub fn is_usage(error: &Error) -> bool {
-    error.chain().any(|cause| cause.is::<Usage>())
+    error.chain().any(|cause| cause.is::<Usage>()) || chain(error).starts_with("--")
 }
 
 /// Whether the reader of stdout went away.

@@ -41,6 +41,7 @@ impl Staging {
     pub fn open(out: &Path, overwrite: bool, identity: &Identity) -> Result<Self, FormatError> {
         let problem = |problem| FormatError::Output { path: out.to_owned(), problem };
         let Some(dir) = partial(out) else { return Err(problem(OutputError::Exists)) };
+        leftovers_of_earlier_versions(out)?;
         match state_of(&dir).map_err(FormatError::io(&dir))? {
             State::Foreign => {
                 return Err(problem(OutputError::ForeignLeftovers { partial: dir.display().to_string() }));
@@ -254,6 +255,42 @@ impl Drop for Staging {
             let _ = fs::remove_dir(&self.dir);
         }
     }
+}
+
+/// Versions before put an output that they replaced beside it, as `OUT.replaced-PID`, and left their journal in an output when they were
+/// killed at its end. What is not there comes back; what has been replaced goes, and only what holds nothing but an output's files.
+fn leftovers_of_earlier_versions(out: &Path) -> Result<(), FormatError> {
+    let (Some(name), Some(parent)) = (out.file_name(), out.parent()) else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let prefix = format!("{}.replaced-", name.to_string_lossy());
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(&prefix).unwrap_or_default();
+        let is_theirs = !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit());
+        if is_theirs && is_output(&entry.path()) {
+            match fs::symlink_metadata(out) {
+                Ok(_) => remove_tree(&entry.path())?,
+                Err(_) => fs::rename(entry.path(), out).map_err(FormatError::io(out))?,
+            }
+        }
+    }
+    if is_output(out) && out.join(JOURNAL).is_file() {
+        fs::remove_file(out.join(JOURNAL)).map_err(FormatError::io(out))?;
+    }
+    Ok(())
+}
+
+/// Whether a directory is a model and holds nothing but files of the names that outputs have.
+fn is_output(dir: &Path) -> bool {
+    let is_known = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            entry.file_type().is_ok_and(|kind| kind.is_file())
+                && (name == JOURNAL || super::files::is_output_name(&name))
+        })
+    };
+    let is_directory = fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir());
+    is_directory && dir.join("config.json").is_file() && fs::read_dir(dir).is_ok_and(|mut all| all.all(is_known))
 }
 
 /// Where an output grows.

@@ -120,6 +120,18 @@ pub fn config_remarks(config: &Value) -> Result<Vec<String>, ModelError> {
     Ok(remarks)
 }
 
+/// What one who trains by a configuration should be told beside [`config_remarks`]: dropout, which transformers applies in training and
+/// which is not here.
+///
+/// # Errors
+/// Those of [`spec_from_config`].
+pub fn training_remarks(config: &Value) -> Result<Vec<String>, ModelError> {
+    let config = Config::new(config)?;
+    let dropped = |key: &&str| config.get(key).and_then(Value::as_f64).is_some_and(|share| share > 0.0);
+    let named = ["attention_dropout", "hidden_dropout", "classifier_dropout"].into_iter().filter(dropped);
+    Ok(named.map(|key| format!("{key} is left out: trained without dropout, where transformers applies it")).collect())
+}
+
 /// The first of some names, and how many there are.
 fn some_of(names: &[&str]) -> String {
     const SHOWN: usize = 8;

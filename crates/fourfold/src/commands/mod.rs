@@ -23,6 +23,8 @@ pub mod verify;
 
 use anyhow::{Result, bail};
 
+use fourfold_kernels::heap_is_for;
+
 use crate::args::{Cli, Command};
 use crate::context::Context;
 use crate::device::DeviceArg;
@@ -38,6 +40,7 @@ pub fn run(cli: Cli) -> Result<()> {
             devices::COMMANDS.join(", ")
         );
     }
+    heap_is_for("the command");
     match command {
         Command::Imatrix(args) => imatrix::run(&args, &context),
         Command::Inspect(args) => inspect::run(&args, &context),

@@ -4,11 +4,16 @@
 
 mod data;
 mod models;
+mod numbers;
 mod runs;
 mod texts;
 
 use std::fs;
 use std::path::Path;
+
+pub use numbers::{Number, numbers};
+#[cfg(test)]
+pub(crate) use numbers::{is_number, takes};
 
 /// One reader.
 pub struct Parser {

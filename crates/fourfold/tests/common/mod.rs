@@ -156,11 +156,12 @@ impl Run {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
-    /// The error line of a run that failed with exit code 1.
+    /// The error line of a run that failed: with exit code 2 where it begins with an option's name, else with 1.
     pub fn error(&self) -> &str {
-        assert_eq!(self.code, Some(1), "stdout {}, stderr {}", self.stdout, self.stderr);
         let line = self.stderr.lines().last().unwrap_or_default();
         assert!(line.starts_with("error: "), "{}", self.stderr);
+        let code = if line.starts_with("error: --") { 2 } else { 1 };
+        assert_eq!(self.code, Some(code), "stdout {}, stderr {}", self.stdout, self.stderr);
         line
     }
 }

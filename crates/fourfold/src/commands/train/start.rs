@@ -13,7 +13,7 @@ use fourfold_formats::regular;
 use fourfold_formats::writer::{ModelFiles, SafetensorsWriter, WriteOptions, without_unread_layers};
 use fourfold_formats::{ADAPTER_CONFIG, Checkpoint};
 use fourfold_models::layers::{LORA_A, LoraSpec};
-use fourfold_models::{ModelSpec, Role, WeightSpec, spec_from_config};
+use fourfold_models::{ModelSpec, Role, WeightSpec, config_remarks, spec_from_config, training_remarks};
 use fourfold_tensor::{Form, SourceError, WeightSink, WeightSource};
 use fourfold_train::memory::Adapters;
 use fourfold_train::store::{Initialization, ParameterStore, Tune};
@@ -53,6 +53,9 @@ impl Start {
             (Some(name), None) => {
                 let opening = if texts.is_some() { Opening::WithoutHead } else { Opening::Whole };
                 let open = model::open_for(name, opening, context)?;
+                for remark in training_remarks(&open.checkpoint.config)? {
+                    context.remark(&format!("{name}: {remark}"));
+                }
                 match (&settings.lora, settings.tune) {
                     (Some(lora), _) => Self::adapted(lora, settings.lora_dropout, name, open),
                     (None, Some(tune)) => Self::tuning(tune, name, open, settings),
@@ -64,7 +67,7 @@ impl Start {
                     }
                 }
             }
-            (None, Some(file)) => Self::new(file, texts, settings),
+            (None, Some(file)) => Self::new(file, texts, settings, context),
             _ => bail!("name either a --model to go on with or a --model-config to begin from"),
         }
     }
@@ -86,7 +89,7 @@ impl Start {
         Ok(Self { spec, description, weights: Begin::Existing(open.checkpoint, initialization) })
     }
 
-    fn new(file: &Path, texts: Option<&LabelledTexts>, settings: &Settings) -> Result<Self> {
+    fn new(file: &Path, texts: Option<&LabelledTexts>, settings: &Settings, context: &Context) -> Result<Self> {
         let text = regular::read_text(file, limits::MOST_BYTES).with_context(|| file.display().to_string())?;
         let config: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
         let (config, spec) = match texts {
@@ -96,6 +99,9 @@ impl Start {
                 (config, spec)
             }
         };
+        for remark in config_remarks(&config)?.into_iter().chain(training_remarks(&config)?) {
+            context.remark(&format!("{}: {remark}", file.display()));
+        }
         let Some(tokenizer) = &settings.tokenizer else { bail!("--model-config needs --tokenizer FILE as well") };
         let weights = Begin::New(Initialization { deviation: initializer_range(&config), seed: settings.seed });
         let tokenizer = TokenizerText::file(tokenizer, &config)?;
