@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use fourfold_formats::regular;
-use fourfold_models::{ModelSpec, Role, WeightSpec, spec_from_config};
+use fourfold_models::{ModelSpec, Role, WeightSpec, config_remarks, spec_from_config};
 use fourfold_tensor::TensorInfo;
 use serde_json::Value;
 
+use crate::context::Context;
 use crate::limits;
 
 /// What a configuration says of a model's tensors.
@@ -19,7 +20,7 @@ pub struct Described {
 
 impl Described {
     /// Reads MODEL if its name ends in `.json`.
-    pub fn read(name: &str) -> Result<Option<Self>> {
+    pub fn read(name: &str, context: &Context) -> Result<Option<Self>> {
         let path = PathBuf::from(name);
         if path.extension().is_none_or(|e| e != "json") {
             return Ok(None);
@@ -27,6 +28,9 @@ impl Described {
         let text = regular::read_text(&path, limits::MOST_BYTES).with_context(|| name.to_owned())?;
         let config: Value = serde_json::from_str(&text).with_context(|| name.to_owned())?;
         let spec = spec_from_config(&config).with_context(|| name.to_owned())?;
+        for remark in config_remarks(&config).with_context(|| name.to_owned())? {
+            context.remark(&format!("{name}: {remark}"));
+        }
         let blocks = fp8_blocks(&config);
         let tensors = spec.weights().into_iter().map(|weight| info(weight, blocks)).collect();
         Ok(Some(Self { spec, tensors }))

@@ -103,7 +103,7 @@ struct InspectReport {
 }
 
 pub fn run(args: &InspectArgs, context: &Context) -> Result<()> {
-    let subject = match Described::read(&args.model)? {
+    let subject = match Described::read(&args.model, context)? {
         Some(described) => Subject::described(&args.model, described),
         None => Subject::open(model::open_for(&args.model, Opening::Listed, context)?),
     };

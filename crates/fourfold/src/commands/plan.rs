@@ -224,7 +224,7 @@ fn images(name: &str, context: &Context) -> Result<Option<ConvNetSpec>> {
 
 /// The model, and the bytes of its matrices as they are stored.
 fn spec(name: &str, context: &Context) -> Result<(ModelSpec, u64)> {
-    if let Some(described) = Described::read(name)? {
+    if let Some(described) = Described::read(name, context)? {
         let bytes = described.tensors.iter().filter(|t| t.shape.len() > 1).map(|t| t.bytes).sum();
         return Ok((described.spec, bytes));
     }
