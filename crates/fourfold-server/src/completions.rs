@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use fourfold_infer::engine::{Request, TokenEvent};
+use fourfold_infer::engine::TokenEvent;
 use serde_json::{Value, json};
 
 use crate::ApiError;
@@ -44,17 +44,7 @@ pub async fn complete(state: Arc<State>, body: Value) -> Result<Response, ApiErr
                 Some((grammar, param)) => Some(state.grammars.constraint(grammar, None, param)?),
                 None => None,
             };
-            let request = Request {
-                ids: ids.clone(),
-                max_tokens: choices.max_tokens,
-                stop_ids: if choices.ignore_eos { Vec::new() } else { served.stop_ids.clone() },
-                sampling: choices.sampling_of(choice),
-                logit_bias: choices.logit_bias.clone(),
-                logprobs,
-                constraint,
-                embed: false,
-                on_event: Box::new(|_| true),
-            };
+            let request = choices.request(choice, ids, &served.stop_ids, logprobs, constraint);
             answers.push(run::start(&state, request, AnswerText::new(&choices.stops, false, false, None), true)?);
             begins.push(if echo { text.clone() } else { String::new() });
         }

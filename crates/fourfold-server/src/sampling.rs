@@ -1,6 +1,7 @@
 //! The fields of a request that say how tokens are chosen.
 
 use fourfold_infer::SamplerSettings;
+use fourfold_infer::engine::{Constraint, Request};
 use serde_json::Value;
 
 use crate::ApiError;
@@ -89,6 +90,28 @@ impl Choices {
     /// The settings of one of the answers.
     pub fn sampling_of(&self, choice: usize) -> SamplerSettings {
         SamplerSettings { seed: self.sampling.seed.wrapping_add(choice as u64), ..self.sampling.clone() }
+    }
+
+    /// What the engine is asked for one of the answers to the prompt `ids`. Nobody listens yet ([`crate::run::start`]).
+    pub fn request(
+        &self,
+        choice: usize,
+        ids: &[u32],
+        stop_ids: &[u32],
+        logprobs: Option<usize>,
+        constraint: Option<Box<dyn Constraint>>,
+    ) -> Request {
+        Request {
+            ids: ids.to_vec(),
+            max_tokens: self.max_tokens,
+            stop_ids: if self.ignore_eos { Vec::new() } else { stop_ids.to_vec() },
+            sampling: self.sampling_of(choice),
+            logit_bias: self.logit_bias.clone(),
+            logprobs,
+            constraint,
+            embed: false,
+            on_event: Box::new(|_| true),
+        }
     }
 }
 

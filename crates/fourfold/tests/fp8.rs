@@ -410,3 +410,18 @@ fn embeddings_of_fp8_are_read_row_by_row() {
         assert!(distance(&fp8, &wide) < 2e-5);
     }
 }
+
+/// GGUF has no such type: a file holds what DeepSeek's own conversion makes of it.
+#[test]
+fn gguf_files_hold_it_as_bf16() {
+    for scheme in &schemes()[..2] {
+        let models = models(&deepseek(), scheme);
+        let out = models.place.path().join("out.gguf");
+        fourfold(args!["export", &models.fp8, &out, "--quiet"]).succeeded();
+        let [file, rounded] = [&out, &models.rounded].map(|path| fourfold_formats::open(path).unwrap());
+        for info in rounded.weights.tensors() {
+            let [found, expected] = [&file, &rounded].map(|source| source.weights.load(&info.name).unwrap().to_f32());
+            assert!(found == expected, "{}: {}", scheme.name, info.name);
+        }
+    }
+}

@@ -111,7 +111,7 @@ impl Sizes {
             (dim, dim, 0)
         };
         let kv_heads = if keys.arch == Arch::DeepSeek2 { heads } else { kv_heads };
-        if kv_heads == 0 || heads % kv_heads != 0 || key_dim == 0 || key_dim % 2 != 0 {
+        if kv_heads == 0 || heads % kv_heads != 0 || key_dim == 0 || (key_dim - nope_dim) % 2 != 0 {
             return Err(keys.unsupported(format!("{heads} query heads of {key_dim} over {kv_heads} key heads")));
         }
         let experts = keys.count("expert_count")?.unwrap_or(0);
